@@ -1,0 +1,35 @@
+"""What a person did wrong, or what work failed, in one sentence; and how a command ends."""
+
+import sys
+from collections.abc import Callable
+
+
+class UsageError(Exception):
+    """The input is wrong; the message says what, where, and what would be right (exit code 2)."""
+
+
+class WorkError(Exception):
+    """The work could not be done although the input was right (exit code 1)."""
+
+
+def run_command(main: Callable[[], None]) -> int:
+    """Run a command's `main` and return its exit code: 0, 2 misuse, 1 failed work, 130 interrupted.
+
+    Mistakes and failed files are one sentence on standard error; a bug keeps its traceback.
+    """
+    try:
+        main()
+    except UsageError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+    except WorkError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 1
+    except OSError as error:
+        where = f" ({error.filename})" if error.filename else ""
+        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        return 1
+    except KeyboardInterrupt:
+        print("interrupted: what is finished is kept; the same command continues", file=sys.stderr)
+        return 130
+    return 0
