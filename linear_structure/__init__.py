@@ -1,0 +1,19 @@
+"""The analytic half: denoisers in closed form, their flows, and the moments they are made from."""
+
+from linear_structure.denoise import Denoiser, score, slope
+from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.mixture import GaussianMixture
+from linear_structure.moments import Moments, PixelSums
+from linear_structure.points import PointCloud
+
+__all__ = [
+    "Denoiser",
+    "Gaussian",
+    "GaussianMixture",
+    "Isotropic",
+    "Moments",
+    "PixelSums",
+    "PointCloud",
+    "score",
+    "slope",
+]

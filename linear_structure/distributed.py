@@ -1,0 +1,35 @@
+"""Ranks as `torchrun` tells them through the environment; one process is the simplest case.
+
+No process group is needed: processes share work by index and meet through files.
+"""
+
+import os
+from collections.abc import Sequence
+from typing import TypeVar
+
+Item = TypeVar("Item")
+
+
+def rank() -> int:
+    """Index of this process among all, 0 for a single one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes, 1 for a single one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Index of this process on its machine: the GPU it uses."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def usable_cores() -> int:
+    """Cores this process may run on: a thread count that `torchrun`'s OMP_NUM_THREADS leaves alone."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """The items of this process: every `world_size`-th, from `rank` on."""
+    return items[rank() :: world_size()]

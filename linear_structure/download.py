@@ -1,0 +1,300 @@
+"""Resumable, verified downloads: a file is in the cache whole, or not at all.
+
+A download grows in `NAME.part` and becomes `NAME` when its length and digests are right. After a
+cut only the rest is asked for, by `Range` (206: append; 200: start over; 416: nothing is missing,
+verify), first from the same mirror and then from the next. `NAME.json` records the SHA-256 together
+with the size and the time of the file that it was computed from: a file that did not change is
+hashed once, and where nobody states a digest the first one seen holds from then on.
+
+Nothing that is fetched is executed or unpacked here.
+"""
+
+import hashlib
+import json
+import os
+import re
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+import requests
+import urllib3
+from filelock import FileLock, Timeout
+from tqdm import tqdm
+
+from linear_structure.errors import WorkError
+from linear_structure.files import write_json
+
+CHUNK = 1 << 16  # bytes, the most that a cut connection loses
+TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two pieces
+ATTEMPTS = 4  # in a row that bring nothing new, for each mirror
+PAUSE = 0.5  # seconds after the first such attempt; doubled after each further one
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file and where it is published."""
+
+    urls: tuple[str, ...]  # mirrors of the same bytes, in the order to be tried
+    name: str  # path within the cache, with forward slashes
+    sha256: str | None  # None: the first one seen is remembered
+    size_limit: int  # bytes, refused beyond
+    md5: str | None = None  # where the publisher states only this one
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a digest is known before the file is fetched."""
+        return bool(self.sha256 or self.md5)
+
+
+def cache_dir() -> Path:
+    """`$LINEAR_STRUCTURE_CACHE`, by default `linear_structure` in the user's cache directory."""
+    if chosen := os.environ.get("LINEAR_STRUCTURE_CACHE"):
+        return Path(chosen).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches).expanduser() / "linear_structure"
+
+
+def fetch(source: Source, folder: Path | None = None) -> Path:
+    """The verified file of `source` in `folder` (by default the cache), downloaded if it is absent.
+
+    A file that is there is used without the network. Any number of processes may ask at once: one
+    of them downloads. With `LINEAR_STRUCTURE_OFFLINE=1` nothing is downloaded.
+
+    Raises:
+        WorkError: the file cannot be had, or the one that is there has another digest.
+    """
+    path = (folder or cache_dir()) / source.name
+    if not path.exists():
+        _refuse_offline(source, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with _alone(path):
+            if not path.exists():
+                _download(source, path)
+    _verify(source, path)
+    return path
+
+
+def _refuse_offline(source: Source, path: Path) -> None:
+    if os.environ.get("LINEAR_STRUCTURE_OFFLINE", "0") not in ("", "0"):
+        raise WorkError(
+            f"{source.name} is missing and LINEAR_STRUCTURE_OFFLINE is set: "
+            f"fetch {' or '.join(source.urls)} elsewhere and put it at {path}"
+        )
+
+
+@contextmanager
+def _alone(path: Path) -> Iterator[None]:
+    """Keep other processes from downloading the same file meanwhile."""
+    lock = FileLock(f"{path}.lock")
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that fetches {path.name}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The digests of a file, and its size and time when they were computed."""
+
+    sha256: str
+    md5: str
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_Record":
+        stat = path.stat()
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                sha256.update(chunk)
+                md5.update(chunk)
+        return cls(sha256.hexdigest(), md5.hexdigest(), stat.st_size, stat.st_mtime_ns)
+
+    def describes(self, path: Path) -> bool:
+        stat = path.stat()
+        return (self.size, self.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _recall(path: Path) -> _Record | None:
+    try:
+        return _Record(**json.loads(_record_path(path).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _difference(source: Source, found: _Record, first: _Record | None) -> str | None:
+    """Which digest is not the pinned one (or, where none is pinned, the first seen); else None."""
+    sha256 = source.sha256 if source.pinned or first is None else first.sha256
+    wanted = (("SHA-256", sha256, found.sha256), ("MD5", source.md5, found.md5))
+    for kind, expected, actual in wanted:
+        if expected and expected.lower() != actual:
+            return f"its {kind} is {actual} instead of {expected}"
+    return None
+
+
+def _verify(source: Source, path: Path) -> None:
+    """Hash the file if it is new or was touched since, and compare."""
+    first = _recall(path)
+    record = first if first and first.describes(path) else _Record.of(path)
+    if difference := _difference(source, record, first):
+        raise WorkError(f"{path} is damaged or another file: {difference}; remove it or replace it")
+    if record != first and os.access(path.parent, os.W_OK):
+        write_json(_record_path(path), asdict(record))
+
+
+class _Cut(Exception):
+    """The answer ended early or never came: the same URL may give the rest."""
+
+
+class _Refused(Exception):
+    """This URL does not give the file."""
+
+
+def _download(source: Source, path: Path) -> None:
+    """Try the mirrors in order until one has completed the file."""
+    partial = path.with_name(f"{path.name}.part")
+    failures = []
+    with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+        for url in source.urls:
+            try:
+                return _obtain(url, source, path, partial, bar)
+            except _Refused as refusal:
+                failures.append(f"{url}: {refusal}")
+            except OSError as error:
+                raise WorkError(
+                    f"cannot write {partial}: {error.strerror}; what was fetched is kept "
+                    "and the same command continues"
+                ) from error
+    kept = f"; {_size(partial)} bytes are kept in {partial}" if _size(partial) else ""
+    raise WorkError(f"cannot fetch {source.name} ({'; '.join(failures)}){kept}")
+
+
+def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> None:
+    """Complete the file from one URL; if that fails on an old beginning, once more from nothing."""
+    while True:
+        old = _size(partial)
+        _persist(url, source, partial, bar)
+        record = _Record.of(partial)
+        fault = _page(partial) or _difference(source, record, _recall(path))
+        if fault is None:
+            os.replace(partial, path)
+            write_json(_record_path(path), asdict(record))
+            return
+        partial.unlink()
+        if not old:
+            raise _Refused(f"it gives another file, {fault}")
+
+
+def _page(partial: Path) -> str | None:
+    with partial.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    return "an HTML page" if start.startswith((b"<!doctype html", b"<html")) else None
+
+
+def _persist(url: str, source: Source, partial: Path, bar: tqdm) -> None:
+    """Ask for the rest until nothing is missing, or until several attempts bring nothing new."""
+    longest, idle = _size(partial), 0
+    while True:
+        try:
+            return _continue(url, source, partial, bar)
+        except _Cut as cut:
+            idle = 0 if _size(partial) > longest else idle + 1
+            longest = max(longest, _size(partial))
+            if idle == ATTEMPTS:
+                raise _Refused(str(cut)) from cut
+            time.sleep(PAUSE * 2 ** max(idle - 1, 0))
+
+
+def _size(partial: Path) -> int:
+    return partial.stat().st_size if partial.exists() else 0
+
+
+def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
+    """Ask once for what `partial` lacks, and append it as it arrives."""
+    kept = _size(partial)
+    # Without "identity" a server may compress, and offsets and lengths mean something else.
+    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={kept}-"} if kept else {})
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
+            if response.status_code == 416:
+                return _settle(response, source, partial)
+            start, total = _extent(response, source, kept)
+            _append(response, partial, start, total, source.size_limit, bar)
+    except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+        raise _Cut(f"connection lost at byte {_size(partial)}, {type(error).__name__}") from error
+    except requests.RequestException as error:
+        raise _Refused(str(error)) from error
+
+
+def _settle(response: requests.Response, source: Source, partial: Path) -> None:
+    """Nothing lies beyond `partial`: it is whole, to be verified, or it was never a part of this."""
+    total = response.headers.get("Content-Range", "").removeprefix("bytes */")
+    if total != str(_size(partial)) and not (source.pinned and total in ("", "*")):
+        partial.unlink()
+        raise _Cut("what was kept of it does not fit the file there")
+
+
+def _extent(response: requests.Response, source: Source, kept: int) -> tuple[int, int | None]:
+    """Where the body starts in the file, and the length of the file if the server states it."""
+    status, headers = response.status_code, response.headers
+    if status == 429 or status >= 500:
+        raise _Cut(f"HTTP status {status}")
+    if status not in (200, 206):
+        raise _Refused(f"HTTP status {status}")
+    if headers.get("Content-Type", "").startswith("text/html"):
+        raise _Refused("it gives an HTML page instead of the file")
+    start, length = _span(headers.get("Content-Range", "")) if status == 206 else (0, None)
+    if status == 200 and headers.get("Content-Length", "").isdigit():
+        length = int(headers["Content-Length"])
+    if start not in (0, kept):
+        raise _Refused(f"asked for what follows byte {kept}, it gives what follows byte {start}")
+    if length is None and not source.pinned and not response.raw.chunked:
+        raise _Refused("no length is stated and no digest is known: a part could pass for the file")
+    return start, length
+
+
+def _span(content_range: str) -> tuple[int, int | None]:
+    """Start and total of `bytes START-END/TOTAL`; no total if it is unknown (`*`)."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
+    if match is None:
+        raise _Refused(f"it answers with a malformed Content-Range {content_range!r}")
+    return int(match[1]), None if match[2] == "*" else int(match[2])
+
+
+def _append(
+    response: requests.Response,
+    partial: Path,
+    start: int,
+    total: int | None,
+    limit: int,
+    bar: tqdm,
+) -> None:
+    size = start
+    too_large = f"it is larger than the limit of {limit} bytes"
+    if total is not None and total > limit:
+        raise _Refused(too_large)
+    bar.reset(total)
+    bar.n = bar.initial = start
+    with partial.open("ab" if start else "wb") as file:
+        for chunk in response.raw.stream(CHUNK, decode_content=False):
+            size += len(chunk)
+            if size > limit:
+                raise _Refused(too_large)
+            file.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and size != total:
+        raise _Cut(f"connection lost at byte {size} of {total}")

@@ -1,0 +1,223 @@
+"""Gaussian data: denoiser, score and the closed-form probability-flow ODE.
+
+Data `N(mu, U diag(lam) U')` with orthonormal U (D, r). Every operator below has the form
+`a I + U diag(b) U'`, applied as two thin products; no D x D matrix is ever made. With d = x - mu:
+
+    D(x, sigma)    = mu + U diag(lam / (lam + sigma^2)) U' d
+    flow a -> b    = mu + (b/a) (I - U U') d + U diag(sqrt((lam + b^2) / (lam + a^2))) U' d
+    log p(x;sigma) = -1/2 [ |U'd|^2_{1/(lam+sigma^2)} + |d - U U'd|^2 / sigma^2
+                            + sum log(lam + sigma^2) + (D - r) log sigma^2 + D log 2 pi ]
+
+(Wang and Vastola 2023, section 3.) The flow is the whole of the teleport.
+"""
+
+import math
+from dataclasses import dataclass
+
+import scipy.linalg
+import torch
+from torch import Tensor
+
+from linear_structure.denoise import expand
+from linear_structure.moments import Moments
+
+RANK_TOLERANCE = 1e-12  # directions with lam <= 1e-12 lam_max are dropped
+
+
+def _eigh(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues, descending, and eigenvectors; LAPACK through scipy is twice torch's speed."""
+    eigenvalues, vectors = scipy.linalg.eigh(matrix.numpy(), driver="evd", check_finite=False)
+    return torch.from_numpy(eigenvalues).flip(0), torch.from_numpy(vectors).flip(1)
+
+
+def _check_start(start: Tensor | float) -> None:
+    if not bool((torch.as_tensor(start) > 0).all()):
+        raise ValueError(f"a flow starts at sigma > 0, not at {start}")
+
+
+@dataclass(frozen=True)
+class Gaussian:
+    """`N(mean, basis diag(eigenvalues) basis')`, of any rank; r = 0 is a point.
+
+    Attributes:
+        mean: (D,).
+        basis: (D, r), orthonormal columns.
+        eigenvalues: (r,), descending, in squared units of x.
+    """
+
+    mean: Tensor
+    basis: Tensor
+    eigenvalues: Tensor
+
+    @classmethod
+    def from_covariance(
+        cls, mean: Tensor, covariance: Tensor, rank: int | None = None
+    ) -> "Gaussian":
+        """Decompose a covariance (D, D) on the CPU once, keep at most `rank` directions.
+
+        Raises:
+            ValueError: the covariance holds NaN or infinity.
+        """
+        if not bool(torch.isfinite(covariance).all()):
+            raise ValueError("the covariance holds NaN or infinity")
+        eigenvalues, basis = _eigh(covariance)
+        return cls(mean, basis, eigenvalues).truncated(rank)
+
+    @classmethod
+    def from_samples(cls, samples: Tensor, rank: int | None = None) -> "Gaussian":
+        """Mean and covariance (over n - 1) of samples (n, D), in float64.
+
+        With fewer samples than dimensions the n x n Gram matrix of the centred samples X gives
+        the same eigenvalues, and the axes as `X' v / |X' v|`: exact, and far cheaper.
+        """
+        if len(samples) > samples.shape[1]:
+            moments = Moments.of(samples)
+            return cls.from_covariance(moments.mean, moments.covariance, rank)
+        mean = samples.double().mean(0)
+        centred = (samples.double() - mean) / max(len(samples) - 1, 1) ** 0.5
+        eigenvalues, vectors = _eigh(centred @ centred.T)
+        inner = cls(mean, vectors, eigenvalues).truncated(rank)
+        basis = centred.T @ inner.basis / inner.eigenvalues.sqrt()
+        return cls(mean, basis, inner.eigenvalues)
+
+    def truncated(self, rank: int | None = None) -> "Gaussian":
+        """Without the directions of the rank rule (lam <= 1e-12 lam_max), at most `rank` kept."""
+        kept = int((self.eigenvalues > RANK_TOLERANCE * self.eigenvalues[:1]).sum())
+        kept = kept if rank is None else min(kept, rank)
+        return Gaussian(self.mean, self.basis[:, :kept], self.eigenvalues[:kept])
+
+    def to(self, x: Tensor) -> "Gaussian":
+        """The same Gaussian in the dtype and on the device of x; itself where nothing changes."""
+        return Gaussian(self.mean.to(x), self.basis.to(x), self.eigenvalues.to(x))
+
+    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """Posterior mean of the data: x (B, *S), sigma () or (B,) -> (B, *S)."""
+        g, offset, sigma = self._prepare(x, sigma)
+        shrink = g.eigenvalues / (g.eigenvalues + sigma**2)
+        return (g.mean + (offset @ g.basis * shrink) @ g.basis.T).view_as(x)
+
+    def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
+        """Solution at `stop` of the probability-flow ODE that is at x (B, *S) when sigma = start.
+
+        start > 0 and stop >= 0 are () or (B,).
+
+        Raises:
+            ValueError: start is not positive.
+        """
+        _check_start(start)
+        g, offset, start = self._prepare(x, start)
+        stop = expand(stop, offset)
+        outside = stop / start
+        inside = ((g.eigenvalues + stop**2) / (g.eigenvalues + start**2)).sqrt()
+        moved = outside * offset + (offset @ g.basis * (inside - outside)) @ g.basis.T
+        return (g.mean + moved).view_as(x)
+
+    def denoised_along(self, x: Tensor, start: Tensor | float, sigma: Tensor | float) -> Tensor:
+        """Denoised image at `sigma` on the trajectory that is at x (B, *S) when sigma = start.
+
+        `mu + U diag(lam / sqrt((lam + sigma^2)(lam + start^2))) U' (x - mu)`, equal to
+        `denoise(flow(x, start, sigma), sigma)`.
+        """
+        _check_start(start)
+        g, offset, start = self._prepare(x, start)
+        lam, sigma = g.eigenvalues, expand(sigma, offset)
+        gain = lam / ((lam + sigma**2) * (lam + start**2)).sqrt()
+        return (g.mean + (offset @ g.basis * gain) @ g.basis.T).view_as(x)
+
+    def sample(
+        self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (count, D) from `N(mean, U diag(lam) U' + sigma^2 I)`."""
+        dim, rank = self.basis.shape
+        inside = torch.randn(count, rank, generator=generator).to(self.mean)
+        noise = torch.randn(count, dim, generator=generator).to(self.mean)
+        return self.mean + (inside * self.eigenvalues.sqrt()) @ self.basis.T + sigma * noise
+
+    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Log density in nats of the noised data at x (B, *S): (B,).
+
+        Raises:
+            ValueError: sigma = 0 and the covariance is singular (there is no density).
+        """
+        return self.posterior(x, sigma)[0]
+
+    def posterior(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+        """Log density (B,) and denoised image (B, *S) from one projection."""
+        g, offset, sigma = self._prepare(x, sigma)
+        dim, rank = g.basis.shape
+        if rank < dim and not bool((sigma > 0).all()):
+            raise ValueError(f"rank {rank} of {dim}: there is no density at sigma = 0")
+        variance = g.eigenvalues + sigma**2
+        inside = offset @ g.basis
+        outside = (offset - inside @ g.basis.T).square().sum(1)
+        distance = (inside.square() / variance).sum(1)
+        log_volume = variance.log().expand_as(inside).sum(1) + dim * math.log(2 * math.pi)
+        if rank < dim:
+            square = (sigma**2).expand(len(x), 1).squeeze(1)
+            distance = distance + outside / square
+            log_volume = log_volume + (dim - rank) * square.log()
+        denoised = g.mean + (inside * (g.eigenvalues / variance)) @ g.basis.T
+        return -(distance + log_volume) / 2, denoised.view_as(x)
+
+    def _prepare(self, x: Tensor, sigma: Tensor | float) -> tuple["Gaussian", Tensor, Tensor]:
+        g, flat = self.to(x), x.flatten(1)
+        return g, flat - g.mean, expand(sigma, flat)
+
+
+@dataclass(frozen=True)
+class Isotropic:
+    """`N(mean, s0^2 I)`; with s0 = 0 the denoiser is the mean.
+
+    Attributes:
+        mean: (D,).
+        s0: standard deviation of every pixel, >= 0, in units of x.
+    """
+
+    mean: Tensor
+    s0: float = 0.0
+
+    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """`mu + s0^2 / (s0^2 + sigma^2) (x - mu)`: (B, *S)."""
+        variance = self.s0**2
+        return self._scaled(x, variance / (variance + expand(sigma, x) ** 2))
+
+    def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
+        """`mu + sqrt((s0^2 + stop^2) / (s0^2 + start^2)) (x - mu)`: (B, *S).
+
+        Raises:
+            ValueError: start is not positive.
+        """
+        _check_start(start)
+        variance = self.s0**2
+        before, after = variance + expand(start, x) ** 2, variance + expand(stop, x) ** 2
+        return self._scaled(x, (after / before).sqrt())
+
+    def denoised_along(self, x: Tensor, start: Tensor | float, sigma: Tensor | float) -> Tensor:
+        """`denoise(flow(x, start, sigma), sigma)` in closed form: (B, *S)."""
+        _check_start(start)
+        variance = self.s0**2
+        before, after = variance + expand(start, x) ** 2, variance + expand(sigma, x) ** 2
+        return self._scaled(x, variance / (before * after).sqrt())
+
+    def sample(
+        self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (count, D) from `N(mean, (s0^2 + sigma^2) I)`."""
+        noise = torch.randn(count, len(self.mean), generator=generator).to(self.mean)
+        return self.mean + math.hypot(self.s0, sigma) * noise
+
+    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
+        """Log density in nats of the noised data at x (B, *S): (B,).
+
+        Raises:
+            ValueError: s0 and sigma are both zero (there is no density).
+        """
+        variance = self.s0**2 + expand(sigma, x).flatten() ** 2
+        if not bool((variance > 0).all()):
+            raise ValueError("s0 = 0 and sigma = 0: there is no density")
+        square = (x.flatten(1) - self.mean.to(x)).square().sum(1)
+        return -(square / variance + len(self.mean) * (2 * math.pi * variance).log()) / 2
+
+    def _scaled(self, x: Tensor, factor: Tensor) -> Tensor:
+        mean = self.mean.to(x).reshape(x.shape[1:])
+        return mean + factor * (x - mean)

@@ -1,0 +1,301 @@
+"""A directory of parameters: plain tensors that load with `weights_only=True`, and their story.
+
+    gaussian    mu.pt (D,) float64, U.pt (D, r) float32, lambdas.pt (r,) float64, descending
+    isotropic   mu.pt, s0.pt () float64
+    mixture     pi.pt (K,), mu.pt (K, D), U.pt (K, D, r), lambdas.pt (K, r); short ranks padded by 0
+    pointcloud  points.npy (N, D) uint8
+    by_class/<label>/   one such directory for each class
+
+`parameters.json` says which kind it is and what it was made from. The earlier reproduction wrote
+three bare tensors, the mean as (3, 32, 32): they load as a Gaussian over pixels in [-1, 1].
+"""
+
+import hashlib
+import json
+import pickle
+import shutil
+from collections.abc import Callable
+from dataclasses import asdict, dataclass
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linear_structure.errors import UsageError
+from linear_structure.files import write_json
+from linear_structure.gaussian import RANK_TOLERANCE, Gaussian, Isotropic
+from linear_structure.mixture import GaussianMixture
+from linear_structure.points import PointCloud
+
+FORMAT = 1
+STORY = "parameters.json"
+Model = Gaussian | Isotropic | GaussianMixture | PointCloud
+KINDS: dict[str, type] = {
+    "gaussian": Gaussian,
+    "isotropic": Isotropic,
+    "mixture": GaussianMixture,
+    "pointcloud": PointCloud,
+}
+NEGATIVE_TOLERANCE = 1e-6  # of the largest eigenvalue: what rounding in float32 can leave
+ORTHONORMAL_TOLERANCE = 1e-3
+
+
+@dataclass(frozen=True)
+class Story:
+    """What a model was made from.
+
+    Attributes:
+        dataset: name or path as given.
+        digest: SHA-256 of the pixels in order.
+        count: images used.
+        image_shape: (C, H, W).
+        sigma_data: pixel standard deviation on the [-1, 1] scale.
+        label: the class, None for all images.
+    """
+
+    dataset: str
+    digest: str
+    count: int
+    image_shape: tuple[int, int, int]
+    sigma_data: float
+    label: int | None = None
+
+
+@dataclass(frozen=True)
+class Parameters:
+    """A model read from a directory.
+
+    Attributes:
+        model: the denoiser; float64 mean and eigenvalues, float32 basis.
+        story: what parameters.json says, empty for bare tensors.
+        digest: SHA-256 of the values, whatever file they came from.
+        notice: one sentence for the user, or nothing.
+    """
+
+    model: Model
+    story: dict[str, Any]
+    digest: str
+    notice: str = ""
+
+    @property
+    def kind(self) -> str:
+        """Name of the model's kind, as on the command line."""
+        return kind_of(self.model)
+
+
+def kind_of(model: Model) -> str:
+    """`gaussian`, `isotropic`, `mixture` or `pointcloud`."""
+    return next(kind for kind, cls in KINDS.items() if isinstance(model, cls))
+
+
+def save(directory: Path, model: Model, story: Story) -> None:
+    """Write a parameter directory whole or not at all, in place of an earlier one.
+
+    Raises:
+        UsageError: the directory exists and holds something else.
+    """
+    check_target(directory)
+    directory.parent.mkdir(parents=True, exist_ok=True)
+    beside = directory.with_name(f".{directory.name}.part")
+    shutil.rmtree(beside, ignore_errors=True)
+    beside.mkdir()
+    for name, value in _tensors(model).items():
+        torch.save(value.clone().contiguous(), beside / f"{name}.pt")
+    if isinstance(model, PointCloud):
+        np.save(beside / "points.npy", model.points.numpy())
+    write_json(beside / STORY, _described(model, story))
+    if directory.exists():
+        shutil.rmtree(directory)
+    beside.rename(directory)
+
+
+def check_target(directory: Path) -> None:
+    """Refuse to replace a directory that holds something else than parameters.
+
+    Raises:
+        UsageError: it does; the message says what to do.
+    """
+    made_by_us = (directory / STORY).exists() or (directory / "mu.pt").exists()
+    if directory.exists() and not made_by_us and any(directory.iterdir()):
+        raise UsageError(f"{directory} exists and holds no parameters: name a new directory")
+
+
+def load(directory: Path, eigenvalue_scale: float = 1.0) -> Parameters:
+    """Read a parameter directory.
+
+    Args:
+        directory: as `save` or the earlier reproduction wrote it.
+        eigenvalue_scale: factor on the eigenvalues; 4 where they describe pixels in [0, 1].
+
+    Raises:
+        UsageError: a file is missing, unreadable, or not what its kind asks for.
+    """
+    if not directory.is_dir():
+        raise UsageError(f"{directory} is no directory: make it with get_parameters.py")
+    story = _read_story(directory)
+    kind = story.get("kind", "gaussian")
+    if kind not in KINDS:
+        raise UsageError(f"{directory / STORY}: unknown kind {kind!r}, expected {', '.join(KINDS)}")
+    model = _READERS[kind](directory)
+    if eigenvalue_scale != 1.0:
+        model = _rescaled(model, eigenvalue_scale)
+    notice = "" if story else f"{directory} has no {STORY}: taken as pixels in [-1, 1]"
+    return Parameters(model, story, digest(model), notice)
+
+
+def load_by_class(directory: Path) -> dict[int, Parameters]:
+    """The models of `by_class/<label>/`, by label; empty where there are none."""
+    folders = [path for path in (directory / "by_class").glob("*") if path.name.isdecimal()]
+    return {int(path.name): load(path) for path in sorted(folders, key=lambda p: int(p.name))}
+
+
+def digest(model: Model) -> str:
+    """SHA-256 of a model's values in the precision that files keep."""
+    sha = hashlib.sha256(kind_of(model).encode())
+    values = _tensors(model)
+    if isinstance(model, PointCloud):
+        values = {"points": model.points}
+    for name, value in values.items():
+        sha.update(f"{name}{tuple(value.shape)}".encode())
+        sha.update(value.contiguous().numpy())
+    return sha.hexdigest()
+
+
+def _tensors(model: Model) -> dict[str, Tensor]:
+    """The tensors of a model by file name, in the precision that files keep."""
+    match model:
+        case Gaussian(mean, basis, eigenvalues):
+            return {"mu": mean.double(), "U": basis.float(), "lambdas": eigenvalues.double()}
+        case Isotropic(mean, s0):
+            return {"mu": mean.double(), "s0": torch.tensor(s0, dtype=torch.float64)}
+        case GaussianMixture(weights, components):
+            rank = max(c.basis.shape[1] for c in components)
+            stacks = [_tensors(_padded(component, rank)) for component in components]
+            stacked = {name: torch.stack([s[name] for s in stacks]) for name in stacks[0]}
+            return {"pi": weights.double(), **stacked}
+        case PointCloud():
+            return {}
+
+
+def _padded(gaussian: Gaussian, rank: int) -> Gaussian:
+    """The same Gaussian with columns of zeros and variance 0 up to `rank`."""
+    missing = rank - gaussian.basis.shape[1]
+    basis = torch.nn.functional.pad(gaussian.basis, (0, missing))
+    return Gaussian(gaussian.mean, basis, torch.nn.functional.pad(gaussian.eigenvalues, (0, missing)))
+
+
+def _described(model: Model, story: Story) -> dict[str, Any]:
+    return {
+        "format": FORMAT,
+        "kind": kind_of(model),
+        "pixel_range": [-1, 1],
+        "rank_rule": f"eigenvalues above {RANK_TOLERANCE} of the largest",
+        "dtype": {name: str(value.dtype)[6:] for name, value in _tensors(model).items()},
+        "values": digest(model),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
+        **asdict(story),
+    }
+
+
+def _read_story(directory: Path) -> dict[str, Any]:
+    path = directory / STORY
+    if not path.exists():
+        return {}
+    try:
+        story = json.loads(path.read_text())
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON ({error}): make the directory again") from error
+    if not isinstance(story, dict) or story.get("format") != FORMAT:
+        raise UsageError(f"{path} is not of format {FORMAT}: make the directory again")
+    return story
+
+
+def _read(directory: Path, name: str) -> Tensor:
+    """One finite tensor of floats."""
+    path = directory / f"{name}.pt"
+    if not path.exists():
+        raise UsageError(f"{directory} holds no {path.name}: it is no complete parameter directory")
+    try:
+        value = torch.load(path, map_location="cpu", weights_only=True)
+    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        raise UsageError(f"{path} is no readable tensor file: make it again") from error
+    if not isinstance(value, Tensor) or not value.is_floating_point():
+        raise UsageError(f"{path} holds no tensor of floats: make it again")
+    if not bool(torch.isfinite(value).all()):
+        raise UsageError(f"{path} holds NaN or infinity: make it again")
+    return value
+
+
+def _read_gaussian(directory: Path) -> Gaussian:
+    mean, basis, eigenvalues = (_read(directory, name) for name in ("mu", "U", "lambdas"))
+    return _checked(mean.flatten(), basis, eigenvalues, directory)
+
+
+def _checked(mean: Tensor, basis: Tensor, eigenvalues: Tensor, directory: Path) -> Gaussian:
+    """A Gaussian in the standard form: descending eigenvalues, the rank rule applied."""
+    dim, rank = len(mean), eigenvalues.numel()
+    if basis.shape != (dim, rank) or eigenvalues.shape != (rank,):
+        raise UsageError(
+            f"{directory}: mu {tuple(mean.shape)}, U {tuple(basis.shape)} and lambdas "
+            f"{tuple(eigenvalues.shape)} do not fit: expected (D,), (D, r) and (r,)"
+        )
+    order = eigenvalues.argsort(descending=True)
+    eigenvalues, basis = eigenvalues[order].double(), basis[:, order].float()
+    if rank and float(eigenvalues[-1]) < -NEGATIVE_TOLERANCE * float(eigenvalues[0].abs()):
+        raise UsageError(f"{directory}: lambdas holds {float(eigenvalues[-1]):g}, a variance below 0")
+    gaussian = Gaussian(mean.double(), basis, eigenvalues).truncated()
+    probe = torch.linspace(-1, 1, gaussian.basis.shape[1])
+    error = gaussian.basis.T @ (gaussian.basis @ probe) - probe
+    if float(error.norm()) > ORTHONORMAL_TOLERANCE * float(probe.norm()):
+        raise UsageError(f"{directory}: the columns of U are not orthonormal")
+    return gaussian
+
+
+def _read_isotropic(directory: Path) -> Isotropic:
+    s0 = _read(directory, "s0")
+    if s0.numel() != 1 or float(s0) < 0:
+        raise UsageError(f"{directory / 's0.pt'}: expected one standard deviation, 0 or more")
+    return Isotropic(_read(directory, "mu").flatten().double(), float(s0))
+
+
+def _read_mixture(directory: Path) -> GaussianMixture:
+    weights, *parts = (_read(directory, name) for name in ("pi", "mu", "U", "lambdas"))
+    if weights.ndim != 1 or any(part.shape[:1] != weights.shape for part in parts):
+        raise UsageError(f"{directory}: pi, mu, U and lambdas do not count the same components")
+    if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > ORTHONORMAL_TOLERANCE:
+        raise UsageError(f"{directory / 'pi.pt'}: expected positive weights of sum 1")
+    components = (_checked(*part, directory) for part in zip(*parts, strict=True))
+    return GaussianMixture(weights.double(), tuple(components))
+
+
+def _read_points(directory: Path) -> PointCloud:
+    path = directory / "points.npy"
+    try:
+        points = np.load(path, allow_pickle=False)
+    except (OSError, ValueError, EOFError) as error:
+        raise UsageError(f"{path} is no readable array: make the directory again") from error
+    if points.dtype != np.uint8 or points.ndim != 2 or not len(points):
+        raise UsageError(f"{path}: expected uint8 of shape (N, D), N >= 1")
+    return PointCloud(torch.from_numpy(points))
+
+
+def _rescaled(model: Model, factor: float) -> Model:
+    match model:
+        case Gaussian(mean, basis, eigenvalues):
+            return Gaussian(mean, basis, eigenvalues * factor)
+        case GaussianMixture(weights, components):
+            scaled = (Gaussian(c.mean, c.basis, c.eigenvalues * factor) for c in components)
+            return GaussianMixture(weights, tuple(scaled))
+        case _:
+            raise UsageError(f"a model of kind {kind_of(model)} has no eigenvalues to rescale")
+
+
+_READERS: dict[str, Callable[[Path], Model]] = {
+    "gaussian": _read_gaussian,
+    "isotropic": _read_isotropic,
+    "mixture": _read_mixture,
+    "pointcloud": _read_points,
+}
