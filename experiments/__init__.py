@@ -1,1 +1,1 @@
-"""The experiments: presets, the sweep over skipped steps, comparisons of scores, and their plots."""
+"""The experiments: presets, the sweep over skipped steps, scores compared, tables, plots."""

@@ -1,0 +1,91 @@
+"""Pictures, made from numbers that are on disk already; each function draws one."""
+
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.report import Row
+from experiments.scores import Comparison
+from linear_structure.files import replacing
+
+STYLE: dict[Any, Any] = {
+    "font.size": 10,
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.grid": True,
+    "grid.alpha": 0.25,
+    "legend.frameon": False,
+    "lines.linewidth": 1.8,
+}
+COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+DPI = 150
+LOG_FROM = 8  # a curve that spans more than this factor is drawn on a logarithmic axis
+
+
+def distance_against_skips(
+    path: Path,
+    rows: Sequence[Row],
+    name: str,
+    count: int,
+    published: Mapping[int, float],
+    title: str,
+) -> None:
+    """Distance against skipped steps; above it, the NFE and sigma of each; the published curve."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        axes = figure.subplots()
+        skips = [row.skip for row in rows]
+        axes.plot(skips, [row.mean for row in rows], "o-", color=COLORS[0], label="measured, mean")
+        if len(rows[0].distances) > 1:
+            lows, highs = zip(*(row.spread for row in rows), strict=True)
+            label = f"smallest to largest of {len(rows[0].distances)} seed ranges"
+            axes.fill_between(skips, lows, highs, color=COLORS[0], alpha=0.25, label=label)
+        shown = {k: value for k, value in published.items() if k in skips}
+        if shown:
+            axes.plot(*zip(*shown.items(), strict=True), "s--", color=COLORS[1], label="published")
+        means = [row.mean for row in rows]
+        if max(means) > LOG_FROM * min(means) > 0:
+            axes.set_yscale("log")
+        axes.set(xlabel="skipped steps", ylabel=f"{name}  ({count:,} images a range)")
+        axes.set_xticks(skips)
+        axes.legend(loc="upper left")
+        _label_skips(axes, rows)
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def _label_skips(axes: Axes, rows: Sequence[Row]) -> None:
+    """A second horizontal axis: what each number of skipped steps means."""
+    above = axes.secondary_xaxis("top")
+    above.spines["top"].set_visible(True)
+    above.set_xticks([row.skip for row in rows])
+    above.set_xticklabels([f"{row.nfe}\n{row.sigma:.3g}" for row in rows], fontsize=8)
+    above.set_xlabel("network calls (NFE), and noise level sigma where the network takes over")
+
+
+def score_errors(path: Path, comparisons: Mapping[str, Comparison], title: str) -> None:
+    """Relative error of each model's score against sigma: median and quartile band, log-log."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, 4.6), layout="constrained")
+        axes = figure.subplots()
+        for color, (name, comparison) in zip(COLORS, comparisons.items(), strict=False):
+            low, median, high = comparison.quartiles.T
+            axes.plot(comparison.sigmas, median, "o-", ms=4, color=color, label=name)
+            axes.fill_between(comparison.sigmas, low, high, color=color, alpha=0.2)
+        axes.set(xscale="log", yscale="log")
+        axes.invert_xaxis()
+        axes.set_xlabel("noise level sigma (pixels in [-1, 1]), from noise to image")
+        axes.set_ylabel("relative error of the score")
+        axes.legend(title="median and quartiles over seeds")
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def save(figure: Figure, path: Path) -> None:
+    """Write a figure as PNG, whole or not at all."""
+    with replacing(path) as beside:
+        figure.savefig(beside, dpi=DPI, format="png")

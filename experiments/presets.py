@@ -1,0 +1,225 @@
+"""What an experiment is made of: data, network, grid, skips, features, seeds, published numbers.
+
+A preset is a frozen value; the command line and tests replace any part of it. Files are a path of
+the user's, a `Source` that is fetched into the cache, or a file shipped with `edm`.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from importlib.resources import files
+from pathlib import Path
+from typing import Any
+from urllib.parse import urlparse
+
+from edm.features import WEIGHTS as INCEPTION
+from linear_structure.download import Source, fetch
+from linear_structure.errors import UsageError
+
+EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
+MEGABYTE = 1_000_000
+REFERENCE_LIMIT = 34 * MEGABYTE  # mean and covariance of 2,048 features in float64
+File = Source | Path
+
+
+@dataclass(frozen=True)
+class SeedRange:
+    """An inclusive range of seeds."""
+
+    first: int
+    last: int
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+    def head(self, count: int) -> "SeedRange":
+        """The first `count` seeds, or all where there are fewer."""
+        return SeedRange(self.first, min(self.last, self.first + count - 1))
+
+    def blocks(self, size: int) -> Iterator[range]:
+        """The seeds in order, at most `size` at a time."""
+        for first in range(self.first, self.last + 1, size):
+            yield range(first, min(first + size, self.last + 1))
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
+
+
+@dataclass(frozen=True)
+class Preset:
+    """One experiment.
+
+    Attributes:
+        name: what users type.
+        dataset: a name or path that `linear_structure.datasets` reads.
+        parameters: the Gaussian parameter directory; made from the dataset where absent.
+        network: the denoiser.
+        features: weights of the feature network.
+        reference: published feature statistics; None: those of the dataset.
+        steps: N of the sigma grid.
+        skips: skipped steps k to measure.
+        seeds: the range of one sweep.
+        block: seeds that are sampled together; fixed, since results depend on it in the last bits.
+        knowledge: settings of the network, for a forecast before it is fetched.
+        published: skipped steps -> published distance.
+    """
+
+    name: str
+    dataset: str
+    parameters: Path
+    network: File
+    features: File
+    reference: File | None
+    steps: int
+    skips: tuple[int, ...]
+    seeds: SeedRange
+    block: int
+    sigma_min: float = 0.002
+    sigma_max: float = 80.0
+    rho: float = 7.0
+    knowledge: dict[str, Any] = field(default_factory=dict, hash=False)
+    published: dict[int, float] = field(default_factory=dict, hash=False)
+
+    def __post_init__(self) -> None:
+        wrong = [k for k in self.skips if not 0 <= k < self.steps]
+        if wrong:
+            raise UsageError(
+                f"skips {', '.join(map(str, wrong))} of {self.name}: with {self.steps} steps "
+                f"they lie from 0 to {self.steps - 1}"
+            )
+        if self.seeds.count < 1 or self.seeds.first < 0:
+            raise UsageError(f"seeds {self.seeds}: expected FIRST-LAST with 0 <= FIRST <= LAST")
+        if self.block < 1:
+            raise UsageError(f"a block of {self.block} seeds: expected 1 or more")
+
+
+def shipped(name: str) -> Path:
+    """A file that is package data of `edm`."""
+    return Path(str(files("edm") / "weights" / name))
+
+
+def _published(kind: str, name: str, limit: int, sha256: str | None = None) -> Source:
+    return Source((f"{EDM}/{kind}/{name}",), f"edm/{kind}/{name}", sha256, limit)
+
+
+def _unet(resolution: int, channel_mult: list[int], dropout: float) -> dict[str, Any]:
+    """Settings of the published unconditional VP networks."""
+    return {
+        "precondition": "EDMPrecond",
+        "img_resolution": resolution,
+        "img_channels": 3,
+        "label_dim": 0,
+        "model_type": "SongUNet",
+        "embedding_type": "positional",
+        "encoder_type": "standard",
+        "decoder_type": "standard",
+        "channel_mult_noise": 1,
+        "resample_filter": [1, 1],
+        "model_channels": 128,
+        "channel_mult": channel_mult,
+        "augment_dim": 9,
+        "dropout": dropout,
+    }
+
+
+def _edm64(name: str, stem: str, dropout: float, fid: float) -> Preset:
+    """The two 64 x 64 presets; their images are brought by the user as an EDM zip."""
+    return Preset(
+        name=name,
+        dataset=f"datasets/{stem}-64x64.zip",
+        parameters=Path(f"gaussian_params_{name}"),
+        network=_published("pretrained", f"edm-{stem}-64x64-uncond-vp.pkl", 300 * MEGABYTE),
+        features=INCEPTION,
+        reference=_published("fid-refs", f"{stem}-64x64.npz", REFERENCE_LIMIT),
+        steps=40,
+        skips=tuple(range(0, 21, 2)),
+        seeds=SeedRange(0, 49_999),
+        block=250,
+        knowledge=_unet(64, [1, 2, 2, 2], dropout),
+        published={0: fid},
+    )
+
+
+def _cifar10() -> Preset:
+    """The paper: NVIDIA's unconditional VP network, 18 Heun steps, 50,000 images."""
+    curve = (1.959, 1.957, 1.950, 1.942, 1.934, 1.935, 1.965, 2.127, 3.160)
+    return Preset(
+        name="cifar10",
+        dataset="CIFAR10",
+        parameters=Path("gaussian_params"),
+        network=_published(
+            "pretrained",
+            "edm-cifar10-32x32-uncond-vp.pkl",
+            223_173_327,
+            "4d5dcc1f1d0d41c8934ad21626eeddbdc0460182becf9fc059a0631b1eedb4da",
+        ),
+        features=INCEPTION,
+        reference=_published(
+            "fid-refs",
+            "cifar10-32x32.npz",
+            REFERENCE_LIMIT,
+            "4ada108cdfd8e43409ed427f5f76631beac9b9617cdcaf416d41b1e161d85969",
+        ),
+        steps=18,
+        skips=(*range(9), 10, 12),
+        seeds=SeedRange(0, 49_999),
+        block=500,
+        knowledge=_unet(32, [2, 2, 2], 0.13),
+        published={**dict(enumerate(curve)), 10: 23.532, 12: 108.217},
+    )
+
+
+def _digits() -> Preset:
+    """Embedded: scikit-learn's 1,797 digits and networks of our own, on a laptop."""
+    return Preset(
+        name="digits",
+        dataset="digits",
+        parameters=Path("gaussian_params_digits"),
+        network=shipped("digits-denoiser.safetensors"),
+        features=shipped("digits-features.safetensors"),
+        reference=None,
+        steps=18,
+        skips=(0, 2, 4, *range(6, 15)),
+        seeds=SeedRange(0, 999),
+        block=250,
+    )
+
+
+def presets() -> dict[str, Preset]:
+    """All presets by name."""
+    afhqv2 = _edm64("afhqv2", "afhqv2", 0.25, 1.96)
+    known = (_digits(), _cifar10(), _edm64("ffhq64", "ffhq", 0.05, 2.39), afhqv2)
+    return {preset.name: preset for preset in known}
+
+
+def find(name: str) -> Preset:
+    """The preset of this name.
+
+    Raises:
+        UsageError: there is none; the message lists the known ones.
+    """
+    known = presets()
+    if name not in known:
+        raise UsageError(f"unknown preset {name!r}: expected one of {', '.join(known)}")
+    return known[name]
+
+
+def as_file(text: str, sha256: str | None = None, limit: int = 1000 * MEGABYTE) -> File:
+    """A path or URL that a user typed, with the digest that a URL's file must have."""
+    if not text.startswith(("http://", "https://")):
+        return Path(text)
+    return Source((text,), Path(urlparse(text).path).name, sha256, limit)
+
+
+def locate(file: File) -> Path:
+    """The path of a file, fetched and verified where it is a `Source`.
+
+    Raises:
+        UsageError: a path that does not exist.
+        WorkError: a file that cannot be fetched.
+    """
+    if isinstance(file, Source):
+        return fetch(file)
+    if not file.is_file():
+        raise UsageError(f"{file} does not exist: expected a file")
+    return file

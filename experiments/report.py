@@ -1,0 +1,111 @@
+"""Tables of a sweep: the two columns that users know, and everything as CSV."""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from io import StringIO
+from pathlib import Path
+from statistics import fmean
+
+from experiments.results import Result
+from linear_structure.files import write_text
+
+
+@dataclass(frozen=True)
+class Row:
+    """All seed ranges of one number of skipped steps.
+
+    Attributes:
+        skip: skipped steps.
+        sigma: noise level of the teleport's end.
+        nfe: network calls of an image.
+        distances: one for each range of seeds.
+    """
+
+    skip: int
+    sigma: float
+    nfe: int
+    distances: tuple[float, ...]
+
+    @property
+    def mean(self) -> float:
+        return fmean(self.distances)
+
+    @property
+    def spread(self) -> tuple[float, float]:
+        """Smallest and largest distance; the smallest of three is the published convention."""
+        return min(self.distances), max(self.distances)
+
+
+def rows(results: Sequence[Result]) -> list[Row]:
+    """One row for each number of skipped steps, ascending."""
+    skips = sorted({result.skip for result in results})
+    return [_row([result for result in results if result.skip == skip]) for skip in skips]
+
+
+def _row(results: Sequence[Result]) -> Row:
+    first = results[0]
+    distances = tuple(result.distance for result in results)
+    return Row(first.skip, first.inputs["sigma_skip"], first.outputs["nfe"], distances)
+
+
+def distance_name(results: Sequence[Result]) -> str:
+    """`FID` for the published features, `FD-...` for all others."""
+    return results[0].inputs["distance_name"]
+
+
+def column_name(results: Sequence[Result]) -> str:
+    """The name of the distance as the two-column table heads it: `fid`, or `FD-...` as it is."""
+    name = distance_name(results)
+    return "fid" if name == "FID" else name
+
+
+def write_two_columns(path: Path, results: Sequence[Result]) -> None:
+    """`n_skip  fid`, the mean over the ranges of seeds."""
+    lines = [f"n_skip  {column_name(results)}"]
+    lines += [f"{row.skip:6d}  {row.mean:.6g}" for row in rows(results)]
+    write_text(path, "\n".join(lines) + "\n")
+
+
+def write_csv(path: Path, results: Sequence[Result], published: Mapping[int, float]) -> None:
+    """One line for each result: settings, distance, NFE, the published figure, how it was made."""
+    text = StringIO()
+    lines = [_flat(result, published) for result in results]
+    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    table.writeheader()
+    table.writerows(lines)
+    write_text(path, text.getvalue())
+
+
+def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
+    inputs = {name: value for name, value in result.inputs.items() if name != "sigmas"}
+    first, last = inputs.pop("seeds")
+    versions = result.made.get("versions", {})
+    made = {name: value for name, value in result.made.items() if name != "versions"}
+    return {
+        "n_skip": inputs.pop("n_skip"),
+        "sigma_skip": inputs.pop("sigma_skip"),
+        **result.outputs,
+        "published": published.get(result.skip, ""),
+        "first_seed": first,
+        "last_seed": last,
+        **inputs,
+        **made,
+        **versions,
+    }
+
+
+def table(results: Sequence[Result]) -> str:
+    """Markdown: skipped steps, sigma, NFE, calls saved, distance with its spread."""
+    by_skip = rows(results)
+    full = max(row.nfe for row in by_skip)
+    head = f"| skipped steps | sigma | NFE | calls saved | {distance_name(results)} | range |"
+    lines = [head, "|---:|---:|---:|---:|---:|---:|"]
+    for row in by_skip:
+        low, high = row.spread
+        saved = f"{1 - row.nfe / full:.0%}"
+        lines.append(
+            f"| {row.skip} | {row.sigma:.3g} | {row.nfe} | {saved} "
+            f"| {row.mean:.3f} | {low:.3f} to {high:.3f} |"
+        )
+    return "\n".join(lines)

@@ -1,0 +1,120 @@
+"""Result files: one distance, what it was made from, and how.
+
+`images_with_skips/<preset>/<first>-<last>/<k>.json` holds three parts:
+
+    inputs   settings, seeds and digests; a result is reused, or put beside another, only if equal
+    outputs  distance, count, NFE; byte-equal from run to run
+    made     seconds, host, versions; never compared
+"""
+
+import json
+from collections.abc import Iterable
+from dataclasses import asdict, dataclass
+from itertools import pairwise
+from pathlib import Path
+from typing import Any
+
+from experiments.presets import SeedRange
+from linear_structure.errors import UsageError
+from linear_structure.files import digest_of, write_json
+
+ROOT = Path("images_with_skips")
+PER_RESULT = ("n_skip", "sigma_skip", "seeds")  # inputs that differ within one sweep
+
+
+@dataclass(frozen=True)
+class Result:
+    """One line of a sweep; see the module."""
+
+    inputs: dict[str, Any]
+    outputs: dict[str, Any]
+    made: dict[str, Any]
+
+    @property
+    def skip(self) -> int:
+        return self.inputs["n_skip"]
+
+    @property
+    def seeds(self) -> SeedRange:
+        return SeedRange(*self.inputs["seeds"])
+
+    @property
+    def distance(self) -> float:
+        return self.outputs["distance"]
+
+    @property
+    def settings(self) -> dict[str, Any]:
+        """Inputs that two results must share to stand side by side, the count among them."""
+        shared = {name: self.inputs[name] for name in self.inputs if name not in PER_RESULT}
+        return {**shared, "count": self.outputs["count"]}
+
+
+def path_of(root: Path, preset: str, seeds: SeedRange, skip: int) -> Path:
+    """Where the result of one number of skipped steps lies."""
+    return root / preset / str(seeds) / f"{skip}.json"
+
+
+def write(path: Path, result: Result) -> None:
+    """Write a result whole; one of other settings that stood there is kept beside it."""
+    earlier = path if path.exists() else None
+    if earlier and (inputs := _inputs_of(earlier)) != result.inputs:
+        earlier.rename(path.with_suffix(f".{digest_of(inputs)[:8]}.json"))
+    write_json(path, asdict(result))
+
+
+def reusable(path: Path, inputs: dict[str, Any]) -> Result | None:
+    """The result at this path if it was made from exactly these inputs."""
+    if not path.exists() or _inputs_of(path) != inputs:
+        return None
+    return read(path)
+
+
+def read(path: Path) -> Result:
+    """Read one result file.
+
+    Raises:
+        UsageError: it is damaged or no result file.
+    """
+    try:
+        return Result(**json.loads(path.read_text()))
+    except (ValueError, TypeError) as error:
+        raise UsageError(f"{path} is no whole result file: remove it and run the sweep") from error
+
+
+def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
+    """All results that share the settings of the latest one, in order of seeds and skips.
+
+    Args:
+        root: the folder of all results.
+        preset: only this one; None: whichever is the latest.
+
+    Raises:
+        UsageError: there is no result, or two ranges of seeds overlap.
+    """
+    paths = [p for p in root.glob(f"{preset or '*'}/*/*.json") if p.stem.isdecimal()]
+    if not paths:
+        command = f"bash run_experiments_with_skips.sh {preset or ''}".strip()
+        raise UsageError(f"no result in {root / (preset or '')}: run {command}")
+    newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
+    results = [read(path) for path in paths if path.parents[1] == newest.parents[1]]
+    wanted = read(newest).settings
+    chosen = [result for result in results if result.settings == wanted]
+    _check_disjoint({result.seeds for result in chosen})
+    return sorted(chosen, key=lambda result: (result.seeds.first, result.skip))
+
+
+def _check_disjoint(ranges: Iterable[SeedRange]) -> None:
+    ordered = sorted(ranges, key=lambda seeds: seeds.first)
+    for before, after in pairwise(ordered):
+        if after.first <= before.last:
+            raise UsageError(
+                f"seeds {before} and {after} overlap, so their spread would mean nothing: "
+                "choose disjoint ranges and remove one of these folders"
+            )
+
+
+def _inputs_of(path: Path) -> Any:
+    try:
+        return json.loads(path.read_text())["inputs"]
+    except (ValueError, KeyError, TypeError):
+        return None

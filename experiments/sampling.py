@@ -1,0 +1,114 @@
+"""From seeds to images: latents, the teleport, the rest of the sampler's steps, pixels."""
+
+from collections.abc import Callable, Iterable
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from edm.precondition import Preconditioned
+from edm.samplers import Step, heun
+from edm.schedule import sigma_grid
+from edm.seeds import Seeds
+from experiments.presets import Preset
+from linear_structure.denoise import Denoiser
+from linear_structure.errors import UsageError, WorkError
+from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.images import to_uint8
+
+Sampler = Callable[[Denoiser, Tensor, Tensor], Iterable[Step]]
+
+
+class Flow(Protocol):
+    """A model whose probability-flow ODE has a closed form."""
+
+    def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
+        """The solution at sigma = stop of the trajectory that is at x when sigma = start."""
+
+
+def image_shape(network: Preconditioned) -> tuple[int, int, int]:
+    """(C, H, W) of the images that a network makes."""
+    return (network.img_channels, network.img_resolution, network.img_resolution)
+
+
+def grid_of(preset: Preset, network: Preconditioned) -> Tensor:
+    """The preset's grid, (N + 1,) float64, within the range that the network was made for."""
+    low = max(preset.sigma_min, network.sigma_min)
+    high = min(preset.sigma_max, network.sigma_max)
+    levels = sigma_grid(preset.steps, low, high, preset.rho)
+    return torch.cat([network.round_sigma(levels[:-1]), levels[-1:]])
+
+
+def check_shape(model: Gaussian | Isotropic, network: Preconditioned) -> None:
+    """Refuse a model of images of another size.
+
+    Raises:
+        UsageError: it is.
+    """
+    channels, height, width = image_shape(network)
+    if len(model.mean) != channels * height * width:
+        raise UsageError(
+            f"the parameters describe images of {len(model.mean)} values, the network makes "
+            f"{channels} x {height} x {width} = {channels * height * width}"
+        )
+
+
+def nfe(steps: int, skip: int) -> int:
+    """Network calls of Heun's method after `skip` of `steps` steps: 2 (N - k) - 1."""
+    return 2 * (steps - skip) - 1
+
+
+def start(
+    seeds: Iterable[int],
+    shape: tuple[int, int, int],
+    sigmas: Tensor,
+    skip: int,
+    teleport: Flow | None,
+    device: torch.device,
+) -> Tensor:
+    """State at sigmas[skip], (n, *shape) float64: latents, carried there by the closed-form flow.
+
+    With skip = 0 the analytic model is not called.
+
+    Raises:
+        UsageError: skip > 0 without a model, or out of the grid's range.
+    """
+    if not 0 <= skip < len(sigmas) - 1:
+        raise UsageError(
+            f"skip {skip}: with {len(sigmas) - 1} steps expected 0 to {len(sigmas) - 2}"
+        )
+    x = Seeds.of(list(seeds), device).latents(shape).double() * sigmas[0]
+    if skip == 0:
+        return x
+    if teleport is None:
+        raise UsageError(f"skip {skip} needs a model with a closed-form flow, such as a Gaussian")
+    return teleport.flow(x, sigmas[0], sigmas[skip])
+
+
+def sample(
+    denoise: Denoiser, x: Tensor, sigmas: Tensor, skip: int = 0, sampler: Sampler = heun
+) -> Tensor:
+    """Images (n, C, H, W) float64 from the state x at sigmas[skip].
+
+    Raises:
+        WorkError: the network gave NaN or infinity.
+    """
+    for step in sampler(denoise, x, sigmas[skip:]):
+        last = step
+    if not bool(torch.isfinite(last.x).all()):
+        raise WorkError(f"the network gave NaN or infinity (skip {skip}): its weights are unusable")
+    return last.x
+
+
+def sample_pixels(
+    denoise: Denoiser,
+    seeds: Iterable[int],
+    shape: tuple[int, int, int],
+    sigmas: Tensor,
+    skip: int,
+    teleport: Flow | None,
+    device: torch.device,
+) -> Tensor:
+    """uint8 images (n, C, H, W) of these seeds: what a distance is measured on."""
+    x = start(seeds, shape, sigmas, skip, teleport, device)
+    return to_uint8(sample(denoise, x, sigmas, skip))

@@ -1,0 +1,39 @@
+"""python process_experiments_with_skips.py [PRESET]: table and graph of the latest sweep."""
+
+import argparse
+import sys
+from pathlib import Path
+
+from experiments import plots, presets, report, results
+from linear_structure.errors import run_command
+
+TABLE = Path("experiments_with_skip_results.txt")
+EVERYTHING = Path("experiments_with_skip_results.csv")
+GRAPH = Path("experiments_with_skip_graph.png")
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", nargs="?", help="default: that of the latest sweep")
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Write table, CSV and graph in the current folder and print the table."""
+    name = _parse().preset
+    if name is not None:
+        presets.find(name)
+    found = results.latest_sweep(results.ROOT, name)
+    preset = presets.find(found[0].inputs["preset"])
+    rows, count = report.rows(found), found[0].outputs["count"]
+    report.write_two_columns(TABLE, found)
+    report.write_csv(EVERYTHING, found, preset.published)
+    title = f"{preset.name}: quality against skipped steps"
+    distance = report.distance_name(found)
+    plots.distance_against_skips(GRAPH, rows, distance, count, preset.published, title)
+    print(report.table(found))
+    print(f"wrote {TABLE}, {EVERYTHING} and {GRAPH}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
