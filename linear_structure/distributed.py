@@ -4,8 +4,13 @@ No process group is needed: processes share work by index and meet through files
 """
 
 import os
-from collections.abc import Sequence
+import time
+from collections.abc import Iterable, Sequence
+from pathlib import Path
 from typing import TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
 
 Item = TypeVar("Item")
 
@@ -30,6 +35,22 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+def set_threads(count: int) -> None:
+    """Use `count` CPU threads in torch and in the BLAS of numpy and scipy, whatever was set before.
+
+    Sums depend on it in the last bits, and `torchrun` gives BLAS one thread by the environment.
+    """
+    torch.set_num_threads(count)
+    threadpool_limits(count)
+
+
 def share(items: Sequence[Item]) -> Sequence[Item]:
     """The items of this process: every `world_size`-th, from `rank` on."""
     return items[rank() :: world_size()]
+
+
+def wait_for(paths: Iterable[Path]) -> None:
+    """Return once every path exists: another process makes it, or `torchrun` ends all of them."""
+    for path in paths:
+        while not path.exists():
+            time.sleep(0.2)

@@ -17,15 +17,16 @@ import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
+from typing import BinaryIO, Literal
 
 import requests
 import urllib3
 from filelock import FileLock, Timeout
 from tqdm import tqdm
 
-from linear_structure.errors import WorkError
+from linear_structure.errors import UsageError, WorkError
 from linear_structure.files import write_json
 
 CHUNK = 1 << 16  # bytes, the most that a cut connection loses
@@ -66,7 +67,9 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
 
     Raises:
         WorkError: the file cannot be had, or the one that is there has another digest.
+        UsageError: `$LINEAR_STRUCTURE_SOURCES` is no such file.
     """
+    source = _redirected(source)
     path = (folder or cache_dir()) / source.name
     if not path.exists():
         _refuse_offline(source, path)
@@ -76,6 +79,28 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
                 _download(source, path)
     _verify(source, path)
     return path
+
+
+def _redirected(source: Source) -> Source:
+    """The source, or what the user's file `$LINEAR_STRUCTURE_SOURCES` puts in its place.
+
+    That file is JSON: `{"NAME": {"urls": [...], "sha256": ..., "size_limit": ...}}`, where NAME is
+    the last part of a source's name; a digest that is left out is unknown, not the publisher's.
+    """
+    chosen = os.environ.get("LINEAR_STRUCTURE_SOURCES")
+    if not chosen:
+        return source
+    try:
+        entry = json.loads(Path(chosen).read_text()).get(Path(source.name).name)
+        if entry is None:
+            return source
+        given = {**entry, "urls": tuple(entry["urls"])}
+        return replace(source, **{"sha256": None, "md5": None, **given})
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"LINEAR_STRUCTURE_SOURCES={chosen} does not map file names to urls, sha256 and "
+            f"size_limit as JSON ({error})"
+        ) from error
 
 
 def _refuse_offline(source: Source, path: Path) -> None:
@@ -112,6 +137,7 @@ class _Record:
 
     @classmethod
     def of(cls, path: Path) -> "_Record":
+        """Read and hash the whole file."""
         stat = path.stat()
         sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         with path.open("rb") as file:
@@ -174,11 +200,6 @@ def _download(source: Source, path: Path) -> None:
                 return _obtain(url, source, path, partial, bar)
             except _Refused as refusal:
                 failures.append(f"{url}: {refusal}")
-            except OSError as error:
-                raise WorkError(
-                    f"cannot write {partial}: {error.strerror}; what was fetched is kept "
-                    "and the same command continues"
-                ) from error
     kept = f"; {_size(partial)} bytes are kept in {partial}" if _size(partial) else ""
     raise WorkError(f"cannot fetch {source.name} ({'; '.join(failures)}){kept}")
 
@@ -191,7 +212,7 @@ def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> N
         record = _Record.of(partial)
         fault = _page(partial) or _difference(source, record, _recall(path))
         if fault is None:
-            os.replace(partial, path)
+            partial.replace(path)
             write_json(_record_path(path), asdict(record))
             return
         partial.unlink()
@@ -230,18 +251,19 @@ def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
     headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={kept}-"} if kept else {})
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
-            if response.status_code == 416:
+            if response.status_code == 416 and kept:
                 return _settle(response, source, partial)
             start, total = _extent(response, source, kept)
             _append(response, partial, start, total, source.size_limit, bar)
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
-        raise _Cut(f"connection lost at byte {_size(partial)}, {type(error).__name__}") from error
+        reason = type(error).__name__
+        raise _Cut(f"the connection failed at byte {_size(partial)}, {reason}") from error
     except requests.RequestException as error:
         raise _Refused(str(error)) from error
 
 
 def _settle(response: requests.Response, source: Source, partial: Path) -> None:
-    """Nothing lies beyond `partial`: it is whole, to be verified, or it was never a part of this."""
+    """Nothing lies beyond `partial`: it is whole, to be verified, or no part of this file."""
     total = response.headers.get("Content-Range", "").removeprefix("bytes */")
     if total != str(_size(partial)) and not (source.pinned and total in ("", "*")):
         partial.unlink()
@@ -289,7 +311,7 @@ def _append(
         raise _Refused(too_large)
     bar.reset(total)
     bar.n = bar.initial = start
-    with partial.open("ab" if start else "wb") as file:
+    with _writing(partial, "ab" if start else "wb") as file:
         for chunk in response.raw.stream(CHUNK, decode_content=False):
             size += len(chunk)
             if size > limit:
@@ -297,4 +319,17 @@ def _append(
             file.write(chunk)
             bar.update(len(chunk))
     if total is not None and size != total:
-        raise _Cut(f"connection lost at byte {size} of {total}")
+        raise _Cut(f"the connection ended at byte {size} of {total}")
+
+
+@contextmanager
+def _writing(partial: Path, mode: Literal["ab", "wb"]) -> Iterator[BinaryIO]:
+    """Open `partial`; a full disk, or whatever else keeps it from growing, is one sentence."""
+    try:
+        with partial.open(mode) as file:
+            yield file
+    except OSError as error:
+        raise WorkError(
+            f"cannot write {partial}: {error.strerror}; what was fetched is kept there "
+            "and the same command continues"
+        ) from error

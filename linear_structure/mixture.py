@@ -11,7 +11,6 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from sklearn.cluster import KMeans
 from torch import Tensor
 
 from linear_structure.denoise import expand
@@ -66,6 +65,8 @@ def cluster(samples: Tensor, components: int, seed: int = 0) -> Tensor:
     """
     if not 1 <= components <= len(samples):
         raise ValueError(f"{components} components cannot be fitted to {len(samples)} samples")
+    from sklearn.cluster import KMeans  # takes over a second, and only this needs it
+
     means = KMeans(components, n_init=1, random_state=seed)
     labels = means.fit_predict(samples.flatten(1).numpy().astype(np.float32))
     return torch.from_numpy(labels).long()
