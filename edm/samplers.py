@@ -22,7 +22,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from edm.schedule import Churn, Lift, Schedule
+from edm.ablation import Schedule
+from edm.schedule import Churn, Lift
 from linear_structure.denoise import Denoiser, slope
 
 Noise = Callable[[Tensor], Tensor]

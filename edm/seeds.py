@@ -7,8 +7,9 @@ of processes. The streams of CPU and CUDA generators differ.
 """
 
 import re
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
+from itertools import groupby
 
 import torch
 from torch import Generator, Tensor
@@ -40,6 +41,27 @@ def _parse_range(part: str, text: str) -> range:
     return range(first, last + 1)
 
 
+def format_seeds(seeds: Iterable[int]) -> str:
+    """Numbers and ranges that `parse_seeds` reads as these seeds, in this order."""
+    runs = [
+        [seed for _, seed in run]
+        for _, run in groupby(enumerate(seeds), lambda placed: placed[1] - placed[0])
+    ]
+    return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
+
+
+def check_class(chosen: int, label_count: int) -> None:
+    """Refuse a class that a network does not know.
+
+    Raises:
+        UsageError: there is no such class, or there are no classes.
+    """
+    if not label_count:
+        raise UsageError(f"class {chosen} of an unconditional network: it has no classes")
+    if not 0 <= chosen < label_count:
+        raise UsageError(f"class {chosen} is not known: expected 0 to {label_count - 1}")
+
+
 @dataclass(frozen=True)
 class Seeds:
     """The generators of a batch of n samples; every draw moves all of them on together."""
@@ -61,8 +83,8 @@ class Seeds:
         Raises:
             UsageError: the chosen class is not one of the label_count classes.
         """
-        if chosen is not None and not 0 <= chosen < label_count:
-            raise UsageError(f"class {chosen} is not known: expected 0 to {label_count - 1}")
+        if chosen is not None:
+            check_class(chosen, label_count)
         drawn = self._stack(lambda g: torch.randint(label_count, (), generator=g, device=g.device))
         return drawn if chosen is None else torch.full_like(drawn, chosen)
 

@@ -15,6 +15,7 @@ from linear_structure.denoise import Denoiser
 from linear_structure.errors import UsageError, WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
+from linear_structure.parameters import Parameters
 
 Sampler = Callable[[Denoiser, Tensor, Tensor], Iterable[Step]]
 
@@ -53,6 +54,30 @@ def check_shape(model: Gaussian | Isotropic, network: Preconditioned) -> None:
         )
 
 
+def flow_of(parameters: Parameters) -> Gaussian | Isotropic:
+    """The model of these parameters, whose flow skips the first steps.
+
+    Raises:
+        UsageError: they are of a kind without a closed-form flow.
+    """
+    if not isinstance(parameters.model, Gaussian | Isotropic):
+        raise UsageError(
+            f"parameters of kind {parameters.kind} have no closed-form flow: "
+            "teleport with kind gaussian or isotropic"
+        )
+    return parameters.model
+
+
+def check_skip(skip: int, steps: int) -> None:
+    """Refuse to skip more than all steps but one.
+
+    Raises:
+        UsageError: it is more, or negative.
+    """
+    if not 0 <= skip < steps:
+        raise UsageError(f"skip {skip}: with {steps} steps expected 0 to {steps - 1}")
+
+
 def nfe(steps: int, skip: int) -> int:
     """Network calls of Heun's method after `skip` of `steps` steps: 2 (N - k) - 1."""
     return 2 * (steps - skip) - 1
@@ -66,18 +91,20 @@ def start(
     teleport: Flow | None,
     device: torch.device,
 ) -> Tensor:
-    """State at sigmas[skip], (n, *shape) float64: latents, carried there by the closed-form flow.
+    """State at sigmas[skip], (n, *shape) float64, of these seeds; errors as in `carry`."""
+    return carry(Seeds.of(list(seeds), device).latents(shape), sigmas, skip, teleport)
+
+
+def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> Tensor:
+    """Latents (n, C, H, W), carried to sigmas[skip] by the closed-form flow: float64.
 
     With skip = 0 the analytic model is not called.
 
     Raises:
         UsageError: skip > 0 without a model, or out of the grid's range.
     """
-    if not 0 <= skip < len(sigmas) - 1:
-        raise UsageError(
-            f"skip {skip}: with {len(sigmas) - 1} steps expected 0 to {len(sigmas) - 2}"
-        )
-    x = Seeds.of(list(seeds), device).latents(shape).double() * sigmas[0]
+    check_skip(skip, len(sigmas) - 1)
+    x = latents.double() * sigmas[0]
     if skip == 0:
         return x
     if teleport is None:
@@ -88,15 +115,22 @@ def start(
 def sample(
     denoise: Denoiser, x: Tensor, sigmas: Tensor, skip: int = 0, sampler: Sampler = heun
 ) -> Tensor:
-    """Images (n, C, H, W) float64 from the state x at sigmas[skip].
+    """Images (n, C, H, W) float64 from the state x at sigmas[skip]; errors as in `final`."""
+    return final(sampler(denoise, x, sigmas[skip:]))
+
+
+def final(steps: Iterable[Step]) -> Tensor:
+    """Where a trajectory ends: images (n, C, H, W) float64.
 
     Raises:
         WorkError: the network gave NaN or infinity.
     """
-    for step in sampler(denoise, x, sigmas[skip:]):
+    for step in steps:
         last = step
     if not bool(torch.isfinite(last.x).all()):
-        raise WorkError(f"the network gave NaN or infinity (skip {skip}): its weights are unusable")
+        raise WorkError(
+            "the network gave NaN or infinity: its weights, or half precision, are unusable"
+        )
     return last.x
 
 

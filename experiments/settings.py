@@ -95,7 +95,9 @@ def chosen_device(options: argparse.Namespace) -> tuple[torch.device, int]:
     torch.set_num_threads(threads)
     name = options.device
     if name == "auto":
-        name = f"cuda:{distributed.local_rank()}" if torch.cuda.is_available() else "cpu"
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{distributed.local_rank()}"
     try:
         device = torch.device(name)
         torch.empty(0, device=device)
@@ -124,7 +126,31 @@ def load_sweep(preset: Preset, device: torch.device, threads: int, save_images: 
 
 def load_network(preset: Preset, device: torch.device) -> Preconditioned:
     """The preset's network, in evaluation mode on the device."""
-    return checkpoint.load(locate(preset.network)).to(device)
+    return prepared(checkpoint.load(locate(preset.network)), device)
+
+
+def prepared(
+    network: Preconditioned,
+    device: torch.device,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Preconditioned:
+    """The network on the device, in the layout that is fastest there.
+
+    Args:
+        dtype: what it computes in; None: as it was published.
+        compiled: whether to compile it at the first call.
+
+    Raises:
+        UsageError: half precision on a CPU.
+    """
+    if dtype in (torch.float16, torch.bfloat16) and device.type == "cpu":
+        raise UsageError(f"{dtype} is for GPUs: expected float32 on a CPU")
+    network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.compute_dtype = dtype
+    if compiled:
+        network.compile()
+    return network
 
 
 def analytic_models(preset: Preset, network: Preconditioned) -> dict[str, Denoiser]:

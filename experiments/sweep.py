@@ -18,7 +18,6 @@ from typing import Any
 
 import numpy as np
 import torch
-from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
@@ -28,11 +27,11 @@ from edm.precondition import Preconditioned
 from experiments import results
 from experiments.presets import Preset, SeedRange
 from experiments.results import Result
-from experiments.sampling import check_shape, grid_of, image_shape, nfe, sample_pixels
+from experiments.sampling import check_shape, flow_of, grid_of, image_shape, nfe, sample_pixels
 from linear_structure import distributed
-from linear_structure.errors import UsageError
 from linear_structure.files import digest_of, replacing
 from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.images import save_png
 from linear_structure.parameters import Parameters
 
 
@@ -72,12 +71,7 @@ class Sweep:
         Raises:
             UsageError: the parameters are of a kind without a closed-form flow.
         """
-        if not isinstance(self.parameters.model, Gaussian | Isotropic):
-            raise UsageError(
-                f"parameters of kind {self.parameters.kind} have no closed-form flow: "
-                "teleport with kind gaussian or isotropic"
-            )
-        return self.parameters.model
+        return flow_of(self.parameters)
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -148,19 +142,18 @@ def run(sweep: Sweep) -> Iterator[Result]:
     unsettled = list(sweep.preset.skips) if distributed.rank() == 0 else []
     clock = time.perf_counter()
     for _ in _sampled(sweep):
-        while unsettled and all(_is_done(sweep, b) for b in blocks_of(sweep, unsettled[0])):
+        while unsettled and not any(_is_missing(sweep, b) for b in blocks_of(sweep, unsettled[0])):
             yield _settled(sweep, unsettled.pop(0), time.perf_counter() - clock)
             clock = time.perf_counter()
     for skip in unsettled:
-        distributed.wait_for(block.path for block in blocks_of(sweep, skip))
         yield _settled(sweep, skip, time.perf_counter() - clock)
 
 
 def _sampled(sweep: Sweep) -> Iterator[Block]:
     """Sample this process's share of the blocks that are missing, with a bar."""
-    pending = [skip for skip in sweep.preset.skips if _reusable(sweep, skip) is None]
-    blocks = [block for skip in pending for block in blocks_of(sweep, skip)]
-    mine = distributed.share([block for block in blocks if not _is_done(sweep, block)])
+    blocks = [block for skip in sweep.preset.skips for block in blocks_of(sweep, skip)]
+    # Shared before the finished ones are left out: processes that look at different times agree.
+    mine = [block for block in distributed.share(blocks) if _is_missing(sweep, block)]
     quiet = distributed.rank() != 0 or not mine
     for block in tqdm(mine, desc="sampling", unit=" blocks", disable=quiet):
         _sample_block(sweep, block)
@@ -172,9 +165,11 @@ def _reusable(sweep: Sweep, skip: int) -> Result | None:
     return results.reusable(path, sweep.inputs(skip))
 
 
-def _is_done(sweep: Sweep, block: Block) -> bool:
-    missing_images = sweep.save_images and not all(p.exists() for p in _images_of(sweep, block))
-    return block.path.exists() and not missing_images
+def _is_missing(sweep: Sweep, block: Block) -> bool:
+    """Whether a block has to be sampled: for its images, or for features that no result has."""
+    if sweep.save_images and not all(path.exists() for path in _images_of(sweep, block)):
+        return True
+    return not block.path.exists() and _reusable(sweep, block.skip) is None
 
 
 def _sample_block(sweep: Sweep, block: Block) -> None:
@@ -201,19 +196,13 @@ def _images_of(sweep: Sweep, block: Block) -> list[Path]:
     return [sweep.folder / str(block.skip) / f"{seed:06d}.png" for seed in block.seeds]
 
 
-def save_png(path: Path, image: Tensor) -> None:
-    """Write one uint8 image (C, H, W), C = 1 or 3, as PNG, whole or not at all."""
-    pixels = image.permute(1, 2, 0).squeeze(2).numpy()
-    with replacing(path) as beside:
-        Image.fromarray(pixels).save(beside, format="PNG")
-
-
 def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
     """The result that is there, or a new one from the blocks on disk."""
     if earlier := _reusable(sweep, skip):
         return earlier
-    preset = sweep.preset
-    statistics = fid.measure(_features_of(b, preset.seeds) for b in blocks_of(sweep, skip))
+    preset, blocks = sweep.preset, blocks_of(sweep, skip)
+    distributed.wait_for(block.path for block in blocks)
+    statistics = fid.measure(_features_of(block, preset.seeds) for block in blocks)
     result = Result(
         inputs=sweep.inputs(skip),
         outputs={

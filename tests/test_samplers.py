@@ -10,8 +10,9 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from edm.ablation import OPTIONS, Ablation, Schedule
 from edm.samplers import ablation, discard, dpmpp_2m, euler, heun, unipc
-from edm.schedule import OPTIONS, Ablation, Churn, Schedule, sigma_grid
+from edm.schedule import Churn, sigma_grid
 from edm.seeds import Seeds
 from linear_structure.gaussian import Gaussian
 from linear_structure.mixture import GaussianMixture

@@ -1,22 +1,11 @@
-"""Schedules: the published grids, and that a slice changes no amount."""
+"""Grids and churn: the published levels, and that a slice changes no amount."""
 
 import math
 
 import pytest
 import torch
 
-from edm.schedule import (
-    VE,
-    VP,
-    Ablation,
-    Churn,
-    Linear,
-    iddpm_grid,
-    iddpm_table,
-    sigma_grid,
-    ve_grid,
-    vp_grid,
-)
+from edm.schedule import Churn, iddpm_grid, iddpm_table, sigma_grid, ve_grid, vp_grid
 from linear_structure.errors import UsageError
 
 PUBLISHED_18 = """80 57.586 40.7856 28.3746 19.3525 12.9101 8.40094 5.31519 3.25682 1.92334 1.08817
@@ -90,19 +79,6 @@ def test_wrong_grids_are_refused(grid, message):
         grid()
 
 
-@pytest.mark.parametrize("law", [Linear(), VE(), VP(), VP.through(0.01, 50)])
-def test_a_time_law_is_inverted_and_differentiated(law):
-    t = doubles(0.01, 0.1, 0.5, 1).requires_grad_()
-    (derivative,) = torch.autograd.grad(law.sigma(t).sum(), t)
-    assert torch.allclose(law.rate(t), derivative)
-    assert torch.allclose(law.time(law.sigma(t)), t)
-
-
-def test_the_vp_law_goes_through_its_two_levels():
-    sigma = VP.through(0.01, 50, epsilon_s=0.1).sigma(doubles(0.1, 1))
-    assert torch.allclose(sigma, doubles(0.01, 50))
-
-
 def test_churn_raises_levels_in_its_range_only():
     sigmas = sigma_grid(18)
     lifts = Churn(s_churn=3.6, s_min=0.05, s_max=50, s_noise=1.1).lifts(sigmas)
@@ -131,48 +107,3 @@ def test_raised_levels_are_rounded_as_the_network_asks():
 def test_wrong_churn_is_refused(settings):
     with pytest.raises(UsageError, match="expected"):
         Churn(**settings)
-
-
-def test_a_sliced_schedule_keeps_every_amount():
-    schedule = Ablation(12, schedule="vp", scaling="vp", churn=Churn(s_churn=4)).plan()
-    assert schedule[5:].stages == schedule.stages[5:]
-    assert torch.equal(schedule[5:].sigmas, schedule.sigmas[5:])
-    assert schedule[:6].stages == schedule.stages[:5]
-    assert schedule[:-1].stages == schedule.stages[:-1]
-    assert schedule[12:].stages == ()
-    with pytest.raises(ValueError, match="no stride"):
-        schedule[::2]
-
-
-def test_the_weights_of_the_default_schedule_are_heuns():
-    schedule = Ablation(8).plan()
-    for stage, sigma, sigma_next in zip(
-        schedule.stages[:-1], schedule.sigmas, schedule.sigmas[1:], strict=False
-    ):
-        h = sigma_next - sigma
-        weights = torch.stack(stage[1:])
-        expected = torch.stack([h / h, h / 2, h / 2, sigma_next, h / h, h])
-        assert torch.allclose(weights, expected, rtol=1e-14)
-    assert schedule.stages[-1].second == 0
-
-
-def test_a_schedule_keeps_to_the_levels_of_its_network():
-    schedule = Ablation(8).plan(0.01, 50.0, lambda sigma: (sigma * 1000).round() / 1000)
-    assert torch.allclose(schedule.sigmas[[0, -2, -1]], doubles(50, 0.01, 0))
-    assert torch.equal(schedule.sigmas, (schedule.sigmas * 1000).round() / 1000)
-
-
-@pytest.mark.parametrize(
-    "settings",
-    [
-        {"solver": "rk4"},
-        {"discretization": "cosine"},
-        {"schedule": "EDM"},
-        {"scaling": ""},
-        {"alpha": 0.0},
-        {"alpha": 1.5},
-    ],
-)
-def test_wrong_ablations_are_refused(settings):
-    with pytest.raises(UsageError, match=f"{next(iter(settings))} is .*: expected"):
-        Ablation(**settings)

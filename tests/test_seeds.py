@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm.seeds import Seeds, parse_seeds
+from edm.seeds import Seeds, check_class, format_seeds, parse_seeds
 from linear_structure.errors import UsageError
 
 GOLDEN = Path(__file__).parent / "golden"
@@ -94,3 +94,17 @@ def test_parse_seeds(text, seeds):
 def test_parse_seeds_names_the_mistake(text, message):
     with pytest.raises(UsageError, match=message):
         parse_seeds(text)
+
+
+@pytest.mark.parametrize("text", ["0", "0-63,70", "5,3,9", "4-6,0-1,7", "9,8,7"])
+def test_seeds_are_written_as_they_are_read(text):
+    assert format_seeds(parse_seeds(text)) == text
+
+
+def test_neighbours_are_written_as_a_range():
+    assert format_seeds([0, 1, 2, 4]) == format_seeds(parse_seeds("0-1,2,4-4")) == "0-2,4"
+
+
+def test_a_network_without_classes_takes_none():
+    with pytest.raises(UsageError, match="class 0 of an unconditional network"):
+        check_class(0, 0)

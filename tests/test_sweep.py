@@ -1,0 +1,282 @@
+"""The sweep: reuse, resume, independence of range and processes, and its refusals."""
+
+import dataclasses
+import json
+import math
+import os
+import shutil
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from edm import fid
+from edm.checkpoint import network_digest
+from edm.precondition import build
+from experiments import presets, results, sweep
+from experiments.presets import SeedRange
+from experiments.sampling import grid_of, sample_pixels
+from linear_structure import parameters
+from linear_structure.errors import UsageError, WorkError
+from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.parameters import Parameters
+from linear_structure.points import PointCloud
+
+ROOT = Path(__file__).resolve().parents[1]
+CONFIG = {
+    "precondition": "EDMPrecond",
+    "model_type": "SongUNet",
+    "img_resolution": 8,
+    "img_channels": 1,
+    "model_channels": 8,
+    "channel_mult": [1],
+    "num_blocks": 1,
+    "attn_resolutions": [],
+}
+
+
+@dataclasses.dataclass(frozen=True)
+class Corners:
+    """Feature network of the tests: the mean of each quarter of an image."""
+
+    name: str = "corners"
+    distance_name: str = "FD-corners"
+    dim: int = 4
+    digest: str = "corners"
+
+    def __call__(self, images):
+        return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
+
+
+def random_network():
+    torch.manual_seed(0)
+    network = build(CONFIG).eval().requires_grad_(False)
+    for parameter in network.parameters():
+        torch.nn.init.normal_(parameter, std=0.1)
+    return network
+
+
+@pytest.fixture
+def small(tmp_path):
+    """A sweep of tiny parts in a folder of its own."""
+    network = random_network()
+    model = Gaussian(torch.zeros(64).double(), torch.eye(64)[:, :3], torch.ones(3).double())
+    generator = torch.Generator().manual_seed(1)
+    reference = fid.measure([torch.randn(50, 4, generator=generator)])
+    preset = dataclasses.replace(
+        presets.find("digits"), steps=5, skips=(0, 2), seeds=SeedRange(0, 19), block=5
+    )
+    return sweep.Sweep(
+        preset=preset,
+        network=network,
+        network_digest=network_digest(network),
+        parameters=Parameters(model, {}, parameters.digest(model)),
+        features=Corners(),
+        reference=reference,
+        device=torch.device("cpu"),
+        threads=torch.get_num_threads(),
+        root=tmp_path,
+    )
+
+
+def with_preset(small, **changes):
+    return dataclasses.replace(small, preset=dataclasses.replace(small.preset, **changes))
+
+
+def outputs(root: Path) -> dict[str, str]:
+    """The outputs of all results, as text, by path."""
+    paths = sorted(root.rglob("[0-9]*.json"))
+    return {p.name: json.dumps(json.loads(p.read_text())["outputs"]) for p in paths}
+
+
+def test_distance_is_that_of_the_images(small):
+    found = list(sweep.run(small))
+    assert [result.skip for result in found] == [0, 2]
+    for result in found:
+        sigmas = grid_of(small.preset, small.network)
+        pixels = [
+            sample_pixels(
+                small.network, range(i, i + 5), (1, 8, 8), sigmas, result.skip,
+                small.teleport, small.device,
+            )
+            for i in range(0, 20, 5)
+        ]  # fmt: skip
+        statistics = fid.measure([Corners()(torch.cat(pixels))])
+        assert result.distance == fid.frechet(statistics, small.reference)
+        assert result.outputs["count"] == 20
+        assert result.inputs["sigma_skip"] == float(sigmas[result.skip])
+
+
+def test_a_finished_sweep_is_reused_without_a_call(small):
+    first = list(sweep.run(small))
+    shutil.rmtree(small.root / "digits" / "features")
+    small.network.model.forward = None  # a call would raise
+    assert list(sweep.run(small)) == first
+
+
+def test_other_settings_are_sampled_anew(small):
+    list(sweep.run(small))
+    model = Isotropic(torch.zeros(64).double())
+    other = dataclasses.replace(small, parameters=Parameters(model, {}, parameters.digest(model)))
+    (_, two) = sweep.run(other)
+    assert two.inputs["parameters"] != small.parameters.digest
+    kept = list(small.folder.glob("2.*.json"))
+    assert len(kept) == 1 and results.read(kept[0]).inputs == small.inputs(2)
+
+
+def test_a_seed_gives_the_same_whatever_the_range(small):
+    list(sweep.run(small))
+    shifted = with_preset(small, seeds=SeedRange(7, 12))
+    blocks = sweep.blocks_of(shifted, 2)
+    assert [block.first for block in blocks] == [5, 10]
+    (_, two) = sweep.run(shifted)
+    rows = [np.load(block.path) for block in sweep.blocks_of(small, 2)]
+    wanted = torch.from_numpy(np.concatenate(rows)[7:13])
+    assert two.outputs["count"] == 6
+    assert two.distance == fid.frechet(fid.measure([wanted]), small.reference)
+
+
+def test_a_damaged_result_is_made_again(small):
+    first = [result.outputs for result in sweep.run(small)]
+    path = small.folder / "2.json"
+    path.write_text(path.read_text()[:50])
+    assert [result.outputs for result in sweep.run(small)] == first
+
+
+def test_images_are_saved_as_measured(small):
+    from PIL import Image
+
+    saving = dataclasses.replace(with_preset(small, seeds=SeedRange(0, 4)), save_images=True)
+    list(sweep.run(saving))
+    sigmas = grid_of(small.preset, small.network)
+    for skip in (0, 2):
+        pixels = sample_pixels(
+            small.network, range(5), (1, 8, 8), sigmas, skip, small.teleport, small.device
+        )
+        paths = sorted((saving.folder / str(skip)).glob("*.png"))
+        assert [path.name for path in paths] == [f"{seed:06d}.png" for seed in range(5)]
+        stored = np.stack([np.asarray(Image.open(path)) for path in paths])
+        assert np.array_equal(stored, pixels.squeeze(1).numpy())
+
+
+def test_parameters_of_another_shape_are_refused(small):
+    model = Isotropic(torch.zeros(63).double())
+    with pytest.raises(UsageError, match=r"63 values.*1 x 8 x 8 = 64"):
+        dataclasses.replace(small, parameters=Parameters(model, {}, ""))
+
+
+def test_kinds_without_a_flow_are_refused(small):
+    cloud = PointCloud(torch.zeros(2, 64, dtype=torch.uint8))
+    with pytest.raises(UsageError, match="gaussian or isotropic"):
+        dataclasses.replace(small, parameters=Parameters(cloud, {}, ""))
+
+
+def test_nan_stops_the_sweep_and_keeps_what_is_made(small):
+    done = dataclasses.replace(small, preset=dataclasses.replace(small.preset, skips=(0,)))
+    list(sweep.run(done))
+    small.network.requires_grad_(False)
+    next(small.network.parameters()).fill_(math.nan)
+    broken = dataclasses.replace(small, network_digest="other")
+    with pytest.raises(WorkError, match="NaN"):
+        list(sweep.run(broken))
+    assert (small.folder / "0.json").exists()
+
+
+@pytest.mark.parametrize("changes", [{"skips": (0, 5)}, {"skips": (-1,)}, {"block": 0}])
+def test_presets_out_of_range_are_refused(small, changes):
+    with pytest.raises(UsageError):
+        with_preset(small, **changes)
+
+
+# The command itself, on the embedded preset, in processes of their own.
+
+OPTIONS = ("digits", "--seeds", "0-29", "--block", "10", "--skips", "0,9", "--threads", "1")
+COMMAND = (sys.executable, str(ROOT / "scripts" / "run_experiments_with_skips.py"), *OPTIONS)
+
+
+@pytest.fixture(scope="module")
+def uninterrupted(tmp_path_factory):
+    """Outputs of one process that nobody disturbed."""
+    folder = tmp_path_factory.mktemp("uninterrupted")
+    subprocess.run(COMMAND, cwd=folder, check=True, capture_output=True)
+    return outputs(folder / "images_with_skips")
+
+
+def test_killed_at_any_point_and_resumed(uninterrupted, tmp_path):
+    """SIGKILL as soon as one more block has appeared, again and again, then to the end."""
+    blocks = 0
+    for _ in range(3):
+        process = subprocess.Popen(COMMAND, cwd=tmp_path, stderr=subprocess.DEVNULL)
+        while process.poll() is None:
+            present = len(list(tmp_path.rglob("*.npy")))
+            if present > blocks:
+                blocks = present
+                process.send_signal(signal.SIGKILL)
+            time.sleep(0.005)
+        process.wait()
+    assert blocks > 0
+    subprocess.run(COMMAND, cwd=tmp_path, check=True, capture_output=True)
+    assert outputs(tmp_path / "images_with_skips") == uninterrupted
+
+
+def test_two_processes(uninterrupted, tmp_path):
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
+    subprocess.run([*launcher, *COMMAND[1:]], cwd=tmp_path, check=True, capture_output=True)
+    assert outputs(tmp_path / "images_with_skips") == uninterrupted
+
+
+def test_bare_tensors_of_the_earlier_reproduction_drive_the_sweep(uninterrupted, tmp_path):
+    """mu.pt, U.pt and lambdas.pt alone, written by hand from torch.cov and torch.svd."""
+    from linear_structure import datasets
+
+    x = datasets.load("digits").images().flatten(1) / 127.5 - 1
+    u, values, _ = torch.svd(torch.cov(x.T))
+    folder = tmp_path / "by_hand"
+    folder.mkdir()
+    for name, value in (("mu", x.mean(0).view(1, 8, 8)), ("U", u), ("lambdas", values)):
+        torch.save(value, folder / f"{name}.pt")
+    done = subprocess.run(
+        [*COMMAND, "--parameters", "by_hand"],
+        cwd=tmp_path,
+        check=True,
+        capture_output=True,
+        text=True,
+    )
+    assert done.stdout.count("taken as pixels in [-1, 1]") == 1
+    made = outputs(tmp_path / "images_with_skips")
+    assert made["0.json"] == uninterrupted["0.json"]
+    ours, theirs = (json.loads(text["9.json"])["distance"] for text in (uninterrupted, made))
+    assert theirs == pytest.approx(ours, rel=1e-2)
+
+
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        (["nonsense"], "unknown preset 'nonsense': expected one of digits, cifar10"),
+        (["digits", "--skips", "0,18"], "from 0 to 17"),
+        (["digits", "--parameters", "nowhere"], "nowhere is no directory"),
+        (["digits", "--network", "nowhere.pkl"], "nowhere.pkl does not exist"),
+        (["digits", "--seeds", "9-1"], "FIRST-LAST"),
+        (["digits", "--device", "abacus"], "no such device"),
+    ],
+)
+def test_misuse_is_one_sentence_and_exit_code_2(tmp_path, arguments, said):
+    done = subprocess.run(
+        [*COMMAND[:2], *arguments], cwd=tmp_path, capture_output=True, text=True, env=os.environ
+    )
+    assert done.returncode == 2
+    assert said in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def test_an_unwritable_folder_is_one_sentence(tmp_path):
+    (tmp_path / "images_with_skips").write_text("in the way")
+    done = subprocess.run(COMMAND, cwd=tmp_path, capture_output=True, text=True)
+    assert done.returncode == 1
+    assert "images_with_skips" in done.stderr
+    assert "Traceback" not in done.stderr
