@@ -1,0 +1,102 @@
+"""What DDPM++, NCSN++ and ADM share: options, the two paths of blocks, label dropout.
+
+Level l works at resolution `img_resolution / 2^l` and width `model_channels * channel_mult[l]`.
+The contracting path goes down the levels, the expanding path up again; each `block{i}` of the
+latter also takes the newest output of the former that is still unused.
+"""
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from edm.networks.block import BlockStyle, UNetBlock
+from edm.networks.options import count, option
+from linear_structure.errors import UsageError
+
+MAX_LEVELS = 12
+
+
+@dataclass(frozen=True, kw_only=True)
+class UNetOptions:
+    """Options of both kinds of network, under their published names."""
+
+    img_resolution: int = count()
+    label_dim: int = count(0, low=0)
+    augment_dim: int = count(0, low=0)
+    model_channels: int = count()
+    channel_mult: tuple[int, ...] = count(high=1024)
+    channel_mult_emb: int = count(4)
+    num_blocks: int = count(high=32)
+    attn_resolutions: tuple[int, ...] = count()
+    dropout: float = option(0.1, high=1)
+    label_dropout: float = option(0.0, high=1)
+
+    def __post_init__(self) -> None:
+        levels = len(self.channel_mult)
+        if not 1 <= levels <= MAX_LEVELS or self.img_resolution % 2 ** (levels - 1):
+            raise UsageError(
+                f"option 'img_resolution' is {self.img_resolution}, which cannot be halved for the "
+                f"{levels} levels of 'channel_mult' (1 to {MAX_LEVELS})"
+            )
+        if self.model_channels % 2:
+            raise UsageError(f"option 'model_channels' is {self.model_channels}: expected even")
+
+    @property
+    def embedding_channels(self) -> int:
+        return self.model_channels * self.channel_mult_emb
+
+    @property
+    def levels(self) -> list[tuple[int, int]]:
+        """(resolution, width) from the finest to the coarsest."""
+        widths = [self.model_channels * factor for factor in self.channel_mult]
+        return [(self.img_resolution >> level, width) for level, width in enumerate(widths)]
+
+
+def contracting(
+    options: UNetOptions, style: BlockStyle, channels: int
+) -> Iterator[tuple[str, UNetBlock]]:
+    """Blocks of the encoder with their names, in order; `channels` enter the first."""
+    for resolution, width in options.levels:
+        name = f"{resolution}x{resolution}"
+        if resolution < options.img_resolution:
+            yield f"{name}_down", UNetBlock(channels, channels, style, "down")
+        attention = resolution in options.attn_resolutions
+        for i in range(options.num_blocks):
+            yield f"{name}_block{i}", UNetBlock(channels, width, style, attention=attention)
+            channels = width
+
+
+def expanding(
+    options: UNetOptions, style: BlockStyle, skips: list[int], attention_everywhere: bool
+) -> Iterator[tuple[str, UNetBlock]]:
+    """Blocks of the decoder with their names, in order.
+
+    Args:
+        skips: channels of each output of the encoder.
+        attention_everywhere: at an attention resolution, in all blocks; else in the last only.
+    """
+    skips, channels = list(skips), skips[-1]
+    for level, (resolution, width) in reversed(list(enumerate(options.levels))):
+        name = f"{resolution}x{resolution}"
+        if level == len(options.levels) - 1:
+            yield f"{name}_in0", UNetBlock(channels, channels, style, attention=True)
+            yield f"{name}_in1", UNetBlock(channels, channels, style)
+        else:
+            yield f"{name}_up", UNetBlock(channels, channels, style, "up")
+        for i in range(options.num_blocks + 1):
+            attention = resolution in options.attn_resolutions and (
+                attention_everywhere or i == options.num_blocks
+            )
+            block = UNetBlock(channels + skips.pop(), width, style, attention=attention)
+            yield f"{name}_block{i}", block
+            channels = width
+
+
+def drop_labels(labels: Tensor, probability: float, batch: int) -> Tensor:
+    """Zero each of the `batch` rows with a probability: (n or 1, label_dim) -> (batch, label_dim).
+
+    What the network learns for zeros is the unconditional model (Ho and Salimans 2021).
+    """
+    return labels * (torch.rand(batch, 1, device=labels.device) >= probability)

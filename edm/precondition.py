@@ -1,0 +1,371 @@
+"""Preconditioning: the denoiser that a network F makes (Karras et al. 2022, table 1).
+
+    D(x, sigma) = c_skip(sigma) x + c_out(sigma) F(c_in(sigma) x, c_noise(sigma))
+
+| | c_skip | c_out | c_in | c_noise |
+|---|---|---|---|---|
+| EDM | d^2 / v | sigma d / sqrt(v) | 1 / sqrt(v) | ln(sigma) / 4 |
+| VP | 1 | -sigma | 1 / sqrt(sigma^2 + 1) | (M - 1) t(sigma) |
+| VE | 1 | sigma | 1 | ln(sigma / 2) |
+| iDDPM | 1 | -sigma | 1 / sqrt(sigma^2 + 1) | M - 1 - (index of the nearest u_j) |
+
+with EDM's `d = sigma_data` and `v = sigma^2 + d^2`; VP's `sigma(t) = sqrt(exp(beta_d t^2 / 2 +
+beta_min t) - 1)` and its inverse t; iDDPM's decreasing noise levels `u_0, ..., u_M = 0`. All is
+computed in float32, as when the networks were trained; F alone may run in a narrower type.
+"""
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, fields
+from functools import partial
+from typing import Any, ClassVar, NamedTuple
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional as F
+
+from edm.networks import ADM, ADMOptions, DDPMpp, DDPMppOptions
+from edm.networks.options import count, option, parse, plain
+from linear_structure.denoise import Denoiser, expand
+from linear_structure.errors import UsageError
+
+
+class Coefficients(NamedTuple):
+    """The four functions of sigma, each in sigma's shape."""
+
+    skip: Tensor
+    out: Tensor
+    input: Tensor
+    noise: Tensor
+
+
+@dataclass(frozen=True, kw_only=True)
+class Options:
+    """What every preconditioner is told, under the published names."""
+
+    img_resolution: int = count()
+    img_channels: int = count()
+    label_dim: int = count(0, low=0)
+    use_fp16: bool = option(False)
+
+
+class Preconditioned(nn.Module):
+    """A denoiser made of a network; a conditional one is first bound to its labels.
+
+    Attributes:
+        model: the network F.
+        sigma_min, sigma_max: the range of noise levels that it was made for.
+        compute_dtype: the type that F computes in, on any device. None, the default, is the
+            published rule: float16 on CUDA if `use_fp16`, else float32.
+
+    Faster with `network.to(memory_format=torch.channels_last)`, and with `network.compile()`.
+    """
+
+    options_type: ClassVar[type[Options]]
+    default_model: ClassVar[str]
+    outputs_per_channel: ClassVar[int] = 1
+
+    options: Options
+    sigma_min: float
+    sigma_max: float
+    compute_dtype: torch.dtype | None
+
+    def __init__(self, options: Options, model: nn.Module) -> None:
+        super().__init__()
+        self.options, self.model, self.compute_dtype = options, model, None
+
+    @property
+    def img_resolution(self) -> int:
+        return self.options.img_resolution
+
+    @property
+    def img_channels(self) -> int:
+        return self.options.img_channels
+
+    @property
+    def label_dim(self) -> int:
+        return self.options.label_dim
+
+    @property
+    def config(self) -> dict[str, Any]:
+        """All options, defaults included, as JSON values: `build` makes the same network of it."""
+        precondition = next(name for name, kind in PRECONDITIONERS.items() if type(self) is kind)
+        model_type = next(name for name, each in MODELS.items() if isinstance(self.model, each[0]))
+        return {
+            "precondition": precondition,
+            "model_type": model_type,
+            **plain(self.model.options),
+            **plain(self.options),
+        }
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """c_skip, c_out, c_in and c_noise at float32 noise levels of any shape."""
+        raise NotImplementedError
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The noise level(s) nearest to sigma that the network knows; here, all are known."""
+        return torch.as_tensor(sigma)
+
+    def forward(
+        self,
+        x: Tensor,
+        sigma: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+        force_fp32: bool = False,
+    ) -> Tensor:
+        """The expected clean image D(x, sigma).
+
+        Args:
+            x: noisy images (B, C, H, W) in any floating-point type.
+            sigma: () or (B,). One noise level for all is embedded once, not once for each image.
+            class_labels: one-hot (B, label_dim) or (1, label_dim); None: no class. Ignored by an
+                unconditional network.
+            augment_labels: (B, augment_dim), in training; None: not augmented.
+            force_fp32: compute in float32 whatever `compute_dtype` says.
+
+        Returns:
+            (B, C, H, W) in x's dtype and on its device.
+        """
+        images = x.to(torch.float32)
+        c = self.coefficients(expand(sigma, images))
+        inputs = (c.input * images).to(self._dtype(x.device, force_fp32))
+        labels = self._labels(class_labels, x.device)
+        outputs = self.model(inputs, c.noise.flatten(), labels, augment_labels)
+        return (c.skip * images + c.out * outputs[:, : x.shape[1]].to(torch.float32)).to(x.dtype)
+
+    def bind(self, labels: Tensor) -> Denoiser:
+        """This network as a denoiser of images of given classes.
+
+        Args:
+            labels: classes (n,), any integer type, or one-hot (n, label_dim), floating point.
+
+        Raises:
+            UsageError: the network is unconditional, or labels have another shape or range.
+        """
+        if not self.label_dim:
+            raise UsageError("the network is unconditional: it takes no class labels")
+        return partial(self, class_labels=self._one_hot(labels))
+
+    def _one_hot(self, labels: Tensor) -> Tensor:
+        if labels.is_floating_point() and labels.shape[1:] == (self.label_dim,):
+            return labels.to(torch.float32)
+        if labels.is_floating_point() or labels.ndim != 1:
+            raise UsageError(
+                f"labels have shape {tuple(labels.shape)} and type {labels.dtype}: expected "
+                f"integers (n,) or one-hot floating point (n, {self.label_dim})"
+            )
+        if labels.numel() and not 0 <= labels.min() <= labels.max() < self.label_dim:
+            raise UsageError(
+                f"labels lie between {labels.min()} and {labels.max()}: "
+                f"the network knows the classes 0 to {self.label_dim - 1}"
+            )
+        return F.one_hot(labels.long(), self.label_dim).to(torch.float32)
+
+    def _labels(self, labels: Tensor | None, device: torch.device) -> Tensor | None:
+        if not self.label_dim:
+            return None
+        if labels is None:
+            return torch.zeros(1, self.label_dim, device=device)
+        return labels.to(device, torch.float32).reshape(-1, self.label_dim)
+
+    def _dtype(self, device: torch.device, force_fp32: bool) -> torch.dtype:
+        if force_fp32:
+            return torch.float32
+        if self.compute_dtype is not None:
+            return self.compute_dtype
+        return torch.float16 if self.options.use_fp16 and device.type == "cuda" else torch.float32
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMOptions(Options):
+    """Options of EDM preconditioning, under the published names."""
+
+    sigma_min: float = option(0.0)
+    sigma_max: float = option(math.inf)
+    sigma_data: float = option(0.5)
+
+
+class EDM(Preconditioned):
+    """Unit variance in and out of F at every noise level (Karras et al. 2022)."""
+
+    options_type = EDMOptions
+    default_model = "DhariwalUNet"
+    options: EDMOptions
+
+    def __init__(self, options: EDMOptions, model: nn.Module) -> None:
+        super().__init__(options, model)
+        self.sigma_min, self.sigma_max = options.sigma_min, options.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """The row "EDM" of the table above."""
+        data = self.options.sigma_data
+        variance = sigma**2 + data**2
+        return Coefficients(
+            skip=data**2 / variance,
+            out=sigma * data / variance.sqrt(),
+            input=1 / variance.sqrt(),
+            noise=sigma.log() / 4,
+        )
+
+
+@dataclass(frozen=True, kw_only=True)
+class VPOptions(Options):
+    """Options of VP preconditioning, under the published names."""
+
+    beta_d: float = option(19.9)
+    beta_min: float = option(0.1)
+    M: int = count(1000)
+    epsilon_t: float = option(1e-5, high=1)
+
+
+class VP(Preconditioned):
+    """Variance preserving (Song et al. 2021): DDPM's noise prediction in continuous time."""
+
+    options_type = VPOptions
+    default_model = "SongUNet"
+    options: VPOptions
+
+    def __init__(self, options: VPOptions, model: nn.Module) -> None:
+        super().__init__(options, model)
+        ends = torch.tensor([options.epsilon_t, 1], dtype=torch.float32, device="cpu")
+        self.sigma_min, self.sigma_max = self.sigma(ends).tolist()
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """The row "VP" of the table above."""
+        return Coefficients(
+            skip=torch.ones_like(sigma),
+            out=-sigma,
+            input=1 / (sigma**2 + 1).sqrt(),
+            noise=(self.options.M - 1) * self.time(sigma),
+        )
+
+    def sigma(self, time: Tensor) -> Tensor:
+        """sigma(t), any shape."""
+        o = self.options
+        return ((o.beta_d * time**2 / 2 + o.beta_min * time).exp() - 1).sqrt()
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """t(sigma), any shape; rounds as in training (`log1p` would shift the smallest levels)."""
+        o = self.options
+        root = (o.beta_min**2 + 2 * o.beta_d * (1 + sigma**2).log()).sqrt()
+        return (root - o.beta_min) / o.beta_d
+
+
+@dataclass(frozen=True, kw_only=True)
+class VEOptions(Options):
+    """Options of VE preconditioning, under the published names."""
+
+    sigma_min: float = option(0.02)
+    sigma_max: float = option(100.0)
+
+
+class VE(Preconditioned):
+    """Variance exploding (Song et al. 2021)."""
+
+    options_type = VEOptions
+    default_model = "SongUNet"
+    options: VEOptions
+
+    def __init__(self, options: VEOptions, model: nn.Module) -> None:
+        super().__init__(options, model)
+        self.sigma_min, self.sigma_max = options.sigma_min, options.sigma_max
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """The row "VE" of the table above."""
+        one = torch.ones_like(sigma)
+        return Coefficients(skip=one, out=sigma, input=one, noise=(sigma / 2).log())
+
+
+@dataclass(frozen=True, kw_only=True)
+class IDDPMOptions(Options):
+    """Options of iDDPM preconditioning, under the published names."""
+
+    C_1: float = option(0.001)
+    C_2: float = option(0.008)
+    M: int = count(1000, high=10000)
+
+
+class IDDPM(Preconditioned):
+    """Improved DDPM (Nichol and Dhariwal 2021): M noise levels; F also predicts a variance."""
+
+    options_type = IDDPMOptions
+    default_model = "DhariwalUNet"
+    outputs_per_channel = 2  # the image comes first; the variance is not used
+    options: IDDPMOptions
+    u: Tensor
+
+    def __init__(self, options: IDDPMOptions, model: nn.Module) -> None:
+        super().__init__(options, model)
+        levels = noise_levels(options.M, options.C_1, options.C_2)
+        self.sigma_min, self.sigma_max = float(levels[-2]), float(levels[0])
+        self.register_buffer("u", levels.to(torch.get_default_device()))
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """The row "iDDPM" of the table above."""
+        return Coefficients(
+            skip=torch.ones_like(sigma),
+            out=-sigma,
+            input=1 / (sigma**2 + 1).sqrt(),
+            noise=(self.options.M - 1 - self._index(sigma)).to(torch.float32),
+        )
+
+    def round_sigma(self, sigma: Tensor | float) -> Tensor:
+        """The nearest of the M + 1 levels u, in sigma's shape, dtype and device."""
+        sigma = torch.as_tensor(sigma)
+        return self.u[self._index(sigma.to(self.u))].to(sigma)
+
+    def _index(self, sigma: Tensor) -> Tensor:
+        """`cdist`, not a difference: near ties its rounding decides, as in the published code."""
+        return torch.cdist(sigma.reshape(-1, 1), self.u[:, None]).argmin(1).reshape(sigma.shape)
+
+
+def noise_levels(count: int, c_1: float, c_2: float) -> Tensor:
+    """iDDPM's u_0, ..., u_M = 0: (M + 1,) float32, decreasing, on the CPU.
+
+    `u_{j-1}^2 + 1 = (u_j^2 + 1) / max(a_{j-1} / a_j, C_1)`, `a_j = sin^2(pi/2 j / (M (C_2 + 1)))`.
+    """
+    j = torch.arange(count + 1, dtype=torch.float32, device="cpu")
+    a = (0.5 * math.pi * j / count / (c_2 + 1)).sin() ** 2
+    levels = torch.zeros(count + 1, dtype=torch.float32, device="cpu")
+    for i in range(count, 0, -1):
+        ratio = (a[i - 1] / a[i]).clamp(min=c_1)
+        levels[i - 1] = ((levels[i] ** 2 + 1) / ratio - 1).sqrt()
+    return levels
+
+
+MODELS = {"SongUNet": (DDPMpp, DDPMppOptions), "DhariwalUNet": (ADM, ADMOptions)}
+PRECONDITIONERS = {"EDMPrecond": EDM, "VPPrecond": VP, "VEPrecond": VE, "iDDPMPrecond": IDDPM}
+SHARED = {"img_resolution", "label_dim"}  # options of the preconditioner and of its network
+
+
+def build(config: Mapping[str, Any]) -> Preconditioned:
+    """Make a network with initial weights, on the default device, from plain JSON values.
+
+    Args:
+        config: `precondition` (the published class name), `model_type`, `img_resolution`,
+            `img_channels`, `label_dim`, `use_fp16`, and the options of both by their published
+            names; what is absent has the published default.
+
+    Raises:
+        UsageError: a name is unknown or missing, or a value has the wrong type or range.
+    """
+    values = dict(config)
+    name = values.pop("precondition", None)
+    kind = _named(PRECONDITIONERS, name, "precondition")
+    model_type = values.pop("model_type", kind.default_model)
+    model, model_options = _named(MODELS, model_type, "model type")
+    own = {each.name for each in fields(kind.options_type)} & values.keys()
+    options = parse(kind.options_type, {key: values[key] for key in own}, name)
+    rest = {key: values[key] for key in values.keys() - own | own & SHARED}
+    channels = options.img_channels
+    network = model(
+        parse(model_options, rest, model_type), channels, channels * kind.outputs_per_channel
+    )
+    return kind(options, network)
+
+
+def _named(table: Mapping[str, Any], name: Any, what: str) -> Any:
+    if not isinstance(name, str) or name not in table:
+        raise UsageError(f"unknown {what} {name!r}; known are {', '.join(table)}")
+    return table[name]
