@@ -14,6 +14,7 @@ from urllib.parse import urlparse
 from edm.features import WEIGHTS as INCEPTION
 from linear_structure.download import Source, fetch
 from linear_structure.errors import UsageError
+from linear_structure.files import digest_of, digest_of_file
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
@@ -205,10 +206,18 @@ def find(name: str) -> Preset:
 
 
 def as_file(text: str, sha256: str | None = None, limit: int = 1000 * MEGABYTE) -> File:
-    """A path or URL that a user typed, with the digest that a URL's file must have."""
-    if not text.startswith(("http://", "https://")):
-        return Path(text)
-    return Source((text,), Path(urlparse(text).path).name, sha256, limit)
+    """A path or URL that a user typed, with the digest that its file must have.
+
+    Raises:
+        UsageError: the file at a path has another digest.
+    """
+    if text.startswith(("http://", "https://")):
+        name = Path(urlparse(text).path).name
+        return Source((text,), f"given/{digest_of(text)[:16]}/{name}", sha256, limit)
+    path = Path(text)
+    if sha256 and path.is_file() and (actual := digest_of_file(path)) != sha256.lower():
+        raise UsageError(f"{path} has the SHA-256 {actual}, not the {sha256} that was asked for")
+    return path
 
 
 def locate(file: File) -> Path:

@@ -96,16 +96,28 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: skipped steps, sigma, NFE, calls saved, distance with its spread."""
+    """Markdown: skipped steps, sigma, NFE, calls saved, distance with its spread, a caption."""
     by_skip = rows(results)
     full = max(row.nfe for row in by_skip)
-    head = f"| skipped steps | sigma | NFE | calls saved | {distance_name(results)} | range |"
-    lines = [head, "|---:|---:|---:|---:|---:|---:|"]
+    head = f"| skipped steps | sigma | NFE | calls saved | {distance_name(results)} | min | max |"
+    lines = [head, "|---:|---:|---:|---:|---:|---:|---:|"]
     for row in by_skip:
         low, high = row.spread
         saved = f"{1 - row.nfe / full:.0%}"
         lines.append(
             f"| {row.skip} | {row.sigma:.3g} | {row.nfe} | {saved} "
-            f"| {row.mean:.3f} | {low:.3f} to {high:.3f} |"
+            f"| {row.mean:.3f} | {low:.3f} | {high:.3f} |"
         )
-    return "\n".join(lines)
+    return "\n".join([*lines, "", caption(results)])
+
+
+def caption(results: Sequence[Result]) -> str:
+    """What the numbers of a table are: how many ranges of seeds, and of how many images."""
+    ranges = len({str(result.seeds) for result in results})
+    count = results[0].outputs["count"]
+    if ranges == 1:
+        return f"One range of {count:,} images."
+    return (
+        f"Mean, minimum and maximum over {ranges} disjoint ranges of {count:,} images; "
+        "the published convention is the minimum of three."
+    )

@@ -15,7 +15,7 @@ from edm.features import Features
 from edm.precondition import Preconditioned
 from experiments import presets, results
 from experiments.presets import Preset, SeedRange, as_file, locate
-from experiments.sampling import check_shape
+from experiments.sampling import check_shape, image_shape
 from experiments.sweep import Sweep
 from linear_structure import datasets, distributed, get_parameters, parameters
 from linear_structure.denoise import Denoiser
@@ -92,7 +92,7 @@ def chosen_device(options: argparse.Namespace) -> tuple[torch.device, int]:
     threads = options.threads or distributed.usable_cores()
     if threads < 1:
         raise UsageError(f"--threads {threads}: expected 1 or more")
-    torch.set_num_threads(threads)
+    distributed.set_threads(threads)
     name = options.device
     if name == "auto":
         name = "cuda" if torch.cuda.is_available() else "cpu"
@@ -110,6 +110,7 @@ def load_sweep(preset: Preset, device: torch.device, threads: int, save_images: 
     """Load everything a sweep needs; a missing default parameter directory is made."""
     network = load_network(preset, device)
     extractor = features.load(locate(preset.features), device=device)
+    check_features(extractor, network)
     return Sweep(
         preset=preset,
         network=network,
@@ -122,6 +123,18 @@ def load_sweep(preset: Preset, device: torch.device, threads: int, save_images: 
         root=results.ROOT,
         save_images=save_images,
     )
+
+
+def check_features(extractor: Features, network: Preconditioned) -> None:
+    """Refuse a feature network for images of other channels, before anything is sampled.
+
+    Raises:
+        UsageError: it is.
+    """
+    try:
+        extractor(torch.zeros(1, *image_shape(network), dtype=torch.uint8))
+    except ValueError as error:
+        raise UsageError(f"the features do not suit the network's images: {error}") from error
 
 
 def load_network(preset: Preset, device: torch.device) -> Preconditioned:

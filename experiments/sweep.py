@@ -29,7 +29,7 @@ from experiments.presets import Preset, SeedRange
 from experiments.results import Result
 from experiments.sampling import check_shape, flow_of, grid_of, image_shape, nfe, sample_pixels
 from linear_structure import distributed
-from linear_structure.files import digest_of, replacing
+from linear_structure.files import digest_of, write_array
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import save_png
 from linear_structure.parameters import Parameters
@@ -188,8 +188,7 @@ def _sample_block(sweep: Sweep, block: Block) -> None:
     if sweep.save_images:
         for path, image in zip(_images_of(sweep, block), pixels.cpu(), strict=True):
             save_png(path, image)
-    with replacing(block.path) as beside:
-        np.save(beside, features)
+    write_array(block.path, features)
 
 
 def _images_of(sweep: Sweep, block: Block) -> list[Path]:

@@ -42,9 +42,16 @@ def expand(sigma: Tensor | float, x: Tensor) -> Tensor:
 
 def score(denoise: Denoiser, x: Tensor, sigma: Tensor | float) -> Tensor:
     """Gradient of the log density of the noised data, `(D - x) / sigma^2`: (B, *S)."""
-    return (denoise(x, torch.as_tensor(sigma)) - x) / expand(sigma, x) ** 2
+    sigma = _exactly(sigma)
+    return (denoise(x, sigma) - x) / expand(sigma, x) ** 2
 
 
 def slope(denoise: Denoiser, x: Tensor, sigma: Tensor | float) -> Tensor:
     """Right-hand side `dx/dsigma = (x - D) / sigma` of the probability-flow ODE: (B, *S)."""
-    return (x - denoise(x, torch.as_tensor(sigma))) / expand(sigma, x)
+    sigma = _exactly(sigma)
+    return (x - denoise(x, sigma)) / expand(sigma, x)
+
+
+def _exactly(sigma: Tensor | float) -> Tensor:
+    """A tensor that keeps all digits of a Python number, which torch would round to float32."""
+    return sigma if isinstance(sigma, Tensor) else torch.tensor(sigma, dtype=torch.float64)

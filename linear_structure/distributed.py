@@ -31,7 +31,7 @@ def local_rank() -> int:
 
 
 def usable_cores() -> int:
-    """Cores this process may run on: a thread count that `torchrun`'s OMP_NUM_THREADS leaves alone."""
+    """Cores this process may run on, whatever `torchrun` puts into OMP_NUM_THREADS."""
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 

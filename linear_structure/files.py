@@ -1,36 +1,80 @@
 """Files that appear whole or not at all, and their fingerprints."""
 
 import hashlib
+import io
 import json
-import os
 import secrets
+import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-CHUNK = 1 << 20
+import numpy as np
 
 
 @contextmanager
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there if the block ends well, else remove it.
 
-    The parent folder is made. The temporary name keeps the suffix, which some writers look at.
+    The parent folder is made. The temporary name keeps the suffix, which some writers look at. An
+    OSError that names no file, as that of a full disk, is given the name of `path`.
     """
     path.parent.mkdir(parents=True, exist_ok=True)
     beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
     try:
-        yield beside
-        os.replace(beside, path)
+        with _blaming(path):
+            yield beside
+            beside.replace(path)
     finally:
         beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; put it there if the block ends well, else remove it.
+
+    What was at `path` is moved aside first and then removed: at any moment `path` holds all of the
+    old, all of the new, or is not there.
+    """
+    path = path.resolve()
+    beside, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        with _blaming(path):
+            yield beside
+            if path.exists():
+                path.rename(old)
+            beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
 
 
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all."""
     with replacing(path) as beside:
-        beside.write_text(text)
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write `array` as .npy whole or not at all (`np.save` ignores that a disk is full)."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    with replacing(path) as beside:
+        beside.write_bytes(content.getbuffer())
 
 
 def write_json(path: Path, value: Any) -> None:
@@ -46,8 +90,5 @@ def digest_of(value: Any) -> str:
 
 def digest_of_file(path: Path) -> str:
     """SHA-256 (64 hexadecimal digits) of a file's bytes."""
-    sha = hashlib.sha256()
     with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            sha.update(chunk)
-    return sha.hexdigest()
+        return hashlib.file_digest(file, "sha256").hexdigest()

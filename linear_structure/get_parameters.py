@@ -1,4 +1,4 @@
-"""python linear_structure/get_parameters.py DATASET {gaussian,...} SAVE_DIR: images to parameters."""
+"""python linear_structure/get_parameters.py DATASET KIND SAVE_DIR: from images to parameters."""
 
 import sys
 from pathlib import Path
@@ -9,8 +9,10 @@ if __name__ == "__main__":  # this folder would come first on the path and shado
 import argparse
 import hashlib
 import math
+from collections.abc import Iterator
 from dataclasses import replace
 
+import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -19,7 +21,7 @@ from linear_structure import datasets, mixture, parameters
 from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError, run_command
 from linear_structure.gaussian import Gaussian, Isotropic
-from linear_structure.images import from_uint8
+from linear_structure.images import HALF_RANGE, from_uint8
 from linear_structure.moments import Moments, PixelSums
 from linear_structure.parameters import KINDS, Model, Story
 from linear_structure.points import PointCloud
@@ -33,7 +35,7 @@ def measure(dataset: Dataset, block: int = BLOCK) -> tuple[Moments, str]:
     with tqdm(total=dataset.count, desc="mean and covariance", unit=" images") as bar:
         for images, _ in dataset.blocks(block):
             sums.add(images)
-            sha.update(images.contiguous().numpy())
+            sha.update(images.contiguous().numpy().data)
             bar.update(len(images))
     return sums.moments(), sha.hexdigest()
 
@@ -41,28 +43,40 @@ def measure(dataset: Dataset, block: int = BLOCK) -> tuple[Moments, str]:
 def fit_gaussian(
     dataset: Dataset, rank: int | None = None, block: int = BLOCK
 ) -> tuple[Gaussian, Story]:
-    """The Gaussian of a dataset; one with fewer images than pixels is held in memory instead of
-    its D x D covariance."""
+    """The Gaussian of a dataset, of at most `rank` directions, and its story.
+
+    The images pass once, `block` at a time; only where they are fewer than the pixels of one are
+    they held in memory, instead of the D x D covariance.
+    """
     if dataset.count >= math.prod(dataset.shape):
         moments, digest = measure(dataset, block)
-        gaussian = Gaussian.from_covariance(moments.mean, moments.covariance, rank)
-        return gaussian, _story(dataset, digest, moments.sigma_data)
+        story = _story(dataset, digest, moments.sigma_data)
+        mean, covariance = moments.mean, moments.covariance
+        del moments  # as large as the covariance
+        return Gaussian.from_covariance(mean, covariance, rank, overwrite=True), story
     images = dataset.images()
-    return Gaussian.from_samples(_samples(images), rank), _story_of_images(dataset, images)
+    samples = from_uint8(images.flatten(1), torch.float64)
+    return Gaussian.from_samples(samples, rank), _story_of_images(dataset, images)
 
 
 def fit_images(
     kind: str, dataset: Dataset, rank: int | None, s0: float, components: int, seed: int
 ) -> tuple[Model, Story]:
-    """A model of one of the kinds that need all images in memory."""
+    """A model of one of the kinds that need all images in memory, and its story.
+
+    Raises:
+        UsageError: more components are asked for than there are images.
+    """
     images = dataset.images()
     story = _story_of_images(dataset, images)
     if kind == "isotropic":
-        return Isotropic(_samples(images).mean(0), s0), story
+        return Isotropic(_mean(images), s0), story
     if kind == "pointcloud":
         return PointCloud(images.flatten(1)), story
-    labels = mixture.cluster(from_uint8(images), components, seed)
-    return mixture.fit(from_uint8(images).flatten(1), labels, rank), story
+    if components > len(images):
+        raise UsageError(f"{components} components cannot be fitted to {len(images)} images")
+    samples = from_uint8(images.flatten(1))
+    return mixture.fit(samples, mixture.cluster(samples, components, seed), rank), story
 
 
 def _story(dataset: Dataset, digest: str, sigma_data: float) -> Story:
@@ -70,12 +84,22 @@ def _story(dataset: Dataset, digest: str, sigma_data: float) -> Story:
 
 
 def _story_of_images(dataset: Dataset, images: Tensor) -> Story:
-    digest = hashlib.sha256(images.contiguous().numpy()).hexdigest()
-    return _story(dataset, digest, float(from_uint8(images).std(correction=0)))
+    digest = hashlib.sha256(images.contiguous().numpy().data).hexdigest()
+    return _story(dataset, digest, _deviation(images))
 
 
-def _samples(images: Tensor) -> Tensor:
-    return from_uint8(images.flatten(1), torch.float64)
+def _deviation(images: Tensor) -> float:
+    """Standard deviation of all pixels on the [-1, 1] scale, from their histogram."""
+    counts = images.flatten().bincount(minlength=256).double()
+    levels = from_uint8(torch.arange(256, dtype=torch.uint8), torch.float64)
+    mean = counts @ levels / counts.sum()
+    return float((counts @ (levels - mean) ** 2 / counts.sum()).sqrt())
+
+
+def _mean(images: Tensor) -> Tensor:
+    """Mean image (D,) on the [-1, 1] scale, exact but for the last rounding."""
+    pixels = images.flatten(1).numpy()
+    return torch.from_numpy(pixels.mean(0, dtype=np.float64)) / HALF_RANGE - 1
 
 
 def _fit(options: argparse.Namespace, dataset: Dataset) -> tuple[Model, Story]:
@@ -86,28 +110,32 @@ def _fit(options: argparse.Namespace, dataset: Dataset) -> tuple[Model, Story]:
     )
 
 
-def _of_class(dataset: Dataset, images: Tensor, label: int) -> Dataset:
-    chosen = images[dataset.labels() == label]
-    return replace(
-        dataset, count=len(chosen), read=lambda start, stop: chosen[start:stop], targets=None
-    )
-
-
-def _save_by_class(options: argparse.Namespace, dataset: Dataset) -> None:
-    labels, images = dataset.labels(), dataset.images()
-    if labels is None:
-        raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
+def _fit_classes(
+    options: argparse.Namespace, dataset: Dataset, labels: Tensor
+) -> Iterator[tuple[Model, Story]]:
+    images = dataset.images()
     for label in labels.unique().tolist():
-        model, story = _fit(options, _of_class(dataset, images, label))
-        folder = options.save_dir / "by_class" / str(label)
-        parameters.save(folder, model, replace(story, label=label))
-        print(f"class {label}: {story.count:,} images, written to {folder}")
+        model, story = _fit(options, Dataset.of(dataset.name, images[labels == label]))
+        print(f"class {label}: {story.count:,} images")
+        yield model, replace(story, label=label)
 
 
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
     return int(text)
+
+
+def _seed(text: str) -> int:
+    if not text.isdecimal() or int(text) >= 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
+def _not_negative(text: str) -> float:
+    if not 0 <= float(text) < math.inf:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    return float(text)
 
 
 def _parse() -> argparse.Namespace:
@@ -119,9 +147,11 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--by-class", action="store_true", help="one model for each class as well")
     parser.add_argument("--batch", type=_positive, default=BLOCK, help="images read at a time")
     parser.add_argument("--data-dir", type=Path, help="where archives are kept or looked for")
-    parser.add_argument("--s0", type=float, default=0.0, help="isotropic: standard deviation")
+    parser.add_argument(
+        "--s0", type=_not_negative, default=0.0, help="isotropic: deviation of pixels"
+    )
     parser.add_argument("--components", type=_positive, default=10, help="mixture: how many")
-    parser.add_argument("--seed", type=int, default=0, help="mixture: seed of the k-means")
+    parser.add_argument("--seed", type=_seed, default=0, help="mixture: seed of the k-means")
     return parser.parse_args()
 
 
@@ -130,13 +160,15 @@ def main() -> None:
     options = _parse()
     parameters.check_target(options.save_dir)
     dataset = datasets.load(options.dataset, options.data_dir)
+    labels = dataset.labels() if options.by_class else None
+    if options.by_class and labels is None:
+        raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
     model, story = _fit(options, dataset)
-    parameters.save(options.save_dir, model, story)
     print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")
     print(f"pixel standard deviation (sigma_data) {story.sigma_data:.4f} on the [-1, 1] scale")
+    classes = () if labels is None else _fit_classes(options, dataset, labels)
+    parameters.save(options.save_dir, model, story, classes)
     print(f"{options.kind} parameters written to {options.save_dir}")
-    if options.by_class:
-        _save_by_class(options, dataset)
 
 
 if __name__ == "__main__":

@@ -6,15 +6,17 @@
     pointcloud  points.npy (N, D) uint8
     by_class/<label>/   one such directory for each class
 
-`parameters.json` says which kind it is and what it was made from. The earlier reproduction wrote
-three bare tensors, the mean as (3, 32, 32): they load as a Gaussian over pixels in [-1, 1].
+`parameters.json` says which kind it is, what it was made from, and the SHA-256 of each file. The
+earlier reproduction wrote three bare tensors, the mean as (3, 32, 32): they load as a Gaussian over
+pixels in [-1, 1].
 """
 
 import hashlib
+import io
 import json
 import pickle
-import shutil
-from collections.abc import Callable
+import zipfile
+from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from pathlib import Path
@@ -23,9 +25,10 @@ from typing import Any
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from linear_structure.errors import UsageError
-from linear_structure.files import write_json
+from linear_structure.files import digest_of_file, replacing_folder, write_array, write_json
 from linear_structure.gaussian import RANK_TOLERANCE, Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
@@ -39,7 +42,21 @@ KINDS: dict[str, type] = {
     "mixture": GaussianMixture,
     "pointcloud": PointCloud,
 }
-NEGATIVE_TOLERANCE = 1e-6  # of the largest eigenvalue: what rounding in float32 can leave
+CONTENTS = {STORY, *(f"{name}.pt" for name in ("mu", "U", "lambdas", "s0", "pi")), "points.npy"}
+BY_CLASS = "by_class"
+UNREADABLE = (  # what zipfile, torch and pickle raise on files that are damaged or not theirs
+    zipfile.BadZipFile,
+    pickle.UnpicklingError,
+    EOFError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+NEGATIVE_TOLERANCE = 1e-6  # of the sum of all: what rounding in float32 can leave
 ORTHONORMAL_TOLERANCE = 1e-3
 
 
@@ -91,36 +108,60 @@ def kind_of(model: Model) -> str:
     return next(kind for kind, cls in KINDS.items() if isinstance(model, cls))
 
 
-def save(directory: Path, model: Model, story: Story) -> None:
+def save(
+    directory: Path, model: Model, story: Story, by_class: Iterable[tuple[Model, Story]] = ()
+) -> None:
     """Write a parameter directory whole or not at all, in place of an earlier one.
+
+    Args:
+        directory: made, with its parents, if it does not exist.
+        model: for all images.
+        story: what it was made from.
+        by_class: models of single classes, each with a story that names its label.
 
     Raises:
         UsageError: the directory exists and holds something else.
+        ValueError: a point cloud is not of uint8 pixels.
     """
     check_target(directory)
-    directory.parent.mkdir(parents=True, exist_ok=True)
-    beside = directory.with_name(f".{directory.name}.part")
-    shutil.rmtree(beside, ignore_errors=True)
-    beside.mkdir()
-    for name, value in _tensors(model).items():
-        torch.save(value.clone().contiguous(), beside / f"{name}.pt")
-    if isinstance(model, PointCloud):
-        np.save(beside / "points.npy", model.points.numpy())
-    write_json(beside / STORY, _described(model, story))
-    if directory.exists():
-        shutil.rmtree(directory)
-    beside.rename(directory)
+    with replacing_folder(directory) as folder:
+        _write(folder, model, story)
+        for class_model, class_story in by_class:
+            _write(folder / BY_CLASS / str(class_story.label), class_model, class_story)
 
 
 def check_target(directory: Path) -> None:
-    """Refuse to replace a directory that holds something else than parameters.
+    """Refuse to replace what `save` did not write.
 
     Raises:
-        UsageError: it does; the message says what to do.
+        UsageError: the directory exists and holds something else; the message says what to do.
     """
-    made_by_us = (directory / STORY).exists() or (directory / "mu.pt").exists()
-    if directory.exists() and not made_by_us and any(directory.iterdir()):
-        raise UsageError(f"{directory} exists and holds no parameters: name a new directory")
+    if directory.exists() and not _is_ours(directory):
+        raise UsageError(f"{directory} exists and was not made by this: name a new directory")
+
+
+def _is_ours(directory: Path) -> bool:
+    """Whether it is a folder, empty or with a description, of nothing but parameters."""
+    if not directory.is_dir():
+        return False
+    known = (
+        path.name in CONTENTS if path.is_file() else path.name == BY_CLASS or path.name.isdecimal()
+        for path in directory.rglob("*")
+    )
+    return not any(directory.iterdir()) or ((directory / STORY).exists() and all(known))
+
+
+def _write(folder: Path, model: Model, story: Story) -> None:
+    folder.mkdir(parents=True, exist_ok=True)
+    for name, value in _tensors(model).items():
+        content = io.BytesIO()
+        torch.save(value.clone().contiguous(), content)  # to a full disk it would raise no OSError
+        (folder / f"{name}.pt").write_bytes(content.getbuffer())
+    if isinstance(model, PointCloud):
+        if model.points.dtype != torch.uint8:
+            raise ValueError(f"points of {model.points.dtype}: only uint8 pixels are kept in files")
+        write_array(folder / "points.npy", model.points.numpy())
+    write_json(folder / STORY, _described(folder, model, story))
 
 
 def load(directory: Path, eigenvalue_scale: float = 1.0) -> Parameters:
@@ -131,13 +172,15 @@ def load(directory: Path, eigenvalue_scale: float = 1.0) -> Parameters:
         eigenvalue_scale: factor on the eigenvalues; 4 where they describe pixels in [0, 1].
 
     Raises:
-        UsageError: a file is missing, unreadable, or not what its kind asks for.
+        UsageError: a file is missing, unreadable, changed, or not what its kind asks for.
     """
     if not directory.is_dir():
         raise UsageError(f"{directory} is no directory: make it with get_parameters.py")
+    if not 0 < eigenvalue_scale < float("inf"):
+        raise UsageError(f"eigenvalue scale {eigenvalue_scale}: expected a positive number")
     story = _read_story(directory)
     kind = story.get("kind", "gaussian")
-    if kind not in KINDS:
+    if kind not in tuple(KINDS):
         raise UsageError(f"{directory / STORY}: unknown kind {kind!r}, expected {', '.join(KINDS)}")
     model = _READERS[kind](directory)
     if eigenvalue_scale != 1.0:
@@ -148,7 +191,7 @@ def load(directory: Path, eigenvalue_scale: float = 1.0) -> Parameters:
 
 def load_by_class(directory: Path) -> dict[int, Parameters]:
     """The models of `by_class/<label>/`, by label; empty where there are none."""
-    folders = [path for path in (directory / "by_class").glob("*") if path.name.isdecimal()]
+    folders = [path for path in (directory / BY_CLASS).glob("*") if path.name.isdecimal()]
     return {int(path.name): load(path) for path in sorted(folders, key=lambda p: int(p.name))}
 
 
@@ -160,41 +203,40 @@ def digest(model: Model) -> str:
         values = {"points": model.points}
     for name, value in values.items():
         sha.update(f"{name}{tuple(value.shape)}".encode())
-        sha.update(value.contiguous().numpy())
+        sha.update(value.contiguous().numpy().data)
     return sha.hexdigest()
 
 
 def _tensors(model: Model) -> dict[str, Tensor]:
     """The tensors of a model by file name, in the precision that files keep."""
     match model:
-        case Gaussian(mean, basis, eigenvalues):
-            return {"mu": mean.double(), "U": basis.float(), "lambdas": eigenvalues.double()}
+        case Gaussian():
+            g = model.truncated()
+            return {"mu": g.mean.double(), "U": g.basis.float(), "lambdas": g.eigenvalues.double()}
         case Isotropic(mean, s0):
             return {"mu": mean.double(), "s0": torch.tensor(s0, dtype=torch.float64)}
         case GaussianMixture(weights, components):
-            rank = max(c.basis.shape[1] for c in components)
-            stacks = [_tensors(_padded(component, rank)) for component in components]
-            stacked = {name: torch.stack([s[name] for s in stacks]) for name in stacks[0]}
+            stacks = [_tensors(component) for component in components]
+            stacked = {name: _stacked([s[name] for s in stacks]) for name in stacks[0]}
             return {"pi": weights.double(), **stacked}
         case PointCloud():
             return {}
 
 
-def _padded(gaussian: Gaussian, rank: int) -> Gaussian:
-    """The same Gaussian with columns of zeros and variance 0 up to `rank`."""
-    missing = rank - gaussian.basis.shape[1]
-    basis = torch.nn.functional.pad(gaussian.basis, (0, missing))
-    return Gaussian(gaussian.mean, basis, torch.nn.functional.pad(gaussian.eigenvalues, (0, missing)))
+def _stacked(values: list[Tensor]) -> Tensor:
+    """Stack along a new first axis; zeros fill up shorter last axes."""
+    longest = max(value.shape[-1] for value in values)
+    return torch.stack([pad(value, (0, longest - value.shape[-1])) for value in values])
 
 
-def _described(model: Model, story: Story) -> dict[str, Any]:
+def _described(folder: Path, model: Model, story: Story) -> dict[str, Any]:
     return {
         "format": FORMAT,
         "kind": kind_of(model),
         "pixel_range": [-1, 1],
         "rank_rule": f"eigenvalues above {RANK_TOLERANCE} of the largest",
         "dtype": {name: str(value.dtype)[6:] for name, value in _tensors(model).items()},
-        "values": digest(model),
+        "files": {path.name: digest_of_file(path) for path in folder.glob("*.*")},
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
         **asdict(story),
     }
@@ -205,28 +247,47 @@ def _read_story(directory: Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        story = json.loads(path.read_text())
-    except ValueError as error:
+        story = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
         raise UsageError(f"{path} is not JSON ({error}): make the directory again") from error
     if not isinstance(story, dict) or story.get("format") != FORMAT:
         raise UsageError(f"{path} is not of format {FORMAT}: make the directory again")
+    _check_files(directory, story)
     return story
 
 
+def _check_files(directory: Path, story: dict[str, Any]) -> None:
+    files = story.get("files")
+    if not isinstance(files, dict) or not files.keys() <= CONTENTS:
+        raise UsageError(f"{directory / STORY} does not list its files: make the directory again")
+    for name, digest_then in files.items():
+        if digest_of_file(_existing(directory, name)) != digest_then:
+            raise UsageError(f"{directory / name} has changed since it was made: make it again")
+
+
+def _existing(directory: Path, name: str) -> Path:
+    if not (directory / name).is_file():
+        raise UsageError(f"{directory} holds no {name}: it is no complete parameter directory")
+    return directory / name
+
+
 def _read(directory: Path, name: str) -> Tensor:
-    """One finite tensor of floats."""
-    path = directory / f"{name}.pt"
-    if not path.exists():
-        raise UsageError(f"{directory} holds no {path.name}: it is no complete parameter directory")
+    """One finite tensor of floats; its checksums, which torch ignores, are tested first."""
+    path = _existing(directory, f"{name}.pt")
+    content = io.BytesIO(path.read_bytes())
     try:
-        value = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, EOFError, ValueError, pickle.UnpicklingError) as error:
+        damaged = zipfile.ZipFile(content).testzip()
+        content.seek(0)
+        value = torch.load(content, map_location="cpu", weights_only=True)
+    except UNREADABLE as error:
         raise UsageError(f"{path} is no readable tensor file: make it again") from error
-    if not isinstance(value, Tensor) or not value.is_floating_point():
-        raise UsageError(f"{path} holds no tensor of floats: make it again")
-    if not bool(torch.isfinite(value).all()):
-        raise UsageError(f"{path} holds NaN or infinity: make it again")
-    return value
+    if damaged:
+        raise UsageError(f"{path} is damaged: make it again")
+    if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
+        raise UsageError(f"{path} holds no tensor of float32 or float64: make it again")
+    if value.layout != torch.strided or not bool(torch.isfinite(value).all()):
+        raise UsageError(f"{path} holds NaN or infinity, or is sparse: make it again")
+    return value.detach()
 
 
 def _read_gaussian(directory: Path) -> Gaussian:
@@ -236,18 +297,19 @@ def _read_gaussian(directory: Path) -> Gaussian:
 
 def _checked(mean: Tensor, basis: Tensor, eigenvalues: Tensor, directory: Path) -> Gaussian:
     """A Gaussian in the standard form: descending eigenvalues, the rank rule applied."""
-    dim, rank = len(mean), eigenvalues.numel()
-    if basis.shape != (dim, rank) or eigenvalues.shape != (rank,):
+    dim, rank = mean.numel(), eigenvalues.numel()
+    if (mean.shape, basis.shape, eigenvalues.shape) != ((dim,), (dim, rank), (rank,)):
         raise UsageError(
             f"{directory}: mu {tuple(mean.shape)}, U {tuple(basis.shape)} and lambdas "
             f"{tuple(eigenvalues.shape)} do not fit: expected (D,), (D, r) and (r,)"
         )
-    order = eigenvalues.argsort(descending=True)
+    order = eigenvalues.argsort(descending=True, stable=True)
     eigenvalues, basis = eigenvalues[order].double(), basis[:, order].float()
-    if rank and float(eigenvalues[-1]) < -NEGATIVE_TOLERANCE * float(eigenvalues[0].abs()):
-        raise UsageError(f"{directory}: lambdas holds {float(eigenvalues[-1]):g}, a variance below 0")
+    if bool((eigenvalues < -NEGATIVE_TOLERANCE * eigenvalues.abs().sum()).any()):
+        lowest = float(eigenvalues.min())
+        raise UsageError(f"{directory}: lambdas holds {lowest:g}, a variance below 0")
     gaussian = Gaussian(mean.double(), basis, eigenvalues).truncated()
-    probe = torch.linspace(-1, 1, gaussian.basis.shape[1])
+    probe = torch.linspace(1, 2, gaussian.basis.shape[1])  # no zeros: every column counts
     error = gaussian.basis.T @ (gaussian.basis @ probe) - probe
     if float(error.norm()) > ORTHONORMAL_TOLERANCE * float(probe.norm()):
         raise UsageError(f"{directory}: the columns of U are not orthonormal")
@@ -267,17 +329,18 @@ def _read_mixture(directory: Path) -> GaussianMixture:
         raise UsageError(f"{directory}: pi, mu, U and lambdas do not count the same components")
     if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > ORTHONORMAL_TOLERANCE:
         raise UsageError(f"{directory / 'pi.pt'}: expected positive weights of sum 1")
-    components = (_checked(*part, directory) for part in zip(*parts, strict=True))
+    components = (_checked(m, u, lam, directory) for m, u, lam in zip(*parts, strict=True))
     return GaussianMixture(weights.double(), tuple(components))
 
 
 def _read_points(directory: Path) -> PointCloud:
-    path = directory / "points.npy"
+    path = _existing(directory, "points.npy")
     try:
-        points = np.load(path, allow_pickle=False)
-    except (OSError, ValueError, EOFError) as error:
+        with path.open("rb") as file:
+            points = np.lib.format.read_array(file, allow_pickle=False)
+    except UNREADABLE as error:
         raise UsageError(f"{path} is no readable array: make the directory again") from error
-    if points.dtype != np.uint8 or points.ndim != 2 or not len(points):
+    if points.dtype != np.uint8 or points.ndim != 2 or not points.size:
         raise UsageError(f"{path}: expected uint8 of shape (N, D), N >= 1")
     return PointCloud(torch.from_numpy(points))
 

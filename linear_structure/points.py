@@ -5,15 +5,16 @@ For data points y_i of equal weight,
     D(x, sigma) = sum_i w_i y_i,    w = softmax_i(-|x - y_i|^2 / (2 sigma^2))
 
 Blocks of points pass once, with a running maximum and sum of the weights (an online softmax), so
-memory does not grow with the number of points. Squared distances come from one float32 matrix
-product of centred points; its error, about 1e-6 of |x||y|, is many nats once divided by a small
-sigma^2. The few leading points of each block are therefore measured again by direct differences
-in float64: the others weigh nothing where that error matters.
+memory does not grow with the number of points. The distances of a block come from one float32
+matrix product. Its error, about 1e-7 of |x||y|, is many nats once divided by a small sigma^2; but
+there only the nearest points weigh anything. Those of each block are measured again by direct
+differences in float64, and the others are held to be no nearer.
 """
 
 import math
 from collections.abc import Iterator
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor
@@ -21,8 +22,8 @@ from torch import Tensor
 from linear_structure.denoise import expand
 from linear_structure.images import from_uint8
 
-BLOCK = 4096  # points at a time: 50 MB of float32 for CIFAR-10
-LEADING = 8  # points of a block whose distance is measured again
+LEADING = 4  # points of a block whose distance is measured again
+ROWS = 256  # points at a time for what is done once, in float64
 
 
 @dataclass(frozen=True)
@@ -48,12 +49,18 @@ class PointCloud:
 
     Attributes:
         points: (N, D), floats in the units of x, or uint8 pixels that stand for [-1, 1].
+        block: points at a time, of which a float32 copy is made if they are not float32.
     """
 
     points: Tensor
+    block: int = 2048
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Posterior mean of the data: x (B, *S), sigma > 0, () or (B,) -> (B, *S)."""
+        """Posterior mean of the data: x (B, *S), sigma > 0, () or (B,) -> (B, *S).
+
+        Raises:
+            ValueError: sigma is not positive.
+        """
         return self.posterior(x, sigma).denoised
 
     def posterior(self, x: Tensor, sigma: Tensor | float) -> PointPosterior:
@@ -62,32 +69,48 @@ class PointCloud:
         Raises:
             ValueError: sigma is not positive.
         """
-        flat = x.flatten(1).double()
-        variance = expand(sigma, flat).expand(len(flat), 1) ** 2
-        if not bool((variance > 0).all()):
-            raise ValueError("a point cloud has no density at sigma = 0: sigma must be positive")
-        center = _as_float(self.points[:BLOCK], flat.device).mean(0)
+        flat, variance = _query(x, sigma)
         running = _Running.empty(flat)
-        for first, exact in self._blocks(flat.device):
-            half = _half_distances(flat, exact, center)
-            running = running.updated(-half / variance, exact, first)
+        for first, points in self._blocks(self._product_dtype, flat.device):
+            logits = self._half_distances(flat, first, points).div_(-variance)
+            running = running.updated(logits, points, first)
         return running.finished(x, variance, len(self.points))
 
     def log_weights(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Log of the posterior weights of all points: (B, N) float64.
+        """Log of the posterior weights of all points, in float64 throughout: (B, N).
 
-        The leading ones are exact to rounding; those that weigh less than float32 can tell from
-        zero carry the error of the matrix product.
+        Raises:
+            ValueError: sigma is not positive.
         """
-        flat = x.flatten(1).double()
-        variance = expand(sigma, flat).expand(len(flat), 1) ** 2
-        center = _as_float(self.points[:BLOCK], flat.device).mean(0)
-        blocks = [_half_distances(flat, exact, center) for _, exact in self._blocks(flat.device)]
-        return torch.log_softmax(-torch.cat(blocks, 1) / variance, 1)
+        flat, variance = _query(x, sigma)
+        blocks = self._blocks(torch.float64, flat.device)
+        half = torch.cat([self._half_distances(flat, *block) for block in blocks], 1)
+        return torch.log_softmax(-half / variance, 1)
 
-    def _blocks(self, device: torch.device) -> Iterator[tuple[int, Tensor]]:
-        for first in range(0, len(self.points), BLOCK):
-            yield first, _as_float(self.points[first : first + BLOCK], device)
+    @property
+    def _product_dtype(self) -> torch.dtype:
+        return torch.promote_types(self.points.dtype, torch.float32)
+
+    @cached_property
+    def _half_squares(self) -> Tensor:
+        """|y|^2 / 2 of all points: (N,) float64."""
+        rows = (_floats(points, torch.float64) for points in self.points.split(ROWS))
+        return torch.cat([points.square().sum(1) / 2 for points in rows])
+
+    def _blocks(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, Tensor]]:
+        for number, points in enumerate(self.points.split(self.block)):
+            yield number * self.block, _floats(points.to(device), dtype)
+
+    def _half_distances(self, flat: Tensor, first: int, points: Tensor) -> Tensor:
+        """|x - y|^2 / 2 for x (B, D) and the block y (n, D) from `first` on: (B, n) float64."""
+        half_squares = self._half_squares[first : first + len(points)].to(points)
+        rough = half_squares - flat.to(points.dtype) @ points.T
+        leading = rough.topk(min(LEADING, len(points)), dim=1, largest=False).indices
+        chosen = (self.points[first + rank.to(self.points.device)] for rank in leading.T)
+        offsets = (flat - _floats(point.to(flat.device), torch.float64) for point in chosen)
+        exact = torch.stack([offset.square().sum(1) / 2 for offset in offsets], 1)
+        half = rough.double() + flat.square().sum(1, keepdim=True) / 2
+        return half.clamp_(min=exact.amax(1, keepdim=True)).scatter_(1, leading, exact)
 
 
 @dataclass(frozen=True)
@@ -110,7 +133,7 @@ class _Running:
         best, index = logits.max(1, keepdim=True)
         top = torch.maximum(self.top, best)
         keep = (self.top - top).exp()
-        gap = logits - top
+        gap = (logits - top).to(points.dtype)
         weights = gap.exp()
         energy = keep * (self.energy + self.total * (self.top - top))
         return _Running(
@@ -118,7 +141,7 @@ class _Running:
             torch.where(best > self.top, index + first, self.nearest),
             self.total * keep + weights.sum(1, keepdim=True),
             energy + (weights * gap).sum(1, keepdim=True),
-            self.weighted * keep + (weights.to(points.dtype) @ points).double(),
+            self.weighted * keep + weights @ points,
         )
 
     def finished(self, x: Tensor, variance: Tensor, count: int) -> PointPosterior:
@@ -133,17 +156,14 @@ class _Running:
         )
 
 
-def _as_float(points: Tensor, device: torch.device) -> Tensor:
-    points = points.to(device)
-    return from_uint8(points) if points.dtype == torch.uint8 else points
+def _query(x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    """x as (B, D) and sigma^2 as (B, 1), in float64."""
+    flat = x.flatten(1).double()
+    variance = expand(sigma, flat).expand(len(flat), 1) ** 2
+    if not bool((variance > 0).all()):
+        raise ValueError("a point cloud has no density at sigma = 0: sigma must be positive")
+    return flat, variance
 
 
-def _half_distances(flat: Tensor, points: Tensor, center: Tensor) -> Tensor:
-    """|x - y|^2 / 2 for x (B, D) float64 and one block y (n, D): (B, n) float64."""
-    centred = points - center
-    query = (flat - center).to(points.dtype)
-    squares = centred.square().sum(1).double() + query.double().square().sum(1, keepdim=True)
-    half = squares / 2 - (query @ centred.T).double()
-    leading = half.topk(min(LEADING, len(points)), dim=1, largest=False).indices
-    exact = (flat[:, None] - points[leading].double()).square().sum(2) / 2
-    return half.scatter(1, leading, exact)
+def _floats(points: Tensor, dtype: torch.dtype) -> Tensor:
+    return from_uint8(points, dtype) if points.dtype == torch.uint8 else points.to(dtype)

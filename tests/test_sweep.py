@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -272,6 +273,24 @@ def test_misuse_is_one_sentence_and_exit_code_2(tmp_path, arguments, said):
     assert done.returncode == 2
     assert said in done.stderr
     assert "Traceback" not in done.stderr
+
+
+def test_a_full_disk_is_one_sentence_and_leaves_no_part(tmp_path):
+    """A limit on the size of files stands for the end of the disk."""
+    parameters_made = [sys.executable, str(ROOT / "linear_structure" / "get_parameters.py")]
+    parameters_made += ["digits", "gaussian", "gaussian_params_digits"]
+    subprocess.run(parameters_made, cwd=tmp_path, check=True, capture_output=True)
+    limit = (1000, 1000)  # bytes
+    done = subprocess.run(
+        COMMAND,
+        cwd=tmp_path,
+        capture_output=True,
+        text=True,
+        preexec_fn=lambda: resource.setrlimit(resource.RLIMIT_FSIZE, limit),
+    )
+    assert done.returncode == 1
+    assert done.stderr.count("error: ") == 1 and "Traceback" not in done.stderr
+    assert not list((tmp_path / "images_with_skips").rglob("*.npy"))
 
 
 def test_an_unwritable_folder_is_one_sentence(tmp_path):

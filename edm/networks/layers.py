@@ -2,7 +2,9 @@
 
 Weights are float32 and cast to the input's dtype in each call, so that one set of weights serves
 float32, bfloat16 and float16. Initial values: `gain * u * scale`, with fan-in `in * k^2` and
-fan-out `out * k^2`; a bias is drawn like its weight, after it, even where its scale is zero.
+fan-out `out * k^2`; a bias is drawn like its weight, after it, even where its scale is zero. The
+arithmetic on draws is in place: out of place, torch loads a symbolic engine for the meta device,
+on which networks are built before they get their weights.
 """
 
 import math
@@ -21,17 +23,17 @@ MIN_CHANNELS_PER_GROUP = 4
 
 def xavier_uniform(shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
     """Uniform with variance `2 / (fan_in + fan_out)` (Glorot and Bengio 2010)."""
-    return math.sqrt(6 / (fan_in + fan_out)) * (torch.rand(shape) * 2 - 1)
+    return torch.rand(shape).mul_(2).sub_(1).mul_(math.sqrt(6 / (fan_in + fan_out)))
 
 
 def kaiming_uniform(shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
     """Uniform with variance `1 / fan_in` (He et al. 2015, without their factor for ReLU)."""
-    return math.sqrt(3 / fan_in) * (torch.rand(shape) * 2 - 1)
+    return torch.rand(shape).mul_(2).sub_(1).mul_(math.sqrt(3 / fan_in))
 
 
 def kaiming_normal(shape: Sequence[int], fan_in: int, fan_out: int) -> Tensor:
     """Normal with variance `1 / fan_in`."""
-    return math.sqrt(1 / fan_in) * torch.randn(shape)
+    return torch.randn(shape).mul_(math.sqrt(1 / fan_in))
 
 
 @dataclass(frozen=True)
@@ -49,9 +51,11 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, init: Init, bias: bool = True) -> None:
         super().__init__()
         fans = (in_features, out_features)
-        weight = init.draw((out_features, in_features), *fans) * init.weight
+        weight = init.draw((out_features, in_features), *fans).mul_(init.weight)
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(init.draw((out_features,), *fans) * init.bias) if bias else None
+        self.bias = None
+        if bias:
+            self.bias = nn.Parameter(init.draw((out_features,), *fans).mul_(init.bias))
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias.to(x.dtype) if self.bias is not None else None
@@ -120,9 +124,9 @@ class Conv2d(nn.Module):
         self.out_channels, self.direction, self.filter_last = out_channels, direction, filter_last
         self.padding = kernel // 2 + ((len(taps) - 1) // 2 if filter_last else 0)
         fans = (in_channels * kernel**2, out_channels * kernel**2)
-        weight = init.draw((out_channels, in_channels, kernel, kernel), *fans) * init.weight
+        weight = init.draw((out_channels, in_channels, kernel, kernel), *fans).mul_(init.weight)
         self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(init.draw((out_channels,), *fans) * init.bias)
+        self.bias = nn.Parameter(init.draw((out_channels,), *fans).mul_(init.bias))
         if direction:
             self.register_buffer("resample_filter", outer_filter(taps))
 
@@ -135,8 +139,8 @@ class Conv2d(nn.Module):
 
 def outer_filter(taps: Sequence[int]) -> Tensor:
     """`outer(taps, taps) / sum(taps)^2`: (1, 1, n, n) float32."""
-    line = torch.tensor(taps, dtype=torch.float32)
-    return (line.outer(line) / line.sum() ** 2)[None, None]
+    total = sum(taps) ** 2
+    return torch.tensor([[[[a * b / total for b in taps] for a in taps]]], dtype=torch.float32)
 
 
 def resample(x: Tensor, direction: str, kernel: Tensor) -> Tensor:
@@ -182,7 +186,7 @@ class FourierEmbedding(nn.Module):
 
     def __init__(self, channels: int, scale: float = 16) -> None:
         super().__init__()
-        self.register_buffer("freqs", torch.randn(channels // 2) * scale)
+        self.register_buffer("freqs", torch.randn(channels // 2).mul_(scale))
 
     def forward(self, labels: Tensor) -> Tensor:
         """(N,) -> (N, channels)."""

@@ -1,0 +1,134 @@
+"""The analytic denoisers beside the plain formulations of the same values.
+
+Teleport and Gaussian score: thin products against the D x D matrix that published reproductions
+build for each sigma. Point cloud: one pass over the points against its two matrix products alone.
+Repetitions alternate, so that all meet the same machine; times are medians. The arithmetic limit
+is the rate of a large matrix product of the same type, measured here.
+"""
+
+import argparse
+import resource
+import statistics
+import time
+from collections.abc import Callable
+
+import torch
+from torch import Tensor
+
+from linear_structure.denoise import score
+from linear_structure.gaussian import Gaussian
+from linear_structure.images import from_uint8
+from linear_structure.points import PointCloud
+
+DIM = 3072
+PRODUCT = 2048  # side of the matrices that measure the peak rate
+START, STOP = 80.0, 3.0
+SIGMA = 0.5
+
+
+def alternate(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
+    """Median seconds of each piece of work, after a first round that is not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in work}
+    for repeat in range(repeats + 1):
+        for name, call in work.items():
+            start = time.perf_counter()
+            call()
+            if repeat:
+                seconds[name].append(time.perf_counter() - start)
+    return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def peak(dtype: torch.dtype) -> float:
+    """FLOP/s of a large matrix product, the best of five."""
+    a = torch.randn(PRODUCT, PRODUCT, dtype=dtype)
+    seconds = min(alternate({"product": lambda: a @ a}, 1)["product"] for _ in range(5))
+    return 2 * PRODUCT**3 / seconds
+
+
+def gaussian(dtype: torch.dtype) -> Gaussian:
+    """Full rank, eigenvalues that decay as those of images do."""
+    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, dtype=dtype))
+    return Gaussian(torch.zeros(DIM, dtype=dtype), basis, 200 / torch.arange(1, DIM + 1) ** 1.5)
+
+
+def dense_flow(g: Gaussian, x: Tensor, start: float, stop: float) -> Tensor:
+    """The teleport as one D x D matrix, made for this pair of levels."""
+    inside = torch.sqrt((g.eigenvalues + stop**2) / (g.eigenvalues + start**2))
+    outside = torch.eye(DIM, dtype=x.dtype) - g.basis @ g.basis.T
+    matrix = stop / start * outside + g.basis @ torch.diag(inside) @ g.basis.T
+    return g.mean + (x - g.mean) @ matrix.T
+
+
+def dense_score(g: Gaussian, x: Tensor, sigma: float) -> Tensor:
+    """The score by the D x D inverse covariance, made for this level."""
+    shrink = g.basis @ torch.diag(g.eigenvalues / (g.eigenvalues + sigma**2)) @ g.basis.T
+    return -(x - g.mean) @ (torch.eye(DIM, dtype=x.dtype) - shrink).T / sigma**2
+
+
+def report_gaussian(dtype: torch.dtype, batch: int, repeats: int) -> None:
+    """Times of teleport and score in both forms, and the thin form's share of the peak rate."""
+    g, x = gaussian(dtype), START * torch.randn(batch, DIM, dtype=dtype)
+    g = g.to(x)
+    seconds = alternate(
+        {
+            "teleport": lambda: g.flow(x, START, STOP),
+            "dense teleport": lambda: dense_flow(g, x, START, STOP),
+            "score": lambda: score(g.denoise, x, SIGMA),
+            "dense score": lambda: dense_score(g, x, SIGMA),
+        },
+        repeats,
+    )
+    flop, limit = 4 * batch * DIM**2, peak(dtype)
+    moved = 2 * g.basis.nbytes
+    print(f"\n{dtype}: {flop / 1e9:.1f} GFLOP and {moved / 1e6:.0f} MB in the thin form,", end=" ")
+    print(f"{4 * DIM**3 / 1e9:.0f} GFLOP in the dense one; peak {limit / 1e9:.0f} GFLOP/s")
+    for name in ("teleport", "score"):
+        thin, dense = seconds[name], seconds[f"dense {name}"]
+        print(f"{name:9} {thin * 1e3:6.1f} ms, dense {dense * 1e3:6.0f} ms:", end=" ")
+        print(f"{dense / thin:.1f} times faster, {flop / thin / limit:.0%} of the peak")
+
+
+def report_points(count: int, batch: int, repeats: int) -> None:
+    """Times of the point-cloud denoiser, in multiples of its matrix products, and its memory."""
+    pixels = torch.randint(0, 256, (count, DIM), dtype=torch.uint8)
+    points = from_uint8(pixels)
+    x = points[:batch] + SIGMA * torch.randn(batch, DIM)
+    floats, bytes_ = PointCloud(points), PointCloud(pixels)
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    floats.denoise(x, SIGMA)
+    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    weights = torch.rand(batch, count)
+    seconds = alternate(
+        {
+            "products": lambda: (x @ points.T, weights @ points),
+            "float32": lambda: floats.denoise(x, SIGMA),
+            "uint8": lambda: bytes_.denoise(x, SIGMA),
+        },
+        repeats,
+    )
+    flop, limit = 4 * batch * count * DIM, peak(torch.float32)
+    print(f"\n{batch} queries, {count:,} points: {flop / 1e9:.0f} GFLOP,", end=" ")
+    print(f"{2 * points.nbytes / 1e9:.1f} GB in two passes; peak {limit / 1e9:.0f} GFLOP/s")
+    for name, taken in seconds.items():
+        print(f"{name:9} {taken * 1e3:6.0f} ms:", end=" ")
+        print(f"{taken / seconds['products']:.2f} of the products,", end=" ")
+        print(f"{flop / taken / limit:.0%} of the peak")
+    print(f"extra memory of a first call, float32: at most {extra:.0f} MB")
+
+
+def main() -> None:
+    """Print every ratio."""
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--batch", type=int, default=64, help="images or queries at a time")
+    parser.add_argument("--points", type=int, default=50_000, help="points of the cloud")
+    parser.add_argument("--repeats", type=int, default=7)
+    options = parser.parse_args()
+    torch.manual_seed(0)
+    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, D = {DIM}")
+    report_points(options.points, options.batch, options.repeats)
+    for dtype in (torch.float32, torch.float64):
+        report_gaussian(dtype, options.batch, options.repeats)
+
+
+if __name__ == "__main__":
+    main()

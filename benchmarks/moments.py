@@ -1,0 +1,152 @@
+"""From images in memory to mean, eigenvectors and eigenvalues: ours beside the naive chain.
+
+The naive chain is that of published reproductions: torchvision's transform image by image, a stack
+of float32, `torch.cov`, `torch.svd`. Each chain runs in a process of its own over the same array
+of uint8 images, which counts towards the peak memory of both. The arithmetic limit is the rate of
+a large float64 matrix product, measured in our process.
+"""
+
+import argparse
+import json
+import resource
+import subprocess
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linear_structure import datasets
+from linear_structure.gaussian import Gaussian
+from linear_structure.moments import PixelSums
+
+SHAPE = (3, 32, 32)
+PRODUCT = 2048  # side of the matrices that measure the peak rate
+BLOCK = 1000
+
+
+def natural(count: int) -> np.ndarray:
+    """Smooth random colour fields with a little noise: uint8 (count, 3, 32, 32)."""
+    generator = np.random.default_rng(0)
+    frequency = np.hypot(*np.meshgrid(np.fft.fftfreq(32), np.fft.fftfreq(32)))
+    amplitude = 1 / np.maximum(frequency, 1 / 32) ** 1.2
+    images = np.empty((count, *SHAPE), np.uint8)
+    for start in range(0, count, BLOCK):
+        white = np.fft.fft2(generator.standard_normal((min(BLOCK, count - start), *SHAPE)))
+        field = np.fft.ifft2(white * amplitude).real
+        images[start : start + BLOCK] = (128 + 4 * field).clip(0, 255)
+    return images
+
+
+def ours(images: np.ndarray) -> dict[str, float]:
+    """Exact sums, then one decomposition in float64, as `get_parameters` does."""
+    start = time.perf_counter()
+    moments = _sums(torch.from_numpy(images)).moments()
+    summed = time.perf_counter()
+    mean, covariance = moments.mean, moments.covariance
+    del moments
+    Gaussian.from_covariance(mean, covariance, overwrite=True)
+    rate = len(images) * len(mean) ** 2 / (summed - start) / 1e9
+    return {"sums": summed - start, "decomposition": time.perf_counter() - summed, "gflops": rate}
+
+
+def naive(images: np.ndarray) -> dict[str, float]:
+    """A transform for each image, then everything at once in float32."""
+    from PIL import Image
+    from torchvision import transforms
+
+    transform = transforms.Compose(
+        [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
+    )
+
+    def stack() -> Tensor:
+        pictures = (Image.fromarray(image.transpose(1, 2, 0)) for image in images)
+        return torch.stack([transform(picture) for picture in pictures])
+
+    def decompose(samples: Tensor) -> None:
+        samples.mean(0)
+        torch.svd(torch.cov(samples.flatten(1).T))
+
+    start = time.perf_counter()
+    samples = stack()
+    loaded = time.perf_counter() - start
+    return {"transforms": loaded, "decomposition": _timed(lambda: decompose(samples))}
+
+
+CHAINS: dict[str, Callable[[np.ndarray], dict[str, float]]] = {"ours": ours, "naive": naive}
+
+
+def _sums(images: Tensor) -> PixelSums:
+    sums = PixelSums(images[0].numel())
+    for block in images.split(BLOCK):
+        sums.add(block)
+    return sums
+
+
+def _timed(work: Callable[[], object]) -> float:
+    start = time.perf_counter()
+    work()
+    return time.perf_counter() - start
+
+
+def _peak_rate() -> float:
+    """GFLOP/s of a float64 matrix product, the best of five."""
+    a = np.random.default_rng(0).standard_normal((PRODUCT, PRODUCT))
+    return 2 * PRODUCT**3 / min(_timed(lambda: a @ a) for _ in range(5)) / 1e9
+
+
+def _run_chain(name: str, path: Path) -> None:
+    """Print as JSON what the chain took; in its own process."""
+    images = np.load(path)
+    start = time.perf_counter()
+    report = CHAINS[name](images)
+    report["seconds"] = time.perf_counter() - start
+    report["megabytes"] = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    if name == "ours":
+        report["peak_gflops"] = _peak_rate()
+    print(json.dumps(report))
+
+
+def _measure(name: str, path: Path) -> dict[str, float]:
+    command = [sys.executable, __file__, "--chain", name, "--array", str(path)]
+    text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
+    report: dict[str, float] = json.loads(text)
+    parts = ", ".join(f"{key} {value:.1f}" for key, value in report.items())
+    print(f"{name:6} {parts}")
+    return report
+
+
+def _parse() -> argparse.Namespace:
+    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser.add_argument("--images", help="a dataset's name or path; default: synthetic images")
+    parser.add_argument("--count", type=int, default=50_000, help="how many synthetic images")
+    parser.add_argument("--chain", choices=CHAINS, help=argparse.SUPPRESS)
+    parser.add_argument("--array", type=Path, help=argparse.SUPPRESS)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Run both chains, one after the other, and print what they took and their ratios."""
+    options = _parse()
+    if options.chain:
+        _run_chain(options.chain, options.array)
+        return
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "images.npy"
+        images = datasets.load(options.images).images() if options.images else None
+        np.save(path, natural(options.count) if images is None else images.numpy())
+        print(f"{path.stat().st_size / 1e6:.0f} MB of images, {torch.get_num_threads()} threads")
+        mine, theirs = _measure("ours", path), _measure("naive", path)
+    print(
+        f"sums of products: {mine['gflops'] / mine['peak_gflops']:.0%} of a matrix product's rate"
+    )
+    print(f"time: {theirs['seconds'] / mine['seconds']:.1f} times faster")
+    print(f"peak memory: {mine['megabytes'] / theirs['megabytes']:.2f} of the naive chain's")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,153 @@
+"""Training steps: ours beside a plain loop, on equal networks and data, in one run.
+
+The plain loop has the contiguous layout, Adam and the moving average one tensor at a time, and no
+compiler. Repetitions alternate, so that both meet the same machine; times are medians. FLOPs are
+those of the forward and backward pass; the limit is the rate of a large matrix product in the same
+precision, measured here.
+"""
+
+import argparse
+import copy
+import itertools
+import statistics
+import time
+from collections.abc import Callable
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+from torch.utils.flop_counter import FlopCounterMode
+
+from edm.loss import EDM, denoising_loss
+from edm.precondition import Preconditioned, build
+from edm.recipes import RECIPES, Recipe
+from edm.training import Data, State, Trainer, batches
+from linear_structure.datasets import Dataset
+
+SHAPES = {"digits": (1, 8, 8), "laptop": (3, 32, 32), "published": (3, 32, 32)}
+COUNT = 2048  # random images
+
+
+def random_images(recipe: str) -> Tensor:
+    return torch.randint(256, (COUNT, *SHAPES[recipe]), dtype=torch.uint8)
+
+
+def network_of(recipe: Recipe, images: Tensor, device: str) -> Preconditioned:
+    shape = images.shape[1], images.shape[2], images.shape[3]
+    dataset = Dataset("random", len(images), shape, lambda i, j: images[i:j], None)
+    torch.manual_seed(0)
+    network = build(replace(recipe, augment=0.0).network(dataset)).to(device)
+    network.compute_dtype = getattr(torch, recipe.precision)
+    return network
+
+
+def ours(recipe: Recipe, network: Preconditioned, images: Tensor) -> Callable[[], Tensor]:
+    """One step of `edm.training`."""
+    state, device = State.start(network), next(network.parameters()).device
+    objective = partial(denoising_loss, recipe.loss())
+    trainer = Trainer(recipe, Data(images, None, 0, device), objective, network)
+    order = batches(len(images), recipe.batch, recipe.seed)
+    return lambda: trainer.step(state, next(order))
+
+
+def plain(recipe: Recipe, network: Preconditioned, images: Tensor) -> Callable[[], Tensor]:
+    """One step as a textbook writes it."""
+    device, loss = next(network.parameters()).device, EDM()
+    average = copy.deepcopy(network)
+    optimizer = torch.optim.Adam(network.parameters(), lr=1e-4, foreach=False)
+
+    def step() -> Tensor:
+        index = torch.randint(len(images), (recipe.batch,))
+        clean = images[index].to(device).float() / 127.5 - 1
+        sigma = loss.sigmas(len(clean), device)
+        noisy = clean + sigma[:, None, None, None] * torch.randn_like(clean)
+        weight = loss.weight(sigma)[:, None, None, None]
+        error = (weight * (network(noisy, sigma) - clean) ** 2).sum() / recipe.batch
+        optimizer.zero_grad()
+        error.backward()
+        optimizer.step()
+        with torch.no_grad():
+            for kept, new in zip(average.parameters(), network.parameters(), strict=True):
+                kept.copy_(new.lerp(kept, 0.999))
+        return error.detach()
+
+    return step
+
+
+def alternate(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
+    """Seconds of each run, taken in turns after two of each that are not counted."""
+    seconds: dict[str, list[float]] = {name: [] for name in runs}
+    for repeat, (name, run) in itertools.product(range(repeats + 2), runs.items()):
+        taken = timed(run)
+        if repeat > 1:
+            seconds[name].append(taken)
+    return seconds
+
+
+def timed(run: Callable[[], Tensor]) -> float:
+    start = time.perf_counter()
+    if run().is_cuda:
+        torch.cuda.synchronize()
+    return time.perf_counter() - start
+
+
+def peak(device: str, dtype: torch.dtype) -> float:
+    """FLOP/s of the fastest of a few large matrix products."""
+    n = 8192 if device == "cuda" else 2048
+    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+    return 2 * n**3 / min(alternate({"": lambda: a @ b}, 10)[""])
+
+
+def flop_per_image(network: Preconditioned, images: Tensor) -> float:
+    """Of the forward and backward pass."""
+    device = next(network.parameters()).device
+    x = images[:1].to(device).float()
+    with FlopCounterMode(display=False) as counter:
+        network(x, torch.ones(1, device=device)).sum().backward()
+    return counter.get_total_flops()
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
+    parser.add_argument("--recipe", choices=SHAPES, default="digits")
+    parser.add_argument(
+        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
+    )
+    parser.add_argument("--batch", type=int, help="default: the recipe's")
+    parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
+    parser.add_argument("--repeats", type=int, default=20)
+    parser.add_argument("--compile", action="store_true", help="also measure ours compiled")
+    args = parser.parse_args()
+    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
+    recipe = RECIPES[args.recipe]
+    batch = args.batch or recipe.batch
+    recipe = replace(recipe, batch=batch, piece=batch, precision=args.precision)
+    images = random_images(args.recipe)
+    network = network_of(recipe, images, device)
+    flop = flop_per_image(network, images) * batch
+    runs = {
+        "plain": plain(recipe, copy.deepcopy(network), images),
+        "ours": ours(recipe, copy.deepcopy(network), images),
+    }
+    if args.compile:
+        compiled = copy.deepcopy(network)
+        runs["compiled"] = ours(recipe, compiled, images)
+        compiled.compile()
+    seconds, limit = alternate(runs, args.repeats), peak(device, network.compute_dtype)
+    print(
+        f"{args.recipe}, batch {batch}, {flop / batch / 1e6:.1f} MFLOP per image, {device}, ",
+        end="",
+    )
+    print(f"{torch.get_num_threads()} CPU threads, {args.precision}, torch {torch.__version__}")
+    print(f"matrix product {limit / 1e9:.0f} GFLOP/s")
+    print(f"{'':10}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>9}{'plain/this':>12}")
+    for name, taken in seconds.items():
+        median = statistics.median(taken)
+        ratio = statistics.median(p / t for p, t in zip(seconds["plain"], taken, strict=True))
+        rates = f"{batch / median:10.1f}{flop / median / 1e9:10.0f}{flop / median / limit:9.0%}"
+        print(f"{name:10}{rates}{ratio:12.2f}")
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,221 @@
+"""Distances between sets of images: FID, KID, improved precision and recall.
+
+    python scripts/fid.py calc --images FOLDER_OR_ZIP --ref STATS.npz --num 50000
+    python scripts/fid.py ref --images FOLDER_OR_ZIP --out STATS.npz
+    torchrun --nproc-per-node 4 -- scripts/fid.py calc ...   (with the --)
+
+Features go through files, so the memory of FID does not rise with the number of images; KID,
+precision and recall hold all features in memory. On a CPU, equal --batch and --threads give equal
+bits, whatever the number of processes and however often the work was stopped and continued.
+"""
+
+import argparse
+import shutil
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+from edm import features as networks
+from edm import fid
+from edm.extraction import Extractor, Measured, subset
+from edm.kid import kid
+from edm.manifold import precision_recall
+from experiments.presets import as_file, locate
+from experiments.settings import add_machine, chosen_device
+from linear_structure import datasets
+from linear_structure.distributed import rank, set_threads
+from linear_structure.download import cache_dir
+from linear_structure.errors import UsageError, run_command
+from linear_structure.files import digest_of, write_json
+
+
+@contextmanager
+def extracting(args: argparse.Namespace) -> Iterator[Extractor]:
+    """The network in use; features that nobody wants to keep are removed if all went well."""
+    device, threads = chosen_device(args)
+    set_threads(threads)
+    path = None
+    if args.features != "inception":
+        path = locate(as_file(args.features, args.features_sha256))
+    features = networks.load(path, args.tf32, device)
+    work = args.work or cache_dir() / "features" / digest_of(sys.argv[1:])[:16]
+    yield Extractor(features, args.batch, device.type, work)
+    if rank() == 0 and not args.work:
+        shutil.rmtree(work)
+
+
+def reference(args: argparse.Namespace, extract: Extractor, keep: bool) -> Measured | None:
+    """What the images are compared with: a file of statistics, or a set of images."""
+    if not args.ref.endswith(".npz"):
+        return extract.measure(args.ref, keep=keep)
+    if keep:
+        raise UsageError(
+            f"{args.ref} holds statistics, and KID, precision and recall compare with images: "
+            "expected --ref FOLDER_OR_ZIP"
+        )
+    return Measured(fid.read(locate(as_file(args.ref, args.ref_sha256))))
+
+
+def compare(
+    args: argparse.Namespace, extract: Extractor, source: str, found: Measured, standard: Measured
+) -> dict[str, Any]:
+    """The distances that were asked for, with what they depend on and what they took."""
+    given = {"images": source, "seed": args.seed, "reference": standard.statistics.digest}
+    outputs: dict[str, Any] = {
+        "count": found.statistics.count,
+        "distance": fid.frechet(found.statistics, standard.statistics),
+    }
+    if found.rows is not None and standard.rows is not None:
+        sets = found.rows.numpy(), standard.rows.numpy()
+        if args.kid:
+            outputs["kid"] = kid(*sets, size=args.kid)._asdict()
+        if args.precision_recall:
+            outputs |= precision_recall(*sets, args.precision_recall)._asdict()
+    return {"inputs": extract.inputs | given, "outputs": outputs, "made": found.made}
+
+
+def calculate(args: argparse.Namespace) -> None:
+    """Compare each set of images with the reference; only the first process has results."""
+    counts = [len(subset(datasets.load(source), args.num, args.seed)) for source in args.images]
+    fid.refuse_unequal(counts)
+    keep = bool(args.kid or args.precision_recall)
+    results = []
+    with extracting(args) as extract:
+        standard = reference(args, extract, keep)
+        for source in args.images:
+            found = extract.measure(source, args.num, args.seed, keep)
+            if found and standard:
+                results.append(compare(args, extract, source, found, standard))
+                show(extract.features, results[-1])
+    if len(results) > 1:
+        show_repeated(extract.features.distance_name, results)
+    if results and args.json:
+        write_json(args.json, results)
+
+
+def show(features: networks.Features, result: dict[str, Any]) -> None:
+    """Print one result: what was found, and what it took."""
+    outputs = result["outputs"]
+    words = [f"{features.distance_name} {outputs['distance']:.6g}"]
+    if "kid" in outputs:
+        words.append("KID {mean:.6g} +- {deviation:.2g}".format(**outputs["kid"]))
+    if "precision" in outputs:
+        words.append("precision {precision:.4f}  recall {recall:.4f}".format(**outputs))
+    print(*words, f"n = {outputs['count']}", result["inputs"]["images"], sep="  ")
+    show_made(result["made"])
+    if outputs["count"] <= features.dim:
+        print(
+            f"note: {outputs['count']} images give a singular covariance of {features.dim} "
+            "features; compare at equal n only",
+            file=sys.stderr,
+        )
+
+
+def show_made(made: dict[str, Any]) -> None:
+    """Print speed and memory."""
+    print(
+        "{images_per_second:.1f} images/s in each of {processes} processes, ".format(**made)
+        + f"peak memory {made['peak_memory'] / 1e9:.2f} GB, "
+        f"on the GPU {made['peak_device_memory'] / 1e9:.2f} GB"
+    )
+
+
+def show_repeated(name: str, results: list[dict[str, Any]]) -> None:
+    """Print what several seed ranges have in common."""
+    outputs = [result["outputs"] for result in results]
+    repeated = fid.Repeated(
+        tuple(output["distance"] for output in outputs),
+        tuple(output["count"] for output in outputs),
+    )
+    print(
+        f"{name} {repeated.mean:.6g} +- {repeated.spread:.2g} over {len(outputs)} sets of "
+        f"n = {outputs[0]['count']}; minimum, the published convention: {repeated.minimum:.6g}"
+    )
+
+
+def make_reference(args: argparse.Namespace) -> None:
+    """Write the statistics of a set of images."""
+    with extracting(args) as extract:
+        if found := extract.measure(args.images, args.num, args.seed):
+            fid.write(args.out, found.statistics)
+            print(f"{args.out}  n = {found.statistics.count}  {found.statistics.digest}")
+            show_made(found.made)
+
+
+def parse() -> argparse.Namespace:
+    """The command line."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    commands = parser.add_subparsers(required=True, metavar="calc | ref")
+    calc = commands.add_parser("calc", help="compare images with a reference")
+    calc.set_defaults(run=calculate)
+    calc.add_argument(
+        "--images",
+        nargs="+",
+        required=True,
+        help="folders, zips or dataset names; several are repetitions, one for each seed range",
+    )
+    calc.add_argument("--ref", required=True, help="path or URL of an .npz, or images as above")
+    calc.add_argument("--ref-sha256", help="what the reference file must have")
+    calc.add_argument(
+        "--kid",
+        nargs="?",
+        type=positive,
+        const=1000,
+        metavar="SIZE",
+        help="also KID, on 100 subsets of this size (default: 1000)",
+    )
+    calc.add_argument(
+        "--precision-recall",
+        nargs="?",
+        type=positive,
+        const=3,
+        metavar="K",
+        help="also improved precision and recall with K neighbours (default: 3)",
+    )
+    calc.add_argument("--json", type=Path, help="write the results to this file too")
+    ref = commands.add_parser("ref", help="write the statistics of images")
+    ref.set_defaults(run=make_reference)
+    ref.add_argument("--images", required=True, help="folder, zip or dataset name")
+    ref.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    for command in (calc, ref):
+        add_settings(command)
+    return parser.parse_args()
+
+
+def add_settings(command: argparse.ArgumentParser) -> None:
+    """Options that both commands have."""
+    add_machine(command)
+    add = command.add_argument
+    add("--num", type=positive, help="so many images, drawn by --seed (default: all)")
+    add("--seed", type=int, default=0, help="of the choice of images (default: 0)")
+    add("--batch", type=positive, default=64, help="images at a time (default: 64)")
+    add("--features", default="inception", help="inception (default), or weights: path or URL")
+    add("--features-sha256", help="what the file of weights must have")
+    add("--tf32", action="store_true", help="faster products on NVIDIA GPUs, 10 bits of mantissa")
+    add(
+        "--work",
+        type=Path,
+        help="keep features in this folder, and use those that are there "
+        "(default: in the cache, until the result is made)",
+    )
+
+
+def positive(text: str) -> int:
+    """An argument that is a whole number above 0."""
+    if not text.isdecimal() or int(text) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
+    return int(text)
+
+
+def main() -> None:
+    """Run the command that was typed."""
+    args = parse()
+    args.run(args)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

@@ -1,0 +1,129 @@
+"""The classifier whose features a distance of ours is taken on."""
+
+import dataclasses
+from pathlib import Path
+
+import pytest
+import torch
+from torch import Tensor
+
+from edm import features
+from edm.classifier import RECIPES, Classifier, Options, Training, accuracy, held_out, load, save
+from linear_structure import datasets
+from linear_structure.errors import UsageError
+from linear_structure.files import digest_of_file
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "edm" / "weights"
+SHIPPED = WEIGHTS / "digits-features.safetensors"
+CPU = torch.device("cpu")
+SHORT = dataclasses.replace(RECIPES["digits"], widths=(8, 16), epochs=4)
+
+
+@pytest.fixture(autouse=True)
+def one_thread():
+    before = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(before)
+
+
+def images(count: int = 40, channels: int = 1, size: int = 8) -> Tensor:
+    generator = torch.Generator().manual_seed(0)
+    shape = (count, channels, size, size)
+    return torch.randint(256, shape, dtype=torch.uint8, generator=generator)
+
+
+def test_features_have_the_promised_form() -> None:
+    network = features.load(SHIPPED)
+    found = network(images())
+    assert found.shape == (40, network.dim)
+    assert found.dtype == torch.float32
+    assert not found.requires_grad
+    assert (network.name, network.distance_name) == ("classifier-digits", "FD-digits")
+    assert network.digest == digest_of_file(SHIPPED)
+    assert network(images(0)).shape == (0, network.dim)
+
+
+def test_features_of_an_image_do_not_depend_on_the_others() -> None:
+    network, batch = load(SHIPPED), images(600)
+    whole = network(batch)
+    assert torch.equal(network(batch), whole)
+    torch.testing.assert_close(network(batch.flip(0)).flip(0), whole, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(network(batch[7:8]), whole[7:8], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("wrong", [images(4, channels=3), images(4).float()])
+def test_images_of_another_kind_are_refused(wrong: Tensor) -> None:
+    with pytest.raises(ValueError, match=r"expected torch\.uint8 with 1"):
+        load(SHIPPED)(wrong)
+
+
+def test_file_keeps_the_network(tmp_path: Path) -> None:
+    options = Options(knows="noise", channels=3, classes=5, widths=(8, 16, 24), blocks=2)
+    network = Classifier(options).eval()
+    save(network, tmp_path / "features.safetensors", {"seed": 0})
+    loaded = load(tmp_path / "features.safetensors")
+    assert loaded.options == options
+    assert loaded.dim == 24
+    batch = images(5, channels=3, size=16)
+    torch.testing.assert_close(loaded(batch), network(batch).detach(), atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("name", ["digits-denoiser.safetensors", "digits.md"])
+def test_another_file_is_refused(name: str) -> None:
+    with pytest.raises(UsageError, match="is not a feature network"):
+        load(WEIGHTS / name)
+
+
+def training(folder: Path, **changes: object) -> Training:
+    digits = datasets.load("digits")
+    recipe = dataclasses.replace(SHORT, **changes)
+    known, _ = held_out(digits.count, recipe.held_out, recipe.seed)
+    unfinished = folder / "unfinished.pt"
+    return Training(recipe, digits.images()[known], digits.labels()[known], CPU, unfinished)
+
+
+def test_training_learns_and_a_stopped_one_continues_to_the_bit(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    whole = training(tmp_path / "whole").run()
+    part = training(tmp_path / "part")
+    with monkeypatch.context() as patch:
+        patch.setattr(Training, "_epoch", stopping(Training._epoch, 2))
+        with pytest.raises(KeyboardInterrupt):
+            part.run()
+    continued = part.run().state_dict()
+    assert all(torch.equal(value, continued[name]) for name, value in whole.state_dict().items())
+    digits = datasets.load("digits")
+    _, rest = held_out(digits.count, SHORT.held_out, SHORT.seed)
+    assert accuracy(whole, digits.images()[rest], digits.labels()[rest]) > 0.8
+    with pytest.raises(UsageError, match="another training"):
+        training(tmp_path / "part", seed=1).run()
+
+
+def stopping(epoch, number: int):
+    """An epoch that is interrupted when its number comes."""
+
+    def run(self: Training, learner: object, current: int) -> float:
+        if current == number:
+            raise KeyboardInterrupt
+        return epoch(self, learner, current)
+
+    return run
+
+
+def test_held_out_images_are_the_rest() -> None:
+    known, rest = held_out(1797, 0.2, 0)
+    assert len(rest) == 359
+    assert torch.cat([known, rest]).sort().values.tolist() == list(range(1797))
+
+
+def test_shipped_features_are_what_their_card_says() -> None:
+    card = (WEIGHTS / "digits.md").read_text()
+    assert digest_of_file(SHIPPED) in card
+    assert f"{SHIPPED.stat().st_size:,} bytes" in card
+    digits = datasets.load("digits")
+    _, rest = held_out(digits.count, RECIPES["digits"].held_out, RECIPES["digits"].seed)
+    found = accuracy(load(SHIPPED), digits.images()[rest], digits.labels()[rest])
+    assert found > 0.98
+    assert f"{found:.2%}" in card

@@ -1,0 +1,61 @@
+"""Ranks from the environment, and the share of each process."""
+
+import pytest
+import torch
+from threadpoolctl import threadpool_info
+
+from linear_structure import distributed
+
+
+@pytest.fixture(params=[1, 2, 3, 8])
+def processes(request, monkeypatch):
+    """What a call gives in each of n processes."""
+
+    def run(call):
+        results = []
+        for rank in range(request.param):
+            monkeypatch.setenv("RANK", str(rank))
+            monkeypatch.setenv("LOCAL_RANK", str(rank % 2))
+            monkeypatch.setenv("WORLD_SIZE", str(request.param))
+            results.append(call())
+        return results
+
+    return run
+
+
+def test_alone_a_process_is_the_first_and_does_everything(monkeypatch):
+    for name in ("RANK", "LOCAL_RANK", "WORLD_SIZE"):
+        monkeypatch.delenv(name, raising=False)
+    assert (distributed.rank(), distributed.local_rank(), distributed.world_size()) == (0, 0, 1)
+    assert distributed.share(range(5)) == range(5)
+
+
+def test_the_shares_of_all_processes_are_everything_once(processes):
+    shares = processes(lambda: list(distributed.share(range(20))))
+    assert sorted(item for share in shares for item in share) == list(range(20))
+    assert max(map(len, shares)) - min(map(len, shares)) <= 1
+
+
+def test_ranks_are_those_of_the_environment(processes):
+    ranks = processes(lambda: (distributed.rank(), distributed.local_rank()))
+    assert ranks == [(rank, rank % 2) for rank in range(len(ranks))]
+
+
+def test_the_thread_count_is_set_whatever_it_was():
+    before = torch.get_num_threads()
+    try:
+        for count in (1, 2):
+            distributed.set_threads(count)
+            pools = threadpool_info()
+            assert torch.get_num_threads() == count
+            assert {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"} == {count}
+    finally:
+        distributed.set_threads(before)
+
+
+def test_waiting_ends_when_the_files_are_there(tmp_path, monkeypatch):
+    paths = [tmp_path / "a", tmp_path / "b"]
+    paths[1].touch()
+    monkeypatch.setattr(distributed.time, "sleep", lambda _: paths[0].touch())
+    distributed.wait_for(paths)
+    assert paths[0].exists()

@@ -1,0 +1,164 @@
+"""Theorems of the Gaussian: its denoiser, its flow and its density agree with each other."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.integrate import solve_ivp
+from scipy.stats import multivariate_normal
+
+from linear_structure.denoise import score, slope
+from linear_structure.gaussian import Gaussian, Isotropic
+
+DIM = 6
+LEVELS = (80.0, 3.0, 0.2)
+
+
+def gaussian(rank: int) -> Gaussian:
+    generator = torch.Generator().manual_seed(rank)
+    square = torch.randn(DIM, DIM, generator=generator, dtype=torch.float64)
+    basis, _ = torch.linalg.qr(square)
+    mean = torch.linspace(-0.5, 0.5, DIM, dtype=torch.float64)
+    return Gaussian(mean, basis[:, :rank], torch.logspace(0, -2, rank, dtype=torch.float64))
+
+
+MODELS = [gaussian(DIM), gaussian(2), gaussian(0), Isotropic(gaussian(0).mean, 0.4)]
+MODELS += [Isotropic(gaussian(0).mean)]
+NAMES = ["full rank", "rank 2", "a point", "isotropic", "isotropic point"]
+
+
+@pytest.fixture(params=MODELS, ids=NAMES)
+def model(request):
+    return request.param
+
+
+@pytest.fixture
+def x():
+    return torch.randn(4, 1, 2, 3, generator=torch.Generator().manual_seed(9)).double()
+
+
+def test_flow_composes(model, x):
+    a, b, c = LEVELS
+    direct = model.flow(x, a, c)
+    assert torch.allclose(model.flow(model.flow(x, a, b), b, c), direct, rtol=0, atol=1e-13)
+    assert torch.allclose(model.flow(x, b, b), x, rtol=0, atol=1e-14)
+
+
+def test_flow_is_reversible(model, x):
+    there = model.flow(x, 3.0, 0.2)
+    assert torch.allclose(model.flow(there, 0.2, 3.0), x, rtol=0, atol=1e-12)
+
+
+def test_flow_solves_the_ode(model, x):
+    def rate(sigma, flat):
+        return slope(model.denoise, torch.from_numpy(flat).view(x.shape), sigma).numpy().ravel()
+
+    solved = solve_ivp(rate, (5.0, 0.1), x.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-12)
+    end = torch.from_numpy(solved.y[:, -1]).view(x.shape)
+    assert torch.allclose(model.flow(x, 5.0, 0.1), end, rtol=0, atol=1e-8)
+
+
+def test_denoised_along_the_flow(model, x):
+    for sigma in (40.0, 1.0, 0.01):
+        expected = model.denoise(model.flow(x, 80.0, sigma), sigma)
+        along = model.denoised_along(x, 80.0, sigma)
+        assert torch.allclose(along, expected, rtol=0, atol=1e-13)
+
+
+def test_score_is_the_gradient_of_the_log_density(model, x):
+    x.requires_grad_()
+    for sigma in (0.1, 1.0, 30.0):
+        (gradient,) = torch.autograd.grad(model.log_prob(x, sigma).sum(), x)
+        assert torch.allclose(score(model.denoise, x, sigma), gradient, rtol=1e-9, atol=1e-9)
+
+
+def test_score_is_a_finite_difference(model, x):
+    sigma, h = 0.5, 1e-5
+    step = torch.zeros_like(x)
+    step[:, 0, 1, 1] = h
+    slope_there = (model.log_prob(x + step, sigma) - model.log_prob(x - step, sigma)) / (2 * h)
+    assert torch.allclose(score(model.denoise, x, sigma)[:, 0, 1, 1], slope_there, atol=1e-7)
+
+
+@pytest.mark.parametrize("rank", [DIM, 2, 0])
+def test_log_prob_is_scipys(rank, x):
+    g = gaussian(rank)
+    covariance = (g.basis * g.eigenvalues) @ g.basis.T + 0.3**2 * torch.eye(DIM).double()
+    theirs = multivariate_normal(g.mean.numpy(), covariance.numpy()).logpdf(x.flatten(1).numpy())
+    np.testing.assert_allclose(g.log_prob(x, 0.3).numpy(), theirs, rtol=1e-11)
+
+
+def test_isotropic_is_a_gaussian_of_equal_variances(x):
+    mean = torch.linspace(-1, 1, DIM, dtype=torch.float64)
+    isotropic = Isotropic(mean, 0.6)
+    same = Gaussian(mean, torch.eye(DIM).double(), torch.full((DIM,), 0.36, dtype=torch.float64))
+    for sigma in LEVELS:
+        assert torch.allclose(isotropic.denoise(x, sigma), same.denoise(x, sigma), atol=1e-13)
+        assert torch.allclose(isotropic.log_prob(x, sigma), same.log_prob(x, sigma), rtol=1e-12)
+    assert torch.allclose(isotropic.flow(x, 3.0, 0.1), same.flow(x, 3.0, 0.1), atol=1e-13)
+
+
+def test_each_sample_has_its_own_sigma(model, x):
+    start = torch.tensor([80.0, 5.0, 1.0, 0.5], dtype=torch.float64)
+    stop = start / torch.tensor([2.0, 1.0, 10.0, 3.0], dtype=torch.float64)
+    flows = [model.flow(x[i : i + 1], start[i], stop[i]) for i in range(4)]
+    assert torch.allclose(model.flow(x, start, stop), torch.cat(flows), rtol=0, atol=1e-14)
+    images = [model.denoise(x[i : i + 1], stop[i]) for i in range(4)]
+    assert torch.allclose(model.denoise(x, stop), torch.cat(images), rtol=0, atol=1e-14)
+    values = [model.log_prob(x[i : i + 1], stop[i]) for i in range(4)]
+    assert torch.allclose(model.log_prob(x, stop), torch.cat(values), rtol=1e-12)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_dtype_and_shape_are_those_of_x(model, x, dtype):
+    x = x.to(dtype)
+    for made in (model.denoise(x, 1.0), model.flow(x, 2.0, 1.0), model.denoised_along(x, 2.0, 1.0)):
+        assert made.dtype == dtype and made.shape == x.shape
+
+
+def test_samples_have_the_moments(x):
+    g = gaussian(2)
+    drawn = g.sample(200_000, 0.5, torch.Generator().manual_seed(0))
+    covariance = (g.basis * g.eigenvalues) @ g.basis.T + 0.25 * torch.eye(DIM).double()
+    assert torch.allclose(drawn.mean(0), g.mean, atol=0.01)
+    assert torch.allclose(torch.cov(drawn.T), covariance, atol=0.02)
+
+
+def test_the_flow_maps_one_marginal_to_the_other():
+    """Samples of the data noised to 3, carried to 0.2, have the covariance noised to 0.2."""
+    g = gaussian(2)
+    drawn = g.sample(200_000, 3.0, torch.Generator().manual_seed(0))
+    carried = g.flow(drawn, 3.0, 0.2)
+    covariance = (g.basis * g.eigenvalues) @ g.basis.T + 0.04 * torch.eye(DIM).double()
+    assert torch.allclose(torch.cov(carried.T), covariance, atol=0.02)
+
+
+def test_the_rank_rule_and_the_rank():
+    g = gaussian(2)
+    covariance = (g.basis * g.eigenvalues) @ g.basis.T
+    found = Gaussian.from_covariance(g.mean, covariance)
+    assert torch.allclose(found.eigenvalues, g.eigenvalues, rtol=1e-12)
+    assert torch.allclose((found.basis * found.eigenvalues) @ found.basis.T, covariance, atol=1e-15)
+    assert Gaussian.from_covariance(g.mean, covariance, rank=1).basis.shape == (DIM, 1)
+    with pytest.raises(ValueError, match="NaN"):
+        Gaussian.from_covariance(g.mean, covariance * torch.nan)
+
+
+def test_fewer_samples_than_dimensions_give_the_same_by_the_gram_matrix():
+    samples = torch.randn(5, 20, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    gram = Gaussian.from_samples(samples)
+    direct = Gaussian.from_covariance(samples.mean(0), torch.cov(samples.T))
+    assert gram.basis.shape == (20, 4)
+    assert torch.allclose(gram.eigenvalues, direct.eigenvalues[:4], rtol=1e-12)
+    projectors = [g.basis[:, :4] @ g.basis[:, :4].T for g in (gram, direct)]
+    assert torch.allclose(*projectors, atol=1e-12)
+
+
+def test_no_density_and_no_flow_where_there_is_none(x):
+    with pytest.raises(ValueError, match="no density"):
+        gaussian(2).log_prob(x, 0.0)
+    assert bool(torch.isfinite(gaussian(DIM).log_prob(x, 0.0)).all())
+    for singular in (gaussian(2), Isotropic(gaussian(0).mean)):
+        with pytest.raises(ValueError, match="sigma > 0"):
+            singular.flow(x, 0.0, 1.0)
+    with pytest.raises(ValueError, match="no density"):
+        Isotropic(gaussian(0).mean).log_prob(x, 0.0)

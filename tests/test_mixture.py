@@ -1,0 +1,79 @@
+"""The Gaussian mixture contains the Gaussian, and is its own density's denoiser."""
+
+import numpy as np
+import pytest
+import torch
+from scipy.stats import multivariate_normal
+
+from linear_structure.denoise import score
+from linear_structure.gaussian import Gaussian
+from linear_structure.mixture import GaussianMixture, cluster, fit
+
+GENERATOR = torch.Generator().manual_seed(0)
+X = torch.randn(6, 2, 4, generator=GENERATOR, dtype=torch.float64)
+DIM = 8
+
+
+def component(rank: int, shift: float) -> Gaussian:
+    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, generator=GENERATOR, dtype=torch.float64))
+    mean = torch.full((DIM,), shift, dtype=torch.float64)
+    return Gaussian(mean, basis[:, :rank], torch.linspace(1, 0.1, rank, dtype=torch.float64))
+
+
+COMPONENTS = (component(DIM, 0.0), component(3, 1.0), component(0, -1.0))
+MIXTURE = GaussianMixture(torch.tensor([0.5, 0.3, 0.2], dtype=torch.float64), COMPONENTS)
+
+
+def test_one_component_is_the_gaussian():
+    single = GaussianMixture(torch.ones(1, dtype=torch.float64), COMPONENTS[1:2])
+    for sigma in (0.1, 1.0, 80.0):
+        expected = COMPONENTS[1].denoise(X, sigma)
+        assert torch.allclose(single.denoise(X, sigma), expected, rtol=0, atol=1e-14)
+        assert torch.allclose(single.log_prob(X, sigma), COMPONENTS[1].log_prob(X, sigma))
+
+
+def test_the_score_is_the_gradient_of_the_log_density():
+    x = X.clone().requires_grad_()
+    for sigma in (0.05, 0.5, 10.0):
+        (gradient,) = torch.autograd.grad(MIXTURE.log_prob(x, sigma).sum(), x)
+        assert torch.allclose(score(MIXTURE.denoise, x, sigma), gradient, rtol=1e-8, atol=1e-8)
+
+
+def test_log_prob_is_scipys():
+    total = 0.0
+    for weight, g in zip(MIXTURE.weights, COMPONENTS, strict=True):
+        covariance = (g.basis * g.eigenvalues) @ g.basis.T + 0.49 * torch.eye(DIM).double()
+        normal = multivariate_normal(g.mean.numpy(), covariance.numpy())
+        total = total + float(weight) * normal.pdf(X.flatten(1).numpy())
+    np.testing.assert_allclose(MIXTURE.log_prob(X, 0.7).numpy(), np.log(total), rtol=1e-11)
+
+
+def test_weights_far_from_all_components_stay_finite():
+    assert bool(torch.isfinite(MIXTURE.denoise(X * 1e4, 0.01)).all())
+    assert torch.allclose(MIXTURE.responsibilities(X, 0.5).sum(1), torch.ones(6).double())
+
+
+def test_each_sample_has_its_own_sigma():
+    sigma = torch.tensor([0.05, 0.2, 0.5, 1.0, 5.0, 80.0], dtype=torch.float64)
+    alone = [MIXTURE.denoise(X[i : i + 1], sigma[i]) for i in range(6)]
+    assert torch.allclose(MIXTURE.denoise(X, sigma), torch.cat(alone), rtol=0, atol=1e-13)
+
+
+def test_fit_recovers_separate_clusters():
+    labels = torch.arange(600) % 3
+    centers = torch.eye(3, DIM).double() * 20
+    samples = centers[labels] + torch.randn(600, DIM, generator=GENERATOR, dtype=torch.float64)
+    found = cluster(samples, 3)
+    assert torch.equal(found, cluster(samples, 3))
+    same_pairs = (found[:, None] == found) == (labels[:, None] == labels)
+    assert bool(same_pairs.all())
+    by_label = fit(samples, labels, rank=2)
+    assert torch.allclose(by_label.weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+    for label, part in enumerate(by_label.components):
+        direct = Gaussian.from_samples(samples[labels == label], 2)
+        assert torch.equal(part.mean, direct.mean) and part.basis.shape == (DIM, 2)
+
+
+def test_more_components_than_samples_are_refused():
+    with pytest.raises(ValueError, match="9 components"):
+        cluster(X.flatten(1), 9)
