@@ -115,14 +115,15 @@ class Recipe:
         return replace(self, piece=piece)
 
 
-SMALL = Recipe(
-    model_channels=32,
+LAPTOP = Recipe(
+    model_channels=16,
+    channel_mult=(1, 2, 3),
     num_blocks=1,
-    attn_resolutions=(),
+    attn_resolutions=(8,),
     dropout=0.0,
     augment=0.0,
     log_uniform=0.15,
-    batch=128,
+    batch=64,
     learning_rate=2e-3,
     ramp=10_000,
     ema_halflife=50_000,
@@ -130,19 +131,16 @@ SMALL = Recipe(
     tick=10_000,
     snapshot=100_000,
 )
-RECIPES = {
-    "published": Recipe(),
-    "laptop": SMALL,
-    "digits": replace(
-        SMALL,
-        model_channels=24,
-        channel_mult=(1, 1),
-        sigma_data=0.7518,
-        batch=64,
-        learning_rate=4e-3,
-        duration=600_000,
-    ),
-}
+DIGITS = replace(
+    LAPTOP,
+    model_channels=24,
+    channel_mult=(1, 1),
+    attn_resolutions=(),
+    sigma_data=0.7518,
+    learning_rate=4e-3,
+    duration=600_000,
+)
+RECIPES = {"published": Recipe(), "laptop": LAPTOP, "digits": DIGITS}
 
 
 def table() -> str:
