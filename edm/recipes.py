@@ -20,7 +20,12 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     },
     "adm": {"model_type": "DhariwalUNet"},
 }
-PRECONDITIONERS = {"edm": "EDMPrecond", "vp": "VPPrecond", "ve": "VEPrecond"}
+PRECONDITIONERS = {
+    "edm": "EDMPrecond",
+    "vp": "VPPrecond",
+    "ve": "VEPrecond",
+    "iddpm": "iDDPMPrecond",
+}
 
 
 def _number(default: Any, meaning: str, low: float = 0, high: float = math.inf) -> Any:
@@ -65,11 +70,12 @@ class Recipe:
     snapshot: int = _number(2_500_000, "images between two snapshots", 1)
 
     def loss(self) -> Loss:
-        """The loss that belongs to the preconditioning."""
+        """The loss that belongs to the preconditioning; VP and iDDPM both predict the noise."""
         losses: dict[str, Loss] = {
             "edm": EDM(self.sigma_mean, self.sigma_std, self.sigma_data, self.log_uniform),
             "vp": VP(),
             "ve": VE(),
+            "iddpm": VP(),
         }
         return losses[self.preconditioning]
 

@@ -91,7 +91,9 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """All that two commands must agree on to be one run, as JSON values."""
         recipe = {name: value for name, value in plain(self.recipe).items() if name not in PACE}
-        return {**recipe, "images": digest_of_tensor(self._images)}
+        labels = self.dataset.labels() if self.recipe.conditional else None
+        told = {} if labels is None else {"labels": digest_of_tensor(labels)}
+        return {**recipe, **told, "images": digest_of_tensor(self._images)}
 
     def _network(self) -> Preconditioned:
         torch.manual_seed(self.recipe.seed)

@@ -53,7 +53,7 @@ class PointCloud:
     """
 
     points: Tensor
-    block: int = 2048
+    block: int = 4096
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Posterior mean of the data: x (B, *S), sigma > 0, () or (B,) -> (B, *S).
@@ -106,9 +106,9 @@ class PointCloud:
         half_squares = self._half_squares[first : first + len(points)].to(points)
         rough = half_squares - flat.to(points.dtype) @ points.T
         leading = rough.topk(min(LEADING, len(points)), dim=1, largest=False).indices
-        chosen = (self.points[first + rank.to(self.points.device)] for rank in leading.T)
-        offsets = (flat - _floats(point.to(flat.device), torch.float64) for point in chosen)
-        exact = torch.stack([offset.square().sum(1) / 2 for offset in offsets], 1)
+        nearest = self.points[first + leading.to(self.points.device)].to(flat.device)
+        offsets = flat[:, None] - _floats(nearest, torch.float64)
+        exact = torch.linalg.vector_norm(offsets, dim=2).square() / 2
         half = rough.double() + flat.square().sum(1, keepdim=True) / 2
         return half.clamp_(min=exact.amax(1, keepdim=True)).scatter_(1, leading, exact)
 

@@ -23,6 +23,7 @@ from linear_structure.errors import run_command
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__,
         epilog="The recipes:\n\n" + table(),
@@ -69,6 +70,7 @@ def device_of(name: str | None) -> torch.device:
 
 
 def main() -> None:
+    """Train, or continue."""
     arguments = parse_arguments()
     set_threads(arguments.threads or max(usable_cores() // world_size(), 1))
     torch.backends.cudnn.benchmark = True

@@ -21,6 +21,7 @@ from linear_structure.errors import UsageError, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
+    """The command line."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -45,6 +46,7 @@ def labelled(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
 
 
 def main() -> None:
+    """Train, measure, save."""
     arguments = parse_arguments()
     set_threads(arguments.threads)
     device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))

@@ -12,7 +12,7 @@ from edm.precondition import build
 from linear_structure.denoise import expand
 from linear_structure.gaussian import Gaussian
 
-LOSSES = {"EDMPrecond": EDM(), "VPPrecond": VP(), "VEPrecond": VE()}
+LOSSES = {"EDMPrecond": EDM(), "VPPrecond": VP(), "VEPrecond": VE(), "iDDPMPrecond": VP()}
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
 
 

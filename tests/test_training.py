@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import resource
 import signal
 import subprocess
 import sys
@@ -19,7 +20,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edm import checkpoint
 from edm.loss import EDM, loss_at
 from edm.recipes import RECIPES, Recipe, table
-from edm.resume import read_state
+from edm.resume import read_state, write_state
 from edm.runs import STATE, Job
 from edm.training import Data, Piece, State, Trainer, accumulate, batches, clean
 from linear_structure import datasets
@@ -158,6 +159,19 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
         job(tmp_path).run()
 
 
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:
+    write_state(tmp_path / STATE, {"images_seen": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(WorkError, match=r"training-state\.pt cannot be written .*too large"):
+            write_state(tmp_path / STATE, {"network": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_state(tmp_path / STATE, CPU) == {"images_seen": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+
+
 def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_snapshot(tmp_path: Path) -> None:
     job(tmp_path, duration=200).run()
     saved = read_state(tmp_path / STATE, CPU)
@@ -184,13 +198,20 @@ def test_a_conditional_network_trains(tmp_path: Path) -> None:
     assert state.images_seen == 64
 
 
-@pytest.mark.parametrize("precision", ["float32", "bfloat16"])
-@pytest.mark.parametrize("preconditioning", ["edm", "vp", "ve"])
-def test_every_preconditioning_trains_in_every_precision(
-    preconditioning: str, precision: str, tmp_path: Path
+@pytest.mark.parametrize(
+    ("preconditioning", "architecture", "precision"),
+    [
+        ("edm", "ddpmpp", "bfloat16"),
+        ("vp", "ddpmpp", "float32"),
+        ("ve", "ncsnpp", "float32"),
+        ("iddpm", "adm", "float32"),
+    ],
+)
+def test_every_preconditioning_and_architecture_trains(
+    preconditioning: str, architecture: str, precision: str, tmp_path: Path
 ) -> None:
-    changes = {"preconditioning": preconditioning, "precision": precision}
-    state = job(tmp_path, **changes, duration=64, snapshot=64).run()
+    changes = {"preconditioning": preconditioning, "architecture": architecture}
+    state = job(tmp_path, **changes, precision=precision, duration=64, snapshot=64).run()
     assert math.isfinite(state.curve[-1][1])
     assert {p.dtype for p in state.network.parameters()} == {torch.float32}
 
