@@ -7,10 +7,11 @@ is the rate of a large matrix product of the same type, measured here.
 """
 
 import argparse
-import resource
 import statistics
 import time
 from collections.abc import Callable
+from functools import partial
+from itertools import accumulate
 
 import torch
 from torch import Tensor
@@ -36,6 +37,16 @@ def alternate(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, 
             if repeat:
                 seconds[name].append(time.perf_counter() - start)
     return {name: statistics.median(values) for name, values in seconds.items()}
+
+
+def extra_memory(call: Callable[[], object]) -> int:
+    """Most bytes that torch holds at once during a call beyond those before it."""
+    with torch.profiler.profile(profile_memory=True) as profile:
+        call()
+    changes = (
+        e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"
+    )
+    return max(accumulate(changes))
 
 
 def peak(dtype: torch.dtype) -> float:
@@ -93,17 +104,12 @@ def report_points(count: int, batch: int, repeats: int) -> None:
     pixels = torch.randint(0, 256, (count, DIM), dtype=torch.uint8)
     points = from_uint8(pixels)
     x = points[:batch] + SIGMA * torch.randn(batch, DIM)
-    floats, bytes_ = PointCloud(points), PointCloud(pixels)
-    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
-    floats.denoise(x, SIGMA)
-    extra = (resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before) / 1024
+    clouds = {"float32": PointCloud(points), "uint8": PointCloud(pixels)}
+    extra = {name: extra_memory(partial(cloud.denoise, x, SIGMA)) for name, cloud in clouds.items()}
     weights = torch.rand(batch, count)
     seconds = alternate(
-        {
-            "products": lambda: (x @ points.T, weights @ points),
-            "float32": lambda: floats.denoise(x, SIGMA),
-            "uint8": lambda: bytes_.denoise(x, SIGMA),
-        },
+        {"products": lambda: (x @ points.T, weights @ points)}
+        | {name: partial(cloud.denoise, x, SIGMA) for name, cloud in clouds.items()},
         repeats,
     )
     flop, limit = 4 * batch * count * DIM, peak(torch.float32)
@@ -113,7 +119,7 @@ def report_points(count: int, batch: int, repeats: int) -> None:
         print(f"{name:9} {taken * 1e3:6.0f} ms:", end=" ")
         print(f"{taken / seconds['products']:.2f} of the products,", end=" ")
         print(f"{flop / taken / limit:.0%} of the peak")
-    print(f"extra memory of a first call, float32: at most {extra:.0f} MB")
+    print(", ".join(f"extra memory {name}: {value / 1e6:.0f} MB" for name, value in extra.items()))
 
 
 def main() -> None:

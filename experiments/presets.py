@@ -61,6 +61,8 @@ class Preset:
         skips: skipped steps k to measure.
         seeds: the range of one sweep.
         block: seeds that are sampled together; fixed, since results depend on it in the last bits.
+        threads: CPU threads of a process; None: all usable cores. A small network is as fast on one
+            thread, and then does not suffer from what else the machine does.
         knowledge: settings of the network, for a forecast before it is fetched.
         published: skipped steps -> published distance.
     """
@@ -75,6 +77,7 @@ class Preset:
     skips: tuple[int, ...]
     seeds: SeedRange
     block: int
+    threads: int | None = None
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
@@ -183,6 +186,7 @@ def _digits() -> Preset:
         skips=(0, 2, 4, *range(6, 15)),
         seeds=SeedRange(0, 999),
         block=250,
+        threads=1,
     )
 
 

@@ -51,7 +51,9 @@ def add_preset(parser: argparse.ArgumentParser, default: str = "cifar10") -> Non
 def add_machine(parser: argparse.ArgumentParser) -> None:
     """Where to compute."""
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
-    parser.add_argument("--threads", type=int, help="CPU threads (default: all usable cores)")
+    parser.add_argument(
+        "--threads", type=int, help="CPU threads (default: the preset's, else all usable cores)"
+    )
 
 
 def parse_skips(text: str) -> tuple[int, ...]:
@@ -83,13 +85,16 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 
-def chosen_device(options: argparse.Namespace) -> tuple[torch.device, int]:
+def chosen_device(
+    options: argparse.Namespace, preset: Preset | None = None
+) -> tuple[torch.device, int]:
     """Device and CPU threads; the threads are set here, once, whatever the environment says.
 
     Raises:
         UsageError: the device is unknown or not there.
     """
-    threads = options.threads or distributed.usable_cores()
+    wanted = (options.threads, preset.threads if preset else None, distributed.usable_cores())
+    threads = next(count for count in wanted if count is not None)
     if threads < 1:
         raise UsageError(f"--threads {threads}: expected 1 or more")
     distributed.set_threads(threads)

@@ -129,7 +129,7 @@ def main() -> None:
     options = parse()
     preset = presets.find(options.preset) if options.preset else None
     sampling = chosen_settings(options, preset)
-    device, threads = settings.chosen_device(options)
+    device, threads = settings.chosen_device(options, preset)
     network = chosen_network(options, preset)
     dtype = getattr(torch, options.dtype) if options.dtype else None
     written = generate(

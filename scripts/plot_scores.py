@@ -22,7 +22,7 @@ def main() -> None:
     """Compare, then write the numbers and the picture made from them."""
     options = _parse()
     preset = settings.chosen_preset(options)
-    device, _ = settings.chosen_device(options)
+    device, _ = settings.chosen_device(options, preset)
     seeds = preset.seeds if options.seeds else preset.seeds.head(SEEDS)
     network = settings.load_network(preset, device)
     models = settings.analytic_models(preset, network)

@@ -31,7 +31,7 @@ def main() -> None:
     """Run or continue the sweep and print each result as it is made."""
     options = _parse()
     preset = settings.chosen_preset(options)
-    device, threads = settings.chosen_device(options)
+    device, threads = settings.chosen_device(options, preset)
     if options.dry_run:
         print(forecast.forecast(preset, device))
         return
