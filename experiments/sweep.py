@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
 from importlib.metadata import version
+from itertools import chain
 from pathlib import Path
 from typing import Any
 
@@ -141,7 +142,7 @@ def run(sweep: Sweep) -> Iterator[Result]:
     sweep.folder.mkdir(parents=True, exist_ok=True)
     unsettled = list(sweep.preset.skips) if distributed.rank() == 0 else []
     clock = time.perf_counter()
-    for _ in _sampled(sweep):
+    for _ in chain([None], _sampled(sweep)):
         while unsettled and not any(_is_missing(sweep, b) for b in blocks_of(sweep, unsettled[0])):
             yield _settled(sweep, unsettled.pop(0), time.perf_counter() - clock)
             clock = time.perf_counter()

@@ -201,7 +201,10 @@ def _download(source: Source, path: Path) -> None:
             except _Refused as refusal:
                 failures.append(f"{url}: {refusal}")
     kept = f"; {_size(partial)} bytes are kept in {partial}" if _size(partial) else ""
-    raise WorkError(f"cannot fetch {source.name} ({'; '.join(failures)}){kept}")
+    raise WorkError(
+        f"cannot fetch {source.name} ({'; '.join(failures)}){kept}; the same command tries again, "
+        f"and uses the file if you put it at {path}"
+    )
 
 
 def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> None:

@@ -2,11 +2,12 @@
 # bash scripts/quickstart.sh: install, then the whole experiment on embedded digits, on the CPU.
 set -euo pipefail
 cd "$(dirname "$0")/.."
+echo "0/4  installing; the first time this fetches PyTorch, some gigabytes"
 source scripts/install.sh
 
 echo "1/4  the Gaussian of the data: mean and covariance of 1,797 digits"
 "$PYTHON" linear_structure/get_parameters.py digits gaussian gaussian_params_digits
-echo "2/4  1,000 images for each number of skipped steps, and their distance to the data"
+echo "2/4  1,000 images for each number of skipped steps, and their distance: 2 minutes or so"
 bash run_experiments_with_skips.sh digits
 echo "3/4  table and graph"
 "$PYTHON" process_experiments_with_skips.py digits

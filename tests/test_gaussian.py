@@ -162,3 +162,55 @@ def test_no_density_and_no_flow_where_there_is_none(x):
             singular.flow(x, 0.0, 1.0)
     with pytest.raises(ValueError, match="no density"):
         Isotropic(gaussian(0).mean).log_prob(x, 0.0)
+
+
+def test_off_the_manifold_the_flow_scales_with_sigma(x):
+    g = gaussian(2)
+    outside = torch.eye(DIM, dtype=torch.float64) - g.basis @ g.basis.T
+    before, after = ((y.flatten(1) - g.mean) @ outside for y in (80 * x, g.flow(80 * x, 80.0, 0.5)))
+    assert torch.allclose(after, before * 0.5 / 80, rtol=1e-12, atol=0)
+    assert bool((before.norm(dim=1) > 1).all())
+
+
+def test_the_rank_rule_is_relative_to_the_largest():
+    eigenvalues = torch.tensor([4.0, 1.0, 4.1e-12, 3.9e-12, 0.0, -1e-15], dtype=torch.float64)
+    kept = Gaussian(torch.zeros(DIM), torch.eye(DIM), eigenvalues).truncated()
+    assert torch.equal(kept.eigenvalues, eigenvalues[:3])
+    assert kept.basis.shape == (DIM, 3)
+
+
+def test_a_covariance_is_destroyed_only_on_request():
+    root = torch.randn(DIM, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    covariance, mean = root @ root.T, torch.zeros(DIM, dtype=torch.float64)
+    before = covariance.clone()
+    found = Gaussian.from_covariance(mean, covariance)
+    assert torch.equal(covariance, before)
+    again = Gaussian.from_covariance(mean, covariance, overwrite=True)
+    assert torch.equal(again.eigenvalues, found.eigenvalues)
+    assert torch.equal(again.basis, found.basis)
+
+
+@pytest.mark.parametrize("count", [1, 2, DIM - 1, DIM, DIM + 1, 40])
+def test_samples_give_the_gaussian_of_their_covariance(count):
+    drawn = torch.randn(count, DIM, generator=torch.Generator().manual_seed(0)) + 3
+    found = Gaussian.from_samples(drawn)
+    covariance = np.cov(drawn.double().numpy().T) if count > 1 else np.zeros((DIM, DIM))
+    assert len(found.eigenvalues) == min(count - 1, DIM)
+    rebuilt = (found.basis * found.eigenvalues) @ found.basis.T
+    np.testing.assert_allclose(rebuilt.numpy(), covariance, rtol=0, atol=1e-14)
+    identity = torch.eye(len(found.eigenvalues), dtype=torch.float64)
+    assert torch.allclose(found.basis.T @ found.basis, identity, rtol=0, atol=1e-12)
+
+
+def test_a_model_as_files_keep_it_samples_in_the_precision_of_its_mean():
+    g = gaussian(2)
+    kept = Gaussian(g.mean, g.basis.float(), g.eigenvalues)
+    drawn = [m.sample(3, 0.1, torch.Generator().manual_seed(0)) for m in (kept, g)]
+    assert drawn[0].dtype == torch.float64
+    assert torch.allclose(*drawn, rtol=0, atol=1e-6)
+
+
+def test_another_number_of_sigmas_is_refused(model, x):
+    for call in (model.denoise, model.log_prob, lambda x, s: model.flow(x, 80.0, s)):
+        with pytest.raises(ValueError, match="one for each"):
+            call(x, torch.ones(3))

@@ -7,6 +7,9 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from hypothesis.extra import numpy as hnp
 
 from linear_structure import datasets
 from linear_structure.gaussian import Gaussian
@@ -49,6 +52,28 @@ def test_pixels_are_numpys():
     difference = np.abs(moments.covariance.numpy() - covariance).max()
     assert difference < 1e-12 * np.abs(covariance).max()
     assert moments.sigma_data == pytest.approx(x.std(), rel=1e-14)
+
+
+@given(hnp.arrays(np.uint8, st.tuples(st.integers(2, 30), st.integers(1, 6))))
+@settings(max_examples=50, deadline=None)
+def test_pixels_are_right_to_the_last_digits(pixels):
+    """Against integers of any size, where a column is constant or nearly so too."""
+    made = PixelSums(pixels.shape[1])
+    made.add(torch.from_numpy(pixels))
+    scatter = made.moments().scatter
+    exact, count = pixels.astype(object), len(pixels)
+    scaled = count * (exact.T @ exact) - np.outer(exact.sum(0), exact.sum(0))
+    expected = torch.from_numpy(scaled.astype(float)) / (count * 127.5**2)
+    assert torch.allclose(scatter, expected, rtol=1e-14, atol=1e-18 * count)
+    assert torch.equal(scatter, scatter.T)
+    assert not scatter.diagonal()[expected.diagonal() == 0].any()
+
+
+def test_reading_the_moments_does_not_end_the_summing():
+    made = sums([PIXELS[:100]])
+    made.moments()
+    made.add(PIXELS[100:])
+    assert bits(made.moments()) == bits(sums([PIXELS]).moments())
 
 
 def test_floats_merge_in_any_order():

@@ -1,10 +1,12 @@
 """The exact point cloud against its definition, and its limits."""
 
 import math
+from itertools import accumulate
 
 import pytest
 import torch
 
+from linear_structure import points
 from linear_structure.gaussian import Gaussian
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
@@ -89,3 +91,82 @@ def test_float32_queries_stay_float32_and_no_noise_is_refused():
     assert PointCloud(POINTS).denoise(X.float(), 1.0).dtype == torch.float32
     with pytest.raises(ValueError, match="sigma"):
         PointCloud(POINTS).denoise(X, 0.0)
+
+
+def smooth_pixels(count: int) -> torch.Tensor:
+    """Images of soft blotches: uint8 (count, 3072), with squared distances as photographs have."""
+    coarse = torch.rand(count, 3, 5, 5, generator=torch.Generator().manual_seed(3))
+    blotches = torch.nn.functional.interpolate(coarse, (32, 32), mode="bilinear")
+    return (blotches * 256).to(torch.uint8).flatten(1)
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.02, 0.2, 1.0])
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32])
+def test_one_pass_in_float32_keeps_the_log_weights_that_count(sigma, dtype):
+    """The density and the nearest point come from the pass that denoises."""
+    pixels = smooth_pixels(400)
+    cloud = PointCloud(pixels if dtype == torch.uint8 else (pixels / 127.5 - 1), block=150)
+    exact = pixels.double() / 127.5 - 1 if dtype == torch.uint8 else cloud.points.double()
+    noise = torch.randn(8, 3072, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x = (exact[:8] + exact[torch.tensor([0, 1, 2, 3, 14, 15, 16, 17])]) / 2 + sigma * noise
+    log_weights = -torch.stack([(row - exact).square().sum(1) for row in x]) / (2 * sigma**2)
+    found = cloud.posterior(x, sigma)
+    log_prob = log_weights.logsumexp(1) - math.log(400) - 1536 * math.log(2 * math.pi * sigma**2)
+    assert float((found.log_prob - log_prob).abs().max()) < 1e-3
+    assert torch.equal(found.nearest, log_weights.argmax(1))
+    assert torch.allclose(found.denoised, log_weights.softmax(1) @ exact, rtol=0, atol=1e-4)
+    by_name = cloud.log_weights(x, sigma)
+    assert torch.allclose(by_name, log_weights.log_softmax(1), rtol=1e-12, atol=1e-4)
+
+
+@pytest.mark.parametrize("copies", [points.LEADING, 10 * points.LEADING])
+def test_many_copies_of_an_image_share_its_weight(copies):
+    """More of them than are measured again must not look nearer than those that are."""
+    pixels = smooth_pixels(100)
+    data = torch.cat([pixels[:1].expand(copies, -1), pixels[1:]]) / 127.5 - 1
+    noise = torch.randn(1, 3072, generator=torch.Generator().manual_seed(4), dtype=torch.float64)
+    x = data[:1].double() + 0.002 * noise
+    found = PointCloud(data).posterior(x, 0.002)
+    single = PointCloud(data[copies - 1 :]).posterior(x, 0.002)
+    assert torch.allclose(found.denoised, data[:1].double(), rtol=0, atol=1e-6)
+    gain = float(found.log_prob - single.log_prob) + math.log(len(data) / 100)
+    assert 0 <= gain <= math.log(copies) + 1e-3
+    if copies == points.LEADING:
+        assert gain == pytest.approx(math.log(copies), abs=1e-3)
+
+
+@pytest.mark.parametrize("dtype", [torch.uint8, torch.float32, torch.float64])
+def test_neither_x_nor_the_points_are_changed(dtype):
+    data = (POINTS * 50 + 128).clip(0, 255).to(dtype)
+    x = X.clone()
+    before = data.clone()
+    PointCloud(data).posterior(x, 0.5)
+    PointCloud(data).log_weights(x, 0.5)
+    assert torch.equal(data, before)
+    assert torch.equal(x, X)
+
+
+def test_memory_does_not_grow_with_the_number_of_points():
+    def most_bytes(count: int) -> int:
+        data = torch.zeros(count, 12, dtype=torch.uint8)
+        cloud = PointCloud(data, block=100)
+        cloud.denoise(X, 1.0)
+        with torch.profiler.profile(profile_memory=True) as profile:
+            cloud.denoise(X, 1.0)
+        events = profile.profiler.kineto_results.events()
+        return max(accumulate(e.nbytes() for e in events if e.name() == "[memory]"))
+
+    assert 0 < most_bytes(4000) <= most_bytes(400)
+
+
+def test_a_single_point_is_certain():
+    found = PointCloud(POINTS[:1]).posterior(X, 80.0)
+    assert torch.equal(found.denoised.flatten(1), POINTS[:1].expand(7, -1))
+    assert not found.entropy.any()
+
+
+def test_values_made_without_gradients_serve_with_them():
+    cloud = PointCloud(POINTS)
+    with torch.inference_mode():
+        inside = cloud.denoise(X, 0.5)
+    assert torch.equal(cloud.denoise(X.clone().requires_grad_(), 0.5).detach(), inside)
