@@ -130,6 +130,7 @@ class _Running:
         return cls(lowest, zero.long(), zero, zero, torch.zeros_like(flat))
 
     def updated(self, logits: Tensor, points: Tensor, first: int) -> "_Running":
+        """With one block more: logits (B, n) of points (n, D), numbered from `first`."""
         best, index = logits.max(1, keepdim=True)
         top = torch.maximum(self.top, best)
         keep = (self.top - top).exp()
@@ -145,6 +146,7 @@ class _Running:
         )
 
     def finished(self, x: Tensor, variance: Tensor, count: int) -> PointPosterior:
+        """What all `count` points say about x (B, *S), whose variance is (B, 1)."""
         log_total = self.total.log()
         dim = self.weighted.shape[1]
         log_prob = self.top + log_total - dim / 2 * (2 * torch.pi * variance).log()

@@ -517,9 +517,10 @@ def save_counting(directory: Path, last: int) -> int:
         return call
 
     with pytest.MonkeyPatch.context() as patch:
-        for name in ("write_bytes", "write_text", "mkdir", "rename", "replace", "unlink"):
+        for name in ("write_bytes", "write_text", "mkdir", "rename", "replace"):
             patch.setattr(Path, name, counted(getattr(Path, name)))
-        patch.setattr(shutil, "rmtree", counted(shutil.rmtree))
+        for name in ("unlink", "rmdir"):
+            patch.setattr(os, name, counted(getattr(os, name)))
         saved(directory)
     return len(done)
 
