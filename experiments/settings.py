@@ -193,11 +193,18 @@ def load_parameters(preset: Preset) -> Parameters:
         UsageError: a directory that the user named does not exist.
     """
     directory = preset.parameters
-    if not directory.exists() and directory == presets.find(preset.name).parameters:
+    default = directory == presets.find(preset.name).parameters
+    if default and not directory.exists():
         if distributed.rank() == 0:
             make_parameters(preset)
         distributed.wait_for([directory])
     loaded = parameters.load(directory)
+    source, wanted = loaded.story.get("dataset"), Path(preset.dataset)
+    if default and source not in (None, wanted.name, wanted.stem):
+        raise UsageError(
+            f"{directory} was made from {source}, not from {preset.dataset}: "
+            "name another directory with --parameters"
+        )
     if loaded.notice and distributed.rank() == 0:
         print(loaded.notice)
     return loaded

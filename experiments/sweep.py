@@ -199,6 +199,7 @@ def _images_of(sweep: Sweep, block: Block) -> list[Path]:
 def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
     """The result that is there, or a new one from the blocks on disk."""
     if earlier := _reusable(sweep, skip):
+        results.path_of(sweep.root, sweep.preset.name, sweep.preset.seeds, skip).touch()
         return earlier
     preset, blocks = sweep.preset, blocks_of(sweep, skip)
     distributed.wait_for(block.path for block in blocks)
