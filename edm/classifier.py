@@ -174,7 +174,7 @@ RECIPES = {
         knows="digits", widths=(32, 64), blocks=1, epochs=10, batch=64, shift=1, mirror=False
     ),
     "cifar10": Recipe(
-        knows="cifar", widths=(32, 64, 128), blocks=2, epochs=30, batch=128, shift=4, mirror=True
+        knows="cifar", widths=(16, 32, 64, 128), blocks=1, epochs=10, batch=64, shift=2, mirror=True
     ),
 }
 

@@ -129,11 +129,13 @@ LAPTOP = Recipe(
     dropout=0.0,
     augment=0.0,
     log_uniform=0.15,
-    batch=64,
-    learning_rate=2e-3,
+    batch=32,
+    piece=16,
+    learning_rate=1.5e-3,
     ramp=10_000,
     ema_halflife=50_000,
-    duration=800_000,
+    ema_ramp=0.1,
+    duration=500_000,
     tick=10_000,
     snapshot=100_000,
 )
@@ -143,7 +145,10 @@ DIGITS = replace(
     channel_mult=(1, 1),
     attn_resolutions=(),
     sigma_data=0.7518,
+    batch=64,
+    piece=0,
     learning_rate=4e-3,
+    ema_ramp=0.05,
     duration=600_000,
 )
 RECIPES = {"published": Recipe(), "laptop": LAPTOP, "digits": DIGITS}

@@ -1,9 +1,11 @@
 """Streaming mean and covariance, in one pass, mergeable.
 
-Pixels are integers: sums of v and of v v' stay exact in float64 below 2^53 (255^2 n, so n up to
-1.3e11 images), whatever the block size, the order or the number of processes. The scaling to
-[-1, 1] happens once, at the end. Floats are accumulated in float64 as centred moments and merged
-by Chan, Golub and LeVeque (1979):
+Pixels are integers: sums of u = v - 128 and of u u' stay exact in float64 below 2^53 (128^2 n, so n
+up to 5e11 images), whatever the block size, the order or the number of processes. The products are
+summed in float32, at twice float64's rate, as long as they are exact there: no partial sum exceeds
+the largest sum of squares (Cauchy and Schwarz), which may not pass 2^24. The scaling to [-1, 1]
+happens once, at the end. Floats are accumulated in float64 as centred moments and merged by Chan,
+Golub and LeVeque (1979):
 
     S = S_a + S_b + (n_a n_b / n) (m_a - m_b)(m_a - m_b)'
 """
@@ -12,12 +14,14 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-from scipy.linalg.blas import dsyrk
+from scipy.linalg.blas import ssyrk
 from torch import Tensor
 
 from linear_structure.images import HALF_RANGE
 
-ROWS = 500  # images converted to float64 at a time: 12 MB for CIFAR-10
+OFFSET = 128
+EXACT = 2.0**24  # float32 holds every integer up to here
+ROWS = 256  # images at a time: even of extreme pixels, their squares sum to 2^22 at most
 
 
 @dataclass(frozen=True)
@@ -69,6 +73,8 @@ class PixelSums:
         self.count = 0
         self._total = np.zeros(dim)
         self._products = np.zeros((dim, dim), order="F")  # the other triangle stays zero
+        self._recent = np.zeros((dim, dim), np.float32, order="F")  # not yet in the products
+        self._squares = np.zeros(dim)  # the diagonal of the recent ones
 
     def add(self, images: Tensor) -> None:
         """Add uint8 images (n, *S) with prod(S) = dim.
@@ -79,25 +85,34 @@ class PixelSums:
         if images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 images, got {images.dtype}")
         for rows in images.flatten(1).split(ROWS):
-            pixels = rows.numpy().astype(np.float64)
+            pixels = rows.numpy().astype(np.float32) - OFFSET
+            squares = np.einsum("ij,ij->j", pixels, pixels)
+            if (self._squares + squares).max(initial=0) > EXACT:
+                self._settle()
             self.count += len(pixels)
             self._total += pixels.sum(0)
-            self._products = dsyrk(
-                1.0, pixels.T, beta=1.0, c=self._products, lower=1, overwrite_c=1
-            )
+            self._squares += squares
+            self._recent = ssyrk(1.0, pixels.T, beta=1.0, c=self._recent, lower=1, overwrite_c=1)
+
+    def _settle(self) -> None:
+        """Move the recent products to float64."""
+        self._products += self._recent
+        self._recent[:], self._squares[:] = 0, 0
 
     def merge(self, other: "PixelSums") -> None:
-        """Add the sums of another process or part."""
+        """Add the sums of another part of the images."""
+        self._settle()
         self.count += other.count
         self._total += other._total
         self._products += other._products
+        self._products += other._recent
 
     def moments(self) -> Moments:
         """Moments of the pixels on the [-1, 1] scale.
 
         The scatter about c, the mean rounded to integers, is exact too:
 
-            sum((v - c)(v - c)') = sum(v v') - t c' - c (t - n c)',   t = sum(v)
+            sum((u - c)(u - c)') = sum(u u') - t c' - c (t - n c)',   t = sum(u)
 
         and what is left, n (m - c)(m - c)' with |m - c| <= 1/2, is subtracted with one rounding.
 
@@ -106,6 +121,7 @@ class PixelSums:
         """
         if self.count == 0:
             raise ValueError("no image was added")
+        self._settle()
         total, products = torch.from_numpy(self._total), torch.from_numpy(self._products)
         center = (total / self.count).round()
         rest = total - self.count * center
@@ -114,4 +130,5 @@ class PixelSums:
         scatter.addr_(total, center, alpha=-1).addr_(center, rest, alpha=-1)
         shift = rest / self.count**0.5
         scatter.addr_(shift, shift, alpha=-1).div_(HALF_RANGE**2)
-        return Moments(self.count, total / (self.count * HALF_RANGE) - 1, scatter)
+        mean = (total + OFFSET * self.count) / (self.count * HALF_RANGE) - 1
+        return Moments(self.count, mean, scatter)
