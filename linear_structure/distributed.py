@@ -12,6 +12,8 @@ from typing import TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
+from linear_structure.errors import UsageError
+
 Item = TypeVar("Item")
 
 
@@ -39,9 +41,35 @@ def set_threads(count: int) -> None:
     """Use `count` CPU threads in torch and in the BLAS of numpy and scipy, whatever was set before.
 
     Sums depend on it in the last bits, and `torchrun` gives BLAS one thread by the environment.
+
+    Raises:
+        UsageError: it is less than one.
     """
+    if count < 1:
+        raise UsageError(f"--threads {count}: expected 1 or more")
     torch.set_num_threads(count)
     threadpool_limits(count)
+
+
+def chosen_device(name: str = "auto") -> torch.device:
+    """The device of a name such as cpu, cuda or cuda:1.
+
+    Args:
+        name: "auto" is the GPU where there is one; "cuda" is that of this process.
+
+    Raises:
+        UsageError: there is no such device here.
+    """
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "cpu"
+    if name == "cuda":
+        name = f"cuda:{local_rank()}"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
+        raise UsageError(f"--device {name}: there is no such device here") from error
+    return device
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:

@@ -18,7 +18,13 @@ from edm.networks.options import parse, plain
 from edm.recipes import RECIPES, Recipe, table
 from edm.runs import Job
 from linear_structure import datasets
-from linear_structure.distributed import local_rank, rank, set_threads, usable_cores, world_size
+from linear_structure.distributed import (
+    chosen_device,
+    rank,
+    set_threads,
+    usable_cores,
+    world_size,
+)
 from linear_structure.errors import run_command
 
 
@@ -35,7 +41,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
-    parser.add_argument("--device", help="cpu or cuda; the GPU where there is one")
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
     parser.add_argument("--threads", type=int, help="of each process; all cores shared evenly")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     group = parser.add_argument_group("values of the recipe")
@@ -63,22 +69,17 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     return parse(Recipe, {**plain(RECIPES[arguments.recipe]), **changes}, "the recipe")
 
 
-def device_of(name: str | None) -> torch.device:
-    """The device that was named, or the best; with several processes, each its own GPU."""
-    name = name or ("cuda" if torch.cuda.is_available() else "cpu")
-    return torch.device("cuda", local_rank()) if name == "cuda" else torch.device(name)
-
-
 def main() -> None:
     """Train, or continue."""
     arguments = parse_arguments()
-    set_threads(arguments.threads or max(usable_cores() // world_size(), 1))
+    shared = max(usable_cores() // world_size(), 1)
+    set_threads(shared if arguments.threads is None else arguments.threads)
     torch.backends.cudnn.benchmark = True
     job = Job(
         recipe_of(arguments).shared_by(world_size()),
         datasets.load(arguments.dataset, arguments.data_dir),
         arguments.out,
-        device_of(arguments.device),
+        chosen_device(arguments.device),
         arguments.compile,
     )
     state = job.run()

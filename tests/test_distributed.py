@@ -5,6 +5,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from linear_structure import distributed
+from linear_structure.errors import UsageError
 
 
 @pytest.fixture(params=[1, 2, 3, 8])
@@ -51,6 +52,28 @@ def test_the_thread_count_is_set_whatever_it_was():
             assert {pool["num_threads"] for pool in pools if pool["user_api"] == "blas"} == {count}
     finally:
         distributed.set_threads(before)
+
+
+@pytest.mark.parametrize("count", [0, -1])
+def test_less_than_one_thread_is_refused(count):
+    with pytest.raises(UsageError, match=f"--threads {count}: expected 1 or more"):
+        distributed.set_threads(count)
+
+
+@pytest.mark.parametrize("name", ["abacus", "", "meta", "hpu", "xpu", "cuda:99", "cuda:-1"])
+def test_a_device_that_is_not_there_is_refused(name):
+    with pytest.raises(UsageError, match=f"--device {name}: there is no such device"):
+        distributed.chosen_device(name)
+
+
+def test_each_process_has_its_own_gpu_and_without_one_the_cpu(monkeypatch):
+    monkeypatch.setenv("LOCAL_RANK", "1")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: False)
+    assert distributed.chosen_device() == distributed.chosen_device("cpu") == torch.device("cpu")
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch, "zeros", lambda _, device: torch.empty(0))
+    assert distributed.chosen_device() == torch.device("cuda:1")
+    assert distributed.chosen_device("cuda:0") == torch.device("cuda:0")
 
 
 def test_waiting_ends_when_the_files_are_there(tmp_path, monkeypatch):
