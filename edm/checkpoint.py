@@ -7,12 +7,10 @@ built without values first, so that names and shapes are compared before anythin
 
 import hashlib
 import json
-import re
 from collections.abc import Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -22,9 +20,9 @@ from torch import Tensor
 from edm.precondition import PRECONDITIONERS, Preconditioned, build
 from edm.snapshot import SIZE_LIMIT, Module, read
 from edm.unpickle import Malformed, quote
-from linear_structure.download import Source, fetch
+from linear_structure.download import Source, fetch, given
 from linear_structure.errors import UsageError
-from linear_structure.files import digest_of, digest_of_file, replacing
+from linear_structure.files import digest_of, replacing
 
 LONGEST_VALUE = 64
 TENSORS_PER_BLOCK = 20  # at least, of one block on either path
@@ -78,19 +76,12 @@ def network_digest(network: Preconditioned) -> str:
 
 def locate(source: str | Path, sha256: str | None = None) -> Path:
     """The file of a path or URL, with the digest asked for; arguments and errors as in `load`."""
-    if str(source).startswith(("http://", "https://")):
-        return _fetch(str(source), sha256)
-    path = Path(source)
-    if not path.is_file():
-        raise UsageError(f"{path} is not a file: expected a network, as a path or URL")
-    if sha256 is not None and (actual := digest_of_file(path)) != sha256.lower():
-        raise UsageError(f"{path} has the SHA-256 {actual}, not the {sha256} that was asked for")
-    return path
-
-
-def _fetch(url: str, sha256: str | None) -> Path:
-    name = re.sub(r"[^\w.-]", "_", Path(urlparse(url).path).name)
-    return fetch(Source((url,), f"networks/{digest_of(url)[:16]}-{name}", sha256, SIZE_LIMIT))
+    file = given(str(source), sha256, SIZE_LIMIT)
+    if isinstance(file, Source):
+        return fetch(file)
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file: expected a network, as a path or URL")
+    return file
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

@@ -9,12 +9,10 @@ from dataclasses import dataclass, field
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
-from urllib.parse import urlparse
 
 from edm.features import WEIGHTS as INCEPTION
-from linear_structure.download import Source, fetch
+from linear_structure.download import Source, fetch, given
 from linear_structure.errors import UsageError
-from linear_structure.files import digest_of, digest_of_file
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
@@ -215,13 +213,7 @@ def as_file(text: str, sha256: str | None = None, limit: int = 1000 * MEGABYTE) 
     Raises:
         UsageError: the file at a path has another digest.
     """
-    if text.startswith(("http://", "https://")):
-        name = Path(urlparse(text).path).name
-        return Source((text,), f"given/{digest_of(text)[:16]}/{name}", sha256, limit)
-    path = Path(text)
-    if sha256 and path.is_file() and (actual := digest_of_file(path)) != sha256.lower():
-        raise UsageError(f"{path} has the SHA-256 {actual}, not the {sha256} that was asked for")
-    return path
+    return given(text, sha256, limit)
 
 
 def locate(file: File) -> Path:

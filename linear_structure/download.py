@@ -2,9 +2,12 @@
 
 A download grows in `NAME.part` and becomes `NAME` when its length and digests are right. After a
 cut only the rest is asked for, by `Range` (206: append; 200: start over; 416: nothing is missing,
-verify), first from the same mirror and then from the next. `NAME.json` records the SHA-256 together
-with the size and the time of the file that it was computed from: a file that did not change is
-hashed once, and where nobody states a digest the first one seen holds from then on.
+verify), first from the same mirror and then from the next. Where no digest is pinned nothing would
+tell that two files were glued: then a mirror continues only what it began itself, under `If-Range`
+with the ETag or time that the file had (kept in `NAME.part.json`), and starts over without these.
+`NAME.json` records the SHA-256 together with the size and the time of the file that it was computed
+from: a file that did not change is hashed once, and where nobody states a digest the first one seen
+holds from then on.
 
 Nothing that is fetched is executed or unpacked here.
 """
@@ -20,6 +23,7 @@ from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import BinaryIO, Literal
+from urllib.parse import urlparse
 
 import requests
 import urllib3
@@ -27,7 +31,7 @@ from filelock import FileLock, Timeout
 from tqdm import tqdm
 
 from linear_structure.errors import UsageError, WorkError
-from linear_structure.files import write_json
+from linear_structure.files import digest_of, digest_of_file, write_json
 
 CHUNK = 1 << 16  # bytes, the most that a cut connection loses
 TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two pieces
@@ -109,6 +113,26 @@ def _refuse_offline(source: Source, path: Path) -> None:
             f"{source.name} is missing and LINEAR_STRUCTURE_OFFLINE is set: "
             f"fetch {' or '.join(source.urls)} elsewhere and put it at {path}"
         )
+
+
+def given(text: str, sha256: str | None, size_limit: int) -> Source | Path:
+    """What somebody typed: a path, or an http(s) URL, whose place in the cache follows from it.
+
+    Args:
+        sha256: what the file must have (64 hexadecimal digits), where it was said.
+        size_limit: bytes, of a URL.
+
+    Raises:
+        UsageError: the file at a path has another digest.
+    """
+    if text.startswith(("http://", "https://")):
+        stem = re.sub(r"[^\w.-]", "_", Path(urlparse(text).path).name).strip(".")
+        name = f"given/{digest_of(text)[:16]}/{stem[-100:] or 'file'}"
+        return Source((text,), name, sha256, size_limit)
+    path = Path(text)
+    if sha256 is not None and path.is_file() and (actual := digest_of_file(path)) != sha256.lower():
+        raise UsageError(f"{path} has the SHA-256 {actual}, not the {sha256} that was asked for")
+    return path
 
 
 @contextmanager
@@ -216,9 +240,10 @@ def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> N
         fault = _page(partial) or _difference(source, record, _recall(path))
         if fault is None:
             partial.replace(path)
+            _record_path(partial).unlink(missing_ok=True)
             write_json(_record_path(path), asdict(record))
             return
-        partial.unlink()
+        _discard(partial)
         if not old:
             raise _Refused(f"it gives another file, {fault}")
 
@@ -247,17 +272,70 @@ def _size(partial: Path) -> int:
     return partial.stat().st_size if partial.exists() else 0
 
 
+def _discard(partial: Path) -> None:
+    partial.unlink()
+    _record_path(partial).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Which file `partial` is the beginning of.
+
+    Attributes:
+        validator: its strong ETag, else the time of its last change, else None.
+        total: its bytes, if the server states them.
+    """
+
+    url: str
+    validator: str | None
+    total: int | None
+
+    @classmethod
+    def of(cls, url: str, response: requests.Response, total: int | None) -> "_Origin":
+        etag = response.headers.get("ETag", "")
+        strong = etag if etag.startswith('"') else None  # If-Range takes no weak one
+        return cls(url, strong or response.headers.get("Last-Modified"), total)
+
+    @classmethod
+    def recall(cls, partial: Path) -> "_Origin | None":
+        try:
+            return cls(**json.loads(_record_path(partial).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def fits(self, now: "_Origin") -> bool:
+        """Whether an answer, in which things may be left unsaid, is of the same file."""
+        return self.validator == (now.validator or self.validator) and (
+            None in (self.total, now.total) or self.total == now.total
+        )
+
+
+def _conditions(url: str, source: Source, partial: Path) -> dict[str, str]:
+    """Headers that ask for the rest; none if `partial` may be the beginning of another file."""
+    rest = {"Range": f"bytes={_size(partial)}-"}
+    if not _size(partial) or source.pinned:
+        return rest if _size(partial) else {}
+    origin = _Origin.recall(partial)
+    if origin is None or origin.url != url or origin.validator is None:
+        return {}
+    return rest | {"If-Range": origin.validator}
+
+
 def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
     """Ask once for what `partial` lacks, and append it as it arrives."""
-    kept = _size(partial)
+    conditions = _conditions(url, source, partial)
+    kept = _size(partial) if conditions else 0
     # Without "identity" a server may compress, and offsets and lengths mean something else.
-    headers = {"Accept-Encoding": "identity"} | ({"Range": f"bytes={kept}-"} if kept else {})
+    headers = {"Accept-Encoding": "identity"} | conditions
     try:
         with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
             if response.status_code == 416 and kept:
-                return _settle(response, source, partial)
+                return _settle(url, response, source, partial)
             start, total = _extent(response, source, kept)
-            _append(response, partial, start, total, source.size_limit, bar)
+            origin = _Origin.of(url, response, total)
+            if start:
+                _refuse_changed(origin, source, partial)
+            _append(response, partial, start, origin, source.size_limit, bar)
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
         reason = type(error).__name__
         raise _Cut(f"the connection failed at byte {_size(partial)}, {reason}") from error
@@ -265,12 +343,21 @@ def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
         raise _Refused(str(error)) from error
 
 
-def _settle(response: requests.Response, source: Source, partial: Path) -> None:
+def _refuse_changed(now: _Origin, source: Source, partial: Path) -> None:
+    """Some servers ignore If-Range and give the rest of another file."""
+    before = _Origin.recall(partial)
+    if not source.pinned and not (before and before.fits(now)):
+        _discard(partial)
+        raise _Cut("the file there changed since its beginning was fetched")
+
+
+def _settle(url: str, response: requests.Response, source: Source, partial: Path) -> None:
     """Nothing lies beyond `partial`: it is whole, to be verified, or no part of this file."""
     total = response.headers.get("Content-Range", "").removeprefix("bytes */")
     if total != str(_size(partial)) and not (source.pinned and total in ("", "*")):
-        partial.unlink()
+        _discard(partial)
         raise _Cut("what was kept of it does not fit the file there")
+    _refuse_changed(_Origin.of(url, response, _size(partial)), source, partial)
 
 
 def _extent(response: requests.Response, source: Source, kept: int) -> tuple[int, int | None]:
@@ -304,17 +391,20 @@ def _append(
     response: requests.Response,
     partial: Path,
     start: int,
-    total: int | None,
+    origin: _Origin,
     limit: int,
     bar: tqdm,
 ) -> None:
-    size = start
+    """Write the body from byte `start` on; what was there is another file's if `start` is 0."""
+    size, total = start, origin.total
     too_large = f"it is larger than the limit of {limit} bytes"
     if total is not None and total > limit:
         raise _Refused(too_large)
     bar.reset(total)
     bar.n = bar.initial = start
     with _writing(partial, "ab" if start else "wb") as file:
+        if not start:  # only now that `partial` is empty: it never has another file's origin
+            write_json(_record_path(partial), asdict(origin))
         for chunk in response.raw.stream(CHUNK, decode_content=False):
             size += len(chunk)
             if size > limit:

@@ -24,6 +24,7 @@ from linear_structure.errors import UsageError, WorkError
 
 CONTENT = np.random.default_rng(0).bytes(5 * CHUNK + 321)
 OTHER = CONTENT[:-1] + bytes([CONTENT[-1] ^ 1])
+NEXT = CONTENT[::-1]  # what a server has there later
 DIGEST = hashlib.sha256(CONTENT).hexdigest()
 
 Behaviour = Callable[["Handler"], None]
@@ -36,13 +37,14 @@ class Handler(BaseHTTPRequestHandler):
 
     def do_GET(self) -> None:
         self.server.ranges.append(self.headers["Range"])
+        self.server.conditions.append(self.headers["If-Range"])
         self.close_connection = True
         plan = self.server.plan
         (plan.pop(0) if plan else honest())(self)
 
     def head(self, status: int, **headers: object) -> None:
         self.send_response(status)
-        for name, value in headers.items():
+        for name, value in (self.server.validators | headers).items():
             self.send_header(name.replace("_", "-"), str(value))
         self.end_headers()
 
@@ -153,6 +155,8 @@ class Server(ThreadingHTTPServer):
         super().__init__(("127.0.0.1", 0), Handler)
         self.plan: list[Behaviour] = []
         self.ranges: list[str | None] = []
+        self.conditions: list[str | None] = []
+        self.validators = {"ETag": '"first"'}
 
     @property
     def url(self) -> str:
@@ -184,11 +188,14 @@ def folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return tmp_path / "cache"
 
 
-def part(folder: Path, content: bytes) -> Path:
-    """What an earlier, interrupted run left."""
+def part(folder: Path, content: bytes, **origin: object) -> Path:
+    """What an earlier, interrupted run left, and perhaps what it knew of the file."""
     folder.mkdir(exist_ok=True)
     path = folder / "file.bin.part"
     path.write_bytes(content)
+    if origin:
+        known = {"url": None, "validator": '"first"', "total": len(CONTENT)} | origin
+        (folder / "file.bin.part.json").write_text(json.dumps(known))
     return path
 
 
@@ -243,10 +250,70 @@ def test_a_server_that_ignores_range_starts_over(server: Server, folder: Path) -
 
 
 def test_a_server_that_gives_the_rest_in_pieces(server: Server, folder: Path) -> None:
-    part(folder, CONTENT[:CHUNK])
+    part(folder, CONTENT[:CHUNK], url=server.url)
     server.plan = [in_pieces] * 5
     assert fetch(server.source(sha256=None)).read_bytes() == CONTENT
     assert len(server.ranges) == 5
+
+
+def changed(conditional: bool = True) -> Behaviour:
+    """A server that has another file of the same length; it may not know If-Range."""
+
+    def answer(handler: Handler) -> None:
+        handler.server.validators = {"ETag": '"second"'}
+        answer = ignoring_range if conditional else honest
+        answer(NEXT)(handler)
+
+    return answer
+
+
+@pytest.mark.parametrize("conditional", [True, False], ids=["If-Range", "no If-Range"])
+@pytest.mark.parametrize("sends", [2 * CHUNK, len(CONTENT) - 1])
+def test_two_files_are_never_glued(
+    server: Server, folder: Path, conditional: bool, sends: int
+) -> None:
+    server.plan = [honest(sends=sends), changed(conditional), honest(NEXT)]
+    assert fetch(server.source(sha256=None)).read_bytes() == NEXT
+    assert server.conditions[:2] == [None, '"first"']
+
+
+def test_a_file_that_shrank_to_what_was_kept_is_not_taken_for_the_whole(
+    server: Server, folder: Path
+) -> None:
+    kept = part(folder, NEXT[:CHUNK], url=server.url)
+    server.plan = [honest(CONTENT[:CHUNK])] * 2
+    assert fetch(server.source(sha256=None)).read_bytes() == CONTENT[:CHUNK]
+    assert not kept.exists()
+
+
+@pytest.mark.parametrize(
+    "validators, condition",
+    [
+        ({"ETag": '"a"', "Last-Modified": "Thu, 01 Jan 2015 00:00:00 GMT"}, '"a"'),
+        ({"ETag": 'W/"a"', "Last-Modified": "Thu, 01 Jan 2015 00:00:00 GMT"}, "Thu, 01 Jan 2015"),
+        ({"ETag": 'W/"a"'}, None),
+        ({}, None),
+    ],
+)
+def test_without_a_validator_or_digest_a_download_starts_over(
+    server: Server, folder: Path, validators: dict[str, str], condition: str | None
+) -> None:
+    server.validators = validators
+    server.plan = [honest(sends=2 * CHUNK)]
+    assert fetch(server.source(sha256=None)).read_bytes() == CONTENT
+    assert (server.ranges[1] is None) == (condition is None)
+    assert (server.conditions[1] or "").startswith(condition or "")
+
+
+@pytest.mark.parametrize(
+    "origin", [{}, {"url": "http://elsewhere/"}, {"validator": None}, {"more": 1}]
+)
+def test_an_unknown_beginning_is_not_continued_without_a_digest(
+    server: Server, folder: Path, origin: dict[str, object]
+) -> None:
+    part(folder, NEXT[:CHUNK], **({"url": server.url} | origin if origin else {}))
+    assert fetch(server.source(sha256=None)).read_bytes() == CONTENT
+    assert server.ranges == [None]
 
 
 def test_a_server_that_likes_to_compress(server: Server, folder: Path) -> None:
@@ -258,9 +325,10 @@ def test_a_server_that_likes_to_compress(server: Server, folder: Path) -> None:
 def test_a_part_that_is_already_whole_is_taken(
     server: Server, folder: Path, digest: str | None
 ) -> None:
-    part(folder, CONTENT)
+    part(folder, CONTENT, url=server.url)
     assert fetch(server.source(sha256=digest)).read_bytes() == CONTENT
     assert server.ranges == [f"bytes={len(CONTENT)}-"]
+    assert not list(folder.glob("*.part*"))
 
 
 @pytest.mark.parametrize("old", [OTHER, OTHER[:CHUNK], b"x" * CHUNK, CONTENT + b"more"])
@@ -272,8 +340,9 @@ def test_a_part_of_something_else_is_discarded(server: Server, folder: Path, old
 def test_a_part_longer_than_the_file_is_discarded_without_a_digest_too(
     server: Server, folder: Path
 ) -> None:
-    part(folder, CONTENT + b"more")
+    part(folder, CONTENT + b"more", url=server.url)
     assert fetch(server.source(sha256=None)).read_bytes() == CONTENT
+    assert server.ranges == [f"bytes={len(CONTENT) + 4}-", None]
 
 
 def test_another_file_is_refused_and_not_kept(server: Server, folder: Path) -> None:
@@ -294,6 +363,24 @@ def test_the_next_mirror_continues_what_the_first_began(server: Server, folder: 
     server.plan = [honest(sends=2 * CHUNK), *[status(503)] * download.ATTEMPTS]
     assert fetch(server.source(urls=(server.url, server.url))).read_bytes() == CONTENT
     assert server.ranges[-1] == f"bytes={2 * CHUNK}-"
+
+
+def test_without_a_digest_the_next_mirror_begins_anew(server: Server, folder: Path) -> None:
+    server.plan = [honest(sends=2 * CHUNK), *[status(503)] * download.ATTEMPTS]
+    urls = (server.url, f"{server.url}?mirror")
+    assert fetch(server.source(urls=urls, sha256=None)).read_bytes() == CONTENT
+    assert server.ranges[-2:] == [f"bytes={2 * CHUNK}-", None]
+
+
+def test_what_one_mirror_gave_outlives_another_that_has_nothing(
+    server: Server, folder: Path
+) -> None:
+    kept = part(folder, CONTENT[:CHUNK], url=server.url)
+    server.plan = [status(404), status(404)]
+    failure(server.source(urls=(f"{server.url}?mirror", server.url), sha256=None))
+    assert kept.read_bytes() == CONTENT[:CHUNK]
+    assert fetch(server.source(sha256=None)).read_bytes() == CONTENT
+    assert server.ranges[-1] == f"bytes={CHUNK}-"
 
 
 def test_a_missing_file_is_not_asked_for_again_but_a_busy_server_is(
@@ -458,6 +545,35 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_used(server: Server, folde
         assert fetch(server.source()).read_bytes() == CONTENT
     finally:
         folder.chmod(0o755)
+
+
+def test_a_url_has_one_place_in_the_cache(tmp_path: Path) -> None:
+    first = download.given("https://a.org/net work.pkl?x=1", DIGEST, 7)
+    assert isinstance(first, Source)
+    assert (first.urls, first.sha256, first.size_limit) == (
+        ("https://a.org/net work.pkl?x=1",),
+        DIGEST,
+        7,
+    )
+    assert Path(first.name).name == "net_work.pkl"
+    others = ("https://a.org/..", "https://a.org", "https://a.org/net work.pkl?x=2", "http://b/a")
+    names = [download.given(url, None, 7).name for url in (*others, others[0] + "x" * 300)]
+    assert len({first.name, *names}) == 6
+    for name in names:
+        place = tmp_path / name
+        assert ".." not in place.parts and len(place.name) <= 100
+        assert place.parent.parent == tmp_path / "given"
+
+
+def test_a_path_must_have_the_digest_asked_for(tmp_path: Path) -> None:
+    path = tmp_path / "file.bin"
+    assert download.given(str(path), DIGEST, 7) == path
+    path.write_bytes(CONTENT)
+    assert download.given(str(path), DIGEST.upper(), 7) == path
+    path.write_bytes(OTHER)
+    with pytest.raises(UsageError, match=f"not the {DIGEST}"):
+        download.given(str(path), DIGEST, 7)
+    assert download.given(str(path), None, 7) == path
 
 
 misbehaviours = st.one_of(
