@@ -15,6 +15,8 @@ from torch import Tensor
 from edm.laws import VP
 from linear_structure.errors import UsageError
 
+END_TOLERANCE = 1e-6  # relative, of the ends of a grid
+
 Rounding = Callable[[Tensor], Tensor]
 """Maps noise levels (n,) to the nearest ones that a network was trained on."""
 
@@ -33,13 +35,33 @@ def sigma_grid(
     `[sigma_max, 0]`. Karras et al. 2022, equation 5.
 
     Raises:
-        UsageError: no step, a range that is not `0 < sigma_min < sigma_max < inf`, or rho <= 0.
+        UsageError: no step, a range that is not `0 < sigma_min < sigma_max < inf`, rho <= 0, or a
+            rho so small or large that float64 loses an end of the range.
     """
     fractions = _fractions(steps, sigma_min, sigma_max)
     if not 0 < rho < math.inf:
         raise UsageError(f"rho is {rho}: expected a positive number")
-    top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+    top, bottom = _roots(sigma_min, sigma_max, rho)
     return ended((top + fractions * (bottom - top)) ** rho)
+
+
+def _roots(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float]:
+    """sigma_max^(1/rho) and sigma_min^(1/rho), if the levels between them keep both ends."""
+    try:
+        top, bottom = sigma_max ** (1 / rho), sigma_min ** (1 / rho)
+        ends = top**rho, (top + (bottom - top)) ** rho
+    except OverflowError:
+        ends = math.nan, math.nan
+    if not all(map(_close, ends, (sigma_max, sigma_min))):
+        raise UsageError(
+            f"rho is {rho}: float64 cannot hold a grid from {sigma_max} to {sigma_min} with it; "
+            "expected a number nearer to 7"
+        )
+    return top, bottom
+
+
+def _close(a: float, b: float) -> bool:
+    return math.isclose(a, b, rel_tol=END_TOLERANCE)
 
 
 def ve_grid(steps: int, sigma_min: float, sigma_max: float) -> Tensor:

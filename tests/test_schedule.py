@@ -29,6 +29,11 @@ def test_the_restarted_grid_is_its_own_tail(k):
     assert torch.allclose(restarted, grid[k:], rtol=1e-13, atol=0)
 
 
+@pytest.mark.parametrize("rho", [0.5, 1.0, 3.0, 7.0, 100.0])
+def test_every_rho_that_is_taken_keeps_both_ends(rho):
+    assert torch.allclose(sigma_grid(6, rho=rho)[[0, -2]], doubles(80, 0.002), rtol=1e-6)
+
+
 def test_one_step_goes_from_sigma_max_to_zero():
     assert torch.allclose(sigma_grid(1, sigma_max=3.0), doubles(3, 0))
 
@@ -68,6 +73,10 @@ def test_an_iddpm_grid_is_made_of_table_entries():
         (lambda: sigma_grid(5, sigma_max=math.inf), "both finite"),
         (lambda: sigma_grid(5, sigma_max=math.nan), "sigma_max is nan"),
         (lambda: sigma_grid(5, rho=0.0), "rho is 0.0"),
+        (lambda: sigma_grid(5, rho=0.001), "rho is 0.001: float64 cannot hold a grid"),
+        (lambda: sigma_grid(5, rho=0.2), "rho is 0.2: float64 cannot hold a grid"),
+        (lambda: sigma_grid(5, rho=1e16), "from 80.0 to 0.002"),
+        (lambda: sigma_grid(5, rho=5e-324), "rho is 5e-324"),
         (lambda: ve_grid(5, 3.0, 3.0), "sigma_min < sigma_max"),
         (lambda: vp_grid(5, 0.01, 80.0, epsilon_s=1.0), "epsilon_s is 1.0"),
         (lambda: vp_grid(5, 0.5, 80.0), "no VP process"),
