@@ -60,12 +60,9 @@ def chosen_device(name: str = "auto") -> torch.device:
     Raises:
         UsageError: there is no such device here.
     """
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{local_rank()}"
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
-        device = torch.device(name)
+        device = torch.device(f"cuda:{local_rank()}" if kind == "cuda" else kind)
         torch.zeros(1, device=device).cpu()
     except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
         raise UsageError(f"--device {name}: there is no such device here") from error

@@ -72,14 +72,16 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 def main() -> None:
     """Train, or continue."""
     arguments = parse_arguments()
+    recipe = recipe_of(arguments).shared_by(world_size())
+    device = chosen_device(arguments.device)
     shared = max(usable_cores() // world_size(), 1)
     set_threads(shared if arguments.threads is None else arguments.threads)
     torch.backends.cudnn.benchmark = True
     job = Job(
-        recipe_of(arguments).shared_by(world_size()),
+        recipe,
         datasets.load(arguments.dataset, arguments.data_dir),
         arguments.out,
-        chosen_device(arguments.device),
+        device,
         arguments.compile,
     )
     state = job.run()

@@ -8,15 +8,16 @@ The same command continues a training that was stopped.
 
 import argparse
 import sys
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from pathlib import Path
 
 import torch
 
-from edm.classifier import RECIPES, Training, accuracy, held_out, save
+from edm.classifier import RECIPES, Recipe, Training, accuracy, held_out, save
+from edm.networks.options import parse, plain
 from linear_structure import datasets
 from linear_structure.datasets import Dataset
-from linear_structure.distributed import set_threads, usable_cores
+from linear_structure.distributed import chosen_device, set_threads, usable_cores
 from linear_structure.errors import UsageError, run_command
 
 
@@ -30,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
     parser.add_argument("--test", help="name or path of the dataset to measure accuracy on")
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
-    parser.add_argument("--device", help="cpu or cuda; the GPU where there is one")
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
     parser.add_argument("--threads", type=int, default=usable_cores())
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
@@ -45,19 +46,36 @@ def labelled(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     return dataset.images(), labels
 
 
+def recipe_of(arguments: argparse.Namespace) -> Recipe:
+    """The recipe that was named, with what else was given on the command line."""
+    given = {"epochs": arguments.epochs, "seed": arguments.seed}
+    changes = {name: value for name, value in given.items() if value is not None}
+    return parse(Recipe, {**plain(RECIPES[arguments.recipe]), **changes}, "the recipe")
+
+
+def unseen(name: str, data_dir: Path | None, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
+    """Images and labels to measure on, which must have the shape of those to learn from."""
+    test = datasets.load(name, data_dir)
+    if test.shape != dataset.shape:
+        shapes = [" x ".join(map(str, each.shape)) for each in (test, dataset)]
+        raise UsageError(
+            f"{test.name} has images of {shapes[0]}, and {dataset.name}, which is learned from, "
+            f"of {shapes[1]} (channels x height x width): expected the same"
+        )
+    return labelled(test)
+
+
 def main() -> None:
     """Train, measure, save."""
     arguments = parse_arguments()
+    recipe = recipe_of(arguments)
+    device = chosen_device(arguments.device)
     set_threads(arguments.threads)
-    device = torch.device(arguments.device or ("cuda" if torch.cuda.is_available() else "cpu"))
-    changes = {"epochs": arguments.epochs, "seed": arguments.seed}
-    recipe = RECIPES[arguments.recipe]
-    recipe = replace(recipe, **{name: v for name, v in changes.items() if v is not None})
     dataset = datasets.load(arguments.dataset, arguments.data_dir)
     images, labels = labelled(dataset)
     if arguments.test:
         known = torch.arange(dataset.count)
-        test_images, test_labels = labelled(datasets.load(arguments.test, arguments.data_dir))
+        test_images, test_labels = unseen(arguments.test, arguments.data_dir, dataset)
     else:
         known, rest = held_out(dataset.count, recipe.held_out, recipe.seed)
         test_images, test_labels = images[rest], labels[rest]

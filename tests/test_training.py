@@ -1,6 +1,7 @@
 """Training: order, accumulation, the step's rules, and runs that stop and continue to the bit."""
 
 import dataclasses
+import importlib.util
 import json
 import math
 import os
@@ -24,7 +25,7 @@ from edm.resume import read_state, write_state
 from edm.runs import STATE, Job
 from edm.training import Data, Piece, State, Trainer, accumulate, batches, clean
 from linear_structure import datasets
-from linear_structure.errors import UsageError, WorkError
+from linear_structure.errors import UsageError, WorkError, run_command
 from linear_structure.files import digest_of_file
 from linear_structure.images import from_uint8
 
@@ -181,6 +182,34 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_snapshot(tmp_pa
     with pytest.raises(WorkError, match=rf"loss is nan.*{good[-1].name}"):
         job(tmp_path).run()
     assert sorted(tmp_path.glob("network-*.safetensors")) == good
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--device", "abacus"), "--device abacus: there is no such device here"),
+        (("--threads", "0"), "--threads 0: expected 1 or more"),
+        (("--threads", "-2"), "--threads -2: expected 1 or more"),
+        (("--duration", "0"), "'duration' is 0: expected 1"),
+        (("--seed", "-1"), "'seed' is -1: expected 0"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_any_work(
+    words: tuple[str, ...],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["train.py", "digits", "--out", str(tmp_path / "run"), *words])
+    assert run_command(script.main) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
 
 
 def test_labels_are_needed_for_a_conditional_network() -> None:
