@@ -5,7 +5,6 @@ a file is, is told by its content. Whatever it holds, nothing of it is executed,
 built without values first, so that names and shapes are compared before anything is assigned.
 """
 
-import hashlib
 import json
 from collections.abc import Mapping
 from dataclasses import fields
@@ -17,12 +16,13 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor
 
+from edm.digest import digest_of_network
 from edm.precondition import PRECONDITIONERS, Preconditioned, build
 from edm.snapshot import SIZE_LIMIT, Module, read
 from edm.unpickle import Malformed, quote
 from linear_structure.download import Source, fetch, given
 from linear_structure.errors import UsageError
-from linear_structure.files import digest_of, replacing
+from linear_structure.files import replacing
 
 LONGEST_VALUE = 64
 TENSORS_PER_BLOCK = 20  # at least, of one block on either path
@@ -66,12 +66,7 @@ def save(network: Preconditioned, path: Path, provenance: Mapping[str, Any]) -> 
 
 def network_digest(network: Preconditioned) -> str:
     """SHA-256 (64 hexadecimal digits) of configuration and tensors, whatever file held them."""
-    sha = hashlib.sha256(digest_of(network.config).encode())
-    for name, tensor in network.state_dict().items():
-        values = tensor.cpu().contiguous()
-        sha.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        sha.update(values.reshape(-1).view(torch.uint8).numpy())
-    return sha.hexdigest()
+    return digest_of_network(network.config, network.state_dict())
 
 
 def locate(source: str | Path, sha256: str | None = None) -> Path:

@@ -15,17 +15,18 @@ from typing import Any, NamedTuple
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save as serialize
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.models.resnet import BasicBlock
 from tqdm import trange
 
+from edm.digest import digest_of_network
 from edm.networks.options import option, parse, plain
 from edm.resume import digest_of_tensor, mixed, read_state, write_state
 from linear_structure.errors import UsageError
-from linear_structure.files import digest_of, digest_of_file, replacing
+from linear_structure.files import digest_of, replacing
 from linear_structure.images import from_uint8
 
 
@@ -54,13 +55,12 @@ class Classifier(nn.Module):
     """Features (n, dim) float32 of uint8 images (n, C, H, W); `edm.features.Features`.
 
     Attributes:
-        digest: SHA-256 of the file that it was loaded from; empty before.
         batch: images that go through the network at once.
     """
 
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self.options, self.digest, self.batch = options, "", 512
+        self.options, self.batch = options, 512
         first = options.widths[0]
         stem = nn.Conv2d(options.channels, first, 3, padding=1, bias=False)
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(first), nn.ReLU())
@@ -80,6 +80,11 @@ class Classifier(nn.Module):
     @property
     def dim(self) -> int:
         return self.options.widths[-1]
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of options and weights, whatever file held them."""
+        return digest_of_network(plain(self.options), self.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
         """Features; an image's do not depend on the others in evaluation mode.
@@ -122,7 +127,7 @@ def save(network: Classifier, path: Path, provenance: Mapping[str, Any]) -> None
     texts = {"classifier": plain(network.options), "provenance": dict(provenance)}
     metadata = {name: json.dumps(value) for name, value in texts.items()}
     with replacing(path) as beside:
-        save_file(tensors, beside, metadata)
+        beside.write_bytes(serialize(tensors, metadata))
 
 
 def load(path: Path) -> Classifier:
@@ -139,7 +144,6 @@ def load(path: Path) -> Classifier:
         network.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
         raise UsageError(f"{path} is not a feature network of this project: {error}") from error
-    network.digest = digest_of_file(path)
     return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
 
 
@@ -157,7 +161,7 @@ class Recipe:
     knows: str
     widths: tuple[int, ...]
     blocks: int
-    epochs: int
+    epochs: int = option(low=1)
     batch: int
     shift: int
     mirror: bool
@@ -166,7 +170,7 @@ class Recipe:
     momentum: float = 0.9
     weight_decay: float = 5e-4
     label_smoothing: float = 0.0
-    seed: int = 0
+    seed: int = option(0, high=2**32 - 1)
 
 
 RECIPES = {
@@ -258,7 +262,9 @@ class Training:
         )
 
     def _identity(self) -> str:
-        return digest_of({**asdict(self.recipe), "images": digest_of_tensor(self.images)})
+        data = {"images": self.images, "labels": self.labels}
+        digests = {name: digest_of_tensor(values) for name, values in data.items()}
+        return digest_of({**asdict(self.recipe), **digests})
 
     def _keep(self, learner: "_Learner", epochs: int) -> None:
         parts = {name: part.state_dict() for name, part in learner._asdict().items()}

@@ -5,10 +5,10 @@ out of the count, the last E block max-pools, and there are 1,008 classes. Image
 299 x 299 by TensorFlow 1's legacy bilinear rule (pixel i of the result lies at i * extent / 299 in
 the source: no half-pixel shift, no antialiasing) and scaled to (x - 128) / 128. At 32 pixels any
 other resize differs by up to 158 grey levels, which moves an FID of 2 by more than the differences
-one wants to see.
+one wants to see. Activations are float32 and kept so, exactly; widened to float64 they would be the
+same numbers, and statistics are taken in float64, so nothing is lost where others store float64.
 """
 
-import hashlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 
@@ -18,6 +18,7 @@ from torch import Tensor, nn
 from torchvision.models import Inception3
 from torchvision.models import inception as blocks
 
+from edm.digest import digest_of_network
 from linear_structure.errors import UsageError
 
 SIZE = 299  # pixels, what the network sees
@@ -127,7 +128,7 @@ class Inception(nn.Module):
                 "or other shapes"
             ) from error
         self.name = "inception-v3-2015-12-05" + ("-tf32" if tf32 else "")
-        self.digest = digest_of_tensors(network.state_dict())
+        self.digest = digest_of_network({}, network.state_dict())
         self.tf32 = tf32
         network.fc = nn.Identity()
         self.network = network.eval().requires_grad_(False)
@@ -184,13 +185,3 @@ def convolutions(tf32: bool) -> Iterator[None]:
         yield
     finally:
         conv.fp32_precision, cudnn.deterministic = before
-
-
-def digest_of_tensors(tensors: Mapping[str, Tensor]) -> str:
-    """SHA-256 (64 hexadecimal digits) of names, types, shapes and values, in the order of names."""
-    sha = hashlib.sha256()
-    for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        sha.update(values.numpy().tobytes())
-    return sha.hexdigest()

@@ -1,8 +1,13 @@
 """The classifier whose features a distance of ours is taken on."""
 
 import dataclasses
+import importlib.util
+import resource
+import sys
 from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
@@ -10,7 +15,7 @@ from torch import Tensor
 from edm import features
 from edm.classifier import RECIPES, Classifier, Options, Training, accuracy, held_out, load, save
 from linear_structure import datasets
-from linear_structure.errors import UsageError
+from linear_structure.errors import UsageError, run_command
 from linear_structure.files import digest_of_file
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "edm" / "weights"
@@ -40,7 +45,6 @@ def test_features_have_the_promised_form() -> None:
     assert found.dtype == torch.float32
     assert not found.requires_grad
     assert (network.name, network.distance_name) == ("classifier-digits", "FD-digits")
-    assert network.digest == digest_of_file(SHIPPED)
     assert network(images(0)).shape == (0, network.dim)
 
 
@@ -67,6 +71,30 @@ def test_file_keeps_the_network(tmp_path: Path) -> None:
     assert loaded.dim == 24
     batch = images(5, channels=3, size=16)
     torch.testing.assert_close(loaded(batch), network(batch).detach(), atol=1e-5, rtol=1e-5)
+
+
+def test_digest_is_that_of_the_network_and_not_of_its_file(tmp_path: Path) -> None:
+    network, path = load(SHIPPED), tmp_path / "features.safetensors"
+    save(network, path, {"source": "elsewhere"})
+    assert load(path).digest == network.digest
+    others = [load(SHIPPED), Classifier(dataclasses.replace(network.options, knows="noise"))]
+    others[0].head.bias[0] = torch.nextafter(network.head.bias[0], torch.tensor(9.0))
+    others[1].load_state_dict(network.state_dict())
+    assert len({network.digest, *(other.digest for other in others)}) == 3
+
+
+def test_a_full_disk_keeps_the_file_before(tmp_path: Path) -> None:
+    path = tmp_path / "features.safetensors"
+    save(load(SHIPPED), path, {})
+    before, limits = path.read_bytes(), resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(OSError, match=r"features\.safetensors"):
+            save(load(SHIPPED), path, {"more": 1})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
 
 
 @pytest.mark.parametrize("name", ["digits-denoiser.safetensors", "digits.md"])
@@ -99,6 +127,8 @@ def test_training_learns_and_a_stopped_one_continues_to_the_bit(
     assert accuracy(whole, digits.images()[rest], digits.labels()[rest]) > 0.8
     with pytest.raises(UsageError, match="another training"):
         training(tmp_path / "part", seed=1).run()
+    with pytest.raises(UsageError, match="another training"):
+        dataclasses.replace(part, labels=part.labels.flip(0)).run()
 
 
 def stopping(epoch, number: int):
@@ -110,6 +140,50 @@ def stopping(epoch, number: int):
         return epoch(self, learner, current)
 
     return run
+
+
+@pytest.fixture
+def script() -> ModuleType:
+    path = WEIGHTS.parents[1] / "scripts" / "train_features.py"
+    spec = importlib.util.spec_from_file_location("train_features", path)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.mark.parametrize(
+    "words, complaint",
+    [
+        (("--device", "abacus"), "--device abacus: there is no such device here"),
+        (("--threads", "0"), "--threads 0: expected 1 or more"),
+        (("--epochs", "0"), "'epochs' is 0: expected 1"),
+        (("--seed", "-1"), "'seed' is -1: expected 0"),
+        (("--seed", str(2**64)), "'seed' is 18446744073709551616: expected 0"),
+        (("--test", "colour.npz"), "colour has images of 3 x 8 x 8, and digits, which is learned"),
+        (("--test", "large.npz"), "of 1 x 9 x 9"),
+        (("--test", "unlabelled.npz"), "unlabelled has no labels"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_any_work(
+    script: ModuleType,
+    words: tuple[str, ...],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    labels = np.zeros(2, int)
+    np.savez("colour.npz", images=np.zeros((2, 8, 8, 3), np.uint8), labels=labels)
+    np.savez("large.npz", images=np.zeros((2, 9, 9), np.uint8), labels=labels)
+    np.savez("unlabelled.npz", images=np.zeros((2, 8, 8), np.uint8))
+    monkeypatch.setattr(Training, "run", lambda self: pytest.fail("it began"))
+    line = ["train_features.py", "digits", "--recipe", "digits", "--out", "f.safetensors"]
+    monkeypatch.setattr(sys, "argv", [*line, *words])
+    assert run_command(script.main) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
 
 
 def test_held_out_images_are_the_rest() -> None:
