@@ -12,6 +12,7 @@ The distance falls with the number of images: two distances compare at equal n o
 """
 
 import hashlib
+import lzma
 import math
 import statistics as stdlib
 import zlib
@@ -31,6 +32,18 @@ from linear_structure.gaussian import Gaussian
 from linear_structure.moments import Moments
 
 ROWS = 1024  # features that enter the moments at a time, however they arrive
+UNREADABLE = (  # what numpy, zipfile and its decompressors raise
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    EOFError,
+    OSError,
+    BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
 SPURIOUS = 1e-3  # share of the trace that negative eigenvalues may have by rounding
 
 
@@ -150,29 +163,36 @@ def read(path: Path) -> Statistics:
     Raises:
         UsageError: the file is missing, unreadable, or holds something else.
     """
-    try:
-        with np.load(path, allow_pickle=False) as file:
-            values = dict(file)
-    except FileNotFoundError as error:
-        raise UsageError(f"there is no file {path}") from error
-    except (ValueError, TypeError, EOFError, BadZipFile, zlib.error) as error:
-        raise UsageError(f"{path} is not an .npz file of plain arrays") from error
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    values = _arrays(path)
     if not {"mu", "sigma"} <= values.keys():
         raise UsageError(f"{path} holds {', '.join(values) or 'nothing'}: expected mu and sigma")
     mu, sigma = values["mu"], values["sigma"]
-    if fault := _fault(mu, sigma):
+    count, features = values.get("count", np.array(0)), values.get("features", np.array(""))
+    if fault := _fault(mu, sigma) or _fault_beside(count, features):
         raise UsageError(f"{path} holds no mean and covariance: {fault}")
     return Statistics(
         torch.from_numpy(mu.astype(np.float64)),
         torch.from_numpy(sigma.astype(np.float64)),
-        int(values.get("count", 0)) or None,
-        str(values.get("features", "")) or None,
+        int(count) or None,
+        str(features) or None,
     )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Everything in an `.npz` file, which may be damaged, encrypted, or compressed in any way."""
+    with path.open("rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                return {name: np.asarray(values) for name, values in file.items()}
+        except UNREADABLE as error:
+            raise UsageError(f"{path} is not an .npz file of plain arrays") from error
 
 
 def _fault(mu: np.ndarray, sigma: np.ndarray) -> str | None:
     """Why these arrays are no mean and covariance, None if they may be."""
-    if mu.ndim != 1 or sigma.shape != (*mu.shape, *mu.shape):
+    if mu.ndim != 1 or not mu.size or sigma.shape != (*mu.shape, *mu.shape):
         return f"mu has shape {mu.shape} and sigma {sigma.shape}, expected (D,) and (D, D)"
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
         return f"mu is of type {mu.dtype} and sigma of {sigma.dtype}, expected floats"
@@ -180,6 +200,15 @@ def _fault(mu: np.ndarray, sigma: np.ndarray) -> str | None:
         return "a value is NaN or infinite"
     if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max():
         return "sigma is not symmetric"
+    return None
+
+
+def _fault_beside(count: np.ndarray, features: np.ndarray) -> str | None:
+    """Why these are no number of images and no digest, None if they may be."""
+    if count.shape or count.dtype.kind not in "iu" or count < 0:
+        return f"count has shape {count.shape} and type {count.dtype}, expected a whole number"
+    if features.shape or features.dtype.kind != "U":
+        return f"features has shape {features.shape} and type {features.dtype}, expected a text"
     return None
 
 

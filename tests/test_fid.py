@@ -1,7 +1,9 @@
 """Theorems about the distances between sets of features, and the files that hold statistics."""
 
+import io
 import math
 import weakref
+import zipfile
 from itertools import product
 
 import numpy as np
@@ -178,6 +180,9 @@ def test_a_published_file_has_mu_and_sigma_alone(tmp_path, dtype):
     assert found.mu.dtype == found.sigma.dtype == torch.float64
 
 
+STANDARD = {"mu": np.zeros(2), "sigma": np.eye(2)}
+
+
 @pytest.mark.parametrize(
     "arrays, complaint",
     [
@@ -189,13 +194,65 @@ def test_a_published_file_has_mu_and_sigma_alone(tmp_path, dtype):
         ({"mu": np.zeros(2), "sigma": np.full((2, 2), np.nan)}, "NaN"),
         ({"mu": np.array([0, np.inf]), "sigma": np.eye(2)}, "infinite"),
         ({"mu": np.zeros(2), "sigma": np.array([[1.0, 0.5], [0, 1]])}, "not symmetric"),
+        ({}, "holds nothing"),
+        ({"mu": np.zeros(0), "sigma": np.zeros((0, 0))}, r"shape \(0,\)"),
+        (STANDARD | {"count": np.zeros(3)}, r"count has shape \(3,\) and type float64"),
+        (STANDARD | {"count": np.array("many")}, "count has shape .* and type <U4"),
+        (STANDARD | {"count": np.array(-1)}, "count"),
+        (STANDARD | {"features": np.zeros((2, 2))}, r"features has shape \(2, 2\)"),
         ({"mu": np.array([None]), "sigma": np.eye(1)}, "plain arrays"),
     ],
 )
 def test_files_that_hold_no_statistics_are_refused(tmp_path, arrays, complaint):
     np.savez(tmp_path / "wrong.npz", **arrays)
-    with pytest.raises(UsageError, match=complaint):
+    with pytest.raises(UsageError, match=rf"wrong\.npz .*{complaint}"):
         fid.read(tmp_path / "wrong.npz")
+
+
+def archive(path, offset, value, compression=zipfile.ZIP_STORED):
+    """Statistics in a zip, two bytes of whose entries are others, as in both kinds of header."""
+    with zipfile.ZipFile(path, "w", compression) as file:
+        for name, values in STANDARD.items():
+            content = io.BytesIO()
+            np.save(content, values)
+            file.writestr(f"{name}.npy", content.getvalue())
+    data = bytearray(path.read_bytes())
+    for signature, start in ((b"PK\3\4", offset), (b"PK\1\2", offset + 2)):
+        at = data.find(signature) + start
+        data[at : at + 2] = value.to_bytes(2, "little")
+    path.write_bytes(data)
+
+
+@pytest.mark.parametrize(
+    "offset, value, compression",
+    [
+        (6, 1, zipfile.ZIP_STORED),  # encrypted
+        (8, 9, zipfile.ZIP_STORED),  # a compression that Python does not know
+        (8, 8, zipfile.ZIP_STORED),  # not deflated, though it says so
+        (40, 0, zipfile.ZIP_BZIP2),  # damaged in the compressed part
+        (45, 0, zipfile.ZIP_LZMA),
+        (45, 0, zipfile.ZIP_DEFLATED),
+    ],
+)
+def test_archives_that_cannot_be_unpacked_are_one_sentence(tmp_path, offset, value, compression):
+    archive(tmp_path / "odd.npz", offset, value, compression)
+    with pytest.raises(UsageError, match=r"odd\.npz is not an \.npz file of plain arrays"):
+        fid.read(tmp_path / "odd.npz")
+
+
+@pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x93NUMPY", b"mu"])
+def test_files_that_are_no_archive_are_one_sentence(tmp_path, content):
+    (tmp_path / "odd.npz").write_bytes(content)
+    with pytest.raises(UsageError, match=r"odd\.npz is not an \.npz file"):
+        fid.read(tmp_path / "odd.npz")
+
+
+def test_entries_that_are_no_arrays_are_one_sentence(tmp_path):
+    with zipfile.ZipFile(tmp_path / "odd.npz", "w") as file:
+        file.writestr("mu", b"text")
+        file.writestr("sigma", b"text")
+    with pytest.raises(UsageError, match=r"odd\.npz holds no mean and covariance"):
+        fid.read(tmp_path / "odd.npz")
 
 
 def test_files_that_are_none_are_refused(tmp_path):
