@@ -6,9 +6,9 @@ For data points y_i of equal weight,
 
 Blocks of points pass once, with a running maximum and sum of the weights (an online softmax), so
 memory does not grow with the number of points. The distances of a block come from one float32
-matrix product. Its error, about 1e-7 of |x||y|, is many nats once divided by a small sigma^2; but
-there only the nearest points weigh anything. Those of each block are measured again by direct
-differences in float64, and the others are held to be no nearer.
+matrix product. Its error, below 4 eps (|x| + |y|) |y|, is many nats once divided by a small
+sigma^2; but there few points weigh anything. Where the error passes 1e-3 nats, every point of a
+block that may be within 40 nats of the nearest so far is measured again, by differences in float64.
 """
 
 import math
@@ -22,7 +22,9 @@ from torch import Tensor
 from linear_structure.denoise import expand
 from linear_structure.images import from_uint8
 
-LEADING = 4  # points of a block whose distance is measured again
+TOLERANCE = 1e-3  # nats by which a weight that counts may be off
+REACH = 40.0  # nats below the largest weight at which a weight counts: e^-40 = 4e-18
+COLUMNS = 4  # points measured again at a time, for each query
 ROWS = 256  # points at a time for what is done once, in float64
 
 
@@ -72,8 +74,9 @@ class PointCloud:
         flat, variance = _query(x, sigma)
         running = _Running.empty(flat)
         for first, points in self._blocks(self._product_dtype, flat.device):
-            logits = self._half_distances(flat, first, points).div_(-variance)
-            running = running.updated(logits, points, first)
+            nearest = -running.top * variance
+            half = self._half_distances(flat, variance, first, points, nearest)
+            running = running.updated(half.div_(-variance), points, first)
         return running.finished(x, variance, len(self.points))
 
     def log_weights(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -84,7 +87,8 @@ class PointCloud:
         """
         flat, variance = _query(x, sigma)
         blocks = self._blocks(torch.float64, flat.device)
-        half = torch.cat([self._half_distances(flat, *block) for block in blocks], 1)
+        none = torch.full_like(variance, torch.inf)
+        half = torch.cat([self._half_distances(flat, variance, *b, none) for b in blocks], 1)
         return torch.log_softmax(-half / variance, 1)
 
     @property
@@ -101,16 +105,34 @@ class PointCloud:
         for number, points in enumerate(self.points.split(self.block)):
             yield number * self.block, _floats(points.to(device), dtype)
 
-    def _half_distances(self, flat: Tensor, first: int, points: Tensor) -> Tensor:
-        """|x - y|^2 / 2 for x (B, D) and the block y (n, D) from `first` on: (B, n) float64."""
-        half_squares = self._half_squares[first : first + len(points)].to(points)
-        rough = half_squares - flat.to(points.dtype) @ points.T
-        leading = rough.topk(min(LEADING, len(points)), dim=1, largest=False).indices
-        nearest = self.points[first + leading.to(self.points.device)].to(flat.device)
-        offsets = flat[:, None] - _floats(nearest, torch.float64)
-        exact = torch.linalg.vector_norm(offsets, dim=2).square() / 2
+    def _half_distances(
+        self, flat: Tensor, variance: Tensor, first: int, points: Tensor, nearest: Tensor
+    ) -> Tensor:
+        """|x - y|^2 / 2 for x (B, D) and the block y (n, D) from `first` on: (B, n) float64.
+
+        `nearest` (B, 1) is the smallest of the blocks before.
+        """
+        half_squares = self._half_squares[first : first + len(points)].to(flat.device)
+        rough = half_squares.to(points) - flat.to(points.dtype) @ points.T
         half = rough.double() + flat.square().sum(1, keepdim=True) / 2
-        return half.clamp_(min=exact.amax(1, keepdim=True)).scatter_(1, leading, exact)
+        size = (2 * half_squares.max()).sqrt()
+        error = 4 * torch.finfo(points.dtype).eps * (flat.norm(dim=1, keepdim=True) + size) * size
+        reach = torch.where(error > TOLERANCE * variance, REACH * variance + 2 * error, -1)
+        close = half <= torch.minimum(nearest, half.amin(1, keepdim=True)) + reach
+        count = int(close.sum(1).max())
+        if count == 0:
+            return half
+        leading = half.topk(count, dim=1, largest=False).indices
+        return half.scatter_(1, leading, self._measured(flat, first + leading))
+
+    def _measured(self, flat: Tensor, index: Tensor) -> Tensor:
+        """|x - y|^2 / 2 by differences, for x (B, D) and the points at `index` (B, k): (B, k)."""
+        parts = []
+        for columns in index.split(COLUMNS, dim=1):
+            nearest = self.points[columns.to(self.points.device)].to(flat.device)
+            offsets = flat[:, None] - _floats(nearest, torch.float64)
+            parts.append(torch.linalg.vector_norm(offsets, dim=2).square() / 2)
+        return torch.cat(parts, 1)
 
 
 @dataclass(frozen=True)
