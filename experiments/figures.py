@@ -1,0 +1,229 @@
+"""The paper's figures, drawn from numbers that are on disk; one function for each."""
+
+import math
+from collections.abc import Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import matplotlib as mpl
+import numpy as np
+import torch
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
+from torch import Tensor
+
+from experiments.plots import COLORS, STYLE, save
+from experiments.report import Row
+from linear_structure.images import grid, to_uint8
+
+Numbers = Mapping[str, Mapping[str, Any]]
+"""Name of a model -> what `trajectories.compared` gives."""
+FEW = ("isotropic", "Gaussian", "mixture of 10", "point cloud")
+WIDE, TALL = 9.6, 4.2
+ROUNDING = 1e-9  # deviations below are those of equal states: they have no place on a log axis
+NOISE_LEVEL = "noise level sigma (pixels in [-1, 1]), from noise to image"
+
+
+def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
+    """How each model's curve looks, the same in all figures: mixtures darken with their number."""
+    fixed = {"isotropic": COLORS[4], "Gaussian": COLORS[0], "point cloud": "#000000"}
+    counts = sorted({_components(name) for name in names if name.startswith("mixture")})
+    shades = mpl.colormaps["RdPu"](np.linspace(0.35, 0.95, max(len(counts), 1)))
+    return {
+        name: {"color": fixed[name], "zorder": 3}
+        if name in fixed
+        else {
+            "color": shades[counts.index(_components(name))],
+            "linestyle": "--" if "rank" in name else "-",
+            "linewidth": 1.2,
+        }
+        for name in names
+    }
+
+
+def _components(name: str) -> int:
+    return int(name.removeprefix("mixture of ").partition(",")[0])
+
+
+def overview(path: Path, numbers: Numbers, title: str) -> None:
+    """Figure 1 B and C: a few models' scores, and their solutions, against the network's."""
+    few = {name: numbers[name] for name in FEW if name in numbers}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        for name, style in styles(list(few)).items():
+            _band(left, few[name]["trajectory"], "error", style, name)
+            _band(right, few[name]["solution"], "state", style, name)
+        _noise_axis(left, "relative error of the score")
+        _noise_axis(right, "relative deviation of the state x")
+        left.set_title("score, along the network's trajectories", fontsize=10)
+        right.set_title("solution from the same noise", fontsize=10)
+        left.legend(title="median, quartiles")
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
+    """Figure 3: relative error and unexplained share of the score, at noised images and on the way.
+
+    One row for each kind of states.
+    """
+    rows = {"noised": "noised images", "trajectory": "the network's trajectories"}
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, 2 * TALL), layout="constrained")
+        panels = figure.subplots(2, 2)
+        for (left, right), (states, where) in zip(panels, rows.items(), strict=True):
+            for name, style in styles(list(numbers)).items():
+                agreement = numbers[name][states]
+                left.plot(agreement["sigma"], _median(agreement["error"]), **style, label=name)
+                right.plot(agreement["sigma"], 1 - np.array(agreement["explained"]), **style)
+            _noise_axis(left, "relative error of the score, median")
+            _noise_axis(right, "share of the score not explained")
+            left.set_title(f"at {where}", fontsize=10)
+            right.set_title(f"at {where}", fontsize=10)
+            right.set_ylim(top=3)
+        _legend_beside(figure, panels[0, 0])
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def solution_deviation(path: Path, numbers: Numbers, part: str, label: str, title: str) -> None:
+    """Figures 4 and 5: how far each model's solution is from the network's: median and quartiles.
+
+    Args:
+        part: "state" or "denoised".
+        label: of the vertical axis.
+    """
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+        axes = figure.subplots()
+        for name, style in styles(list(numbers)).items():
+            _band(axes, numbers[name]["solution"], part, style, name)
+        _noise_axis(axes, label)
+        _legend_beside(figure, axes)
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def settling_order(path: Path, settled: Mapping[str, Any], title: str) -> None:
+    """Principal components: when each settles, and how its coordinate shrinks, with the theory."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+        left, right = figure.subplots(1, 2)
+        ends = (min(settled["expected_half"]) / 1.5, max(settled["expected_half"]) * 1.5)
+        left.plot(ends, ends, color="#888888", linewidth=1, label="Gaussian: sqrt(3 variance)")
+        left.plot(settled["expected_half"], settled["half"], "o", color=COLORS[0], label="network")
+        left.set(xscale="log", yscale="log", xlabel="sqrt(3 variance) of the component (pixels)")
+        left.set_ylabel("sigma where it has half its final size")
+        left.xaxis.set_minor_formatter(NullFormatter())
+        left.yaxis.set_minor_formatter(NullFormatter())
+        left.set_xticks(*_ticks(settled["expected_half"]))
+        left.set_yticks(*_ticks(settled["half"]))
+        left.legend()
+        left.set_title(f"rank correlation with the variance {settled['order']:.3f}", fontsize=10)
+        count = len(settled["gain"])
+        chosen = sorted({0, 1, 3, 7, 15, count - 1} & set(range(count)))
+        for color, k in zip(COLORS, chosen, strict=False):
+            right.plot(settled["sigma"], settled["gain"][k], "o", ms=4, color=color)
+            label = f"component {k + 1}"
+            right.plot(settled["sigma"], settled["expected"][k], color=color, label=label)
+        _noise_axis(right, "coordinate of x, relative to sigma_T")
+        right.set_title("network (dots), closed form (lines)", fontsize=10)
+        right.legend()
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def image_rows(
+    path: Path, rows: Mapping[str, Tensor], columns: Sequence[str], above: str, title: str
+) -> None:
+    """Figures 2 A, B and C: labelled rows of images (n, C, H, W) in [-1, 1], a label a column."""
+    with mpl.rc_context({**STYLE, "axes.grid": False}):
+        figure = Figure(figsize=(WIDE, 1.1 + WIDE / len(columns) * len(rows)), layout="constrained")
+        panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
+        for axes, (name, images) in zip(panels, rows.items(), strict=True):
+            _row_of_images(axes, images)
+            axes.set_ylabel(name, rotation=0, ha="right", va="center")
+        width = rows[next(iter(rows))].shape[-1]
+        panels[-1].set_xticks((np.arange(len(columns)) + 0.5) * width - 0.5, columns, fontsize=8)
+        panels[-1].set_xlabel(above)
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def _row_of_images(axes: Axes, images: Tensor) -> None:
+    tiled = grid(to_uint8(images.cpu()), len(images)).permute(1, 2, 0)
+    axes.imshow(tiled.expand(-1, -1, 3), interpolation="nearest")
+    axes.set(xticks=[], yticks=[])
+    axes.spines[:].set_visible(False)
+
+
+def solver_quality(path: Path, curves: Mapping[str, Sequence[Row]], name: str, title: str) -> None:
+    """Figure 2 D: distance against NFE, skipped steps and the noise level of the teleport's end."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+        panels = figure.subplots(1, 3, sharey=True)
+        for color, (solver, rows) in zip(COLORS, curves.items(), strict=False):
+            ways = ([r.nfe for r in rows], [r.skip for r in rows], [r.sigma for r in rows])
+            for axes, across in zip(panels, ways, strict=True):
+                axes.plot(across, [r.mean for r in rows], "o-", ms=4, color=color, label=solver)
+        panels[0].set(yscale="log", xlabel="network calls (NFE)", ylabel=name)
+        panels[1].set(xlabel="skipped steps")
+        panels[2].set(xscale="log", xlabel="sigma where the network starts")
+        panels[2].invert_xaxis()
+        panels[0].legend()
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def teleport_quality(
+    path: Path, curves: Mapping[str, Sequence[Row]], name: str, title: str
+) -> None:
+    """Distance against skipped steps for several models to teleport with."""
+    with mpl.rc_context(STYLE):
+        figure = Figure(figsize=(7.2, TALL), layout="constrained")
+        axes = figure.subplots()
+        for color, (model, rows) in zip(COLORS, curves.items(), strict=False):
+            axes.plot(
+                [r.skip for r in rows], [r.mean for r in rows], "o-", color=color, label=model
+            )
+        axes.set(yscale="log", xlabel="skipped steps", ylabel=name)
+        axes.legend()
+        figure.suptitle(title)
+        save(figure, path)
+
+
+def _band(
+    axes: Axes, numbers: Mapping[str, Any], part: str, style: Mapping[str, Any], label: str
+) -> None:
+    """Median and quartile band; of the many mixtures, the median alone."""
+    low, median, high = torch.tensor(numbers[part], dtype=torch.float64).T
+    shown = median > ROUNDING
+    sigma = torch.tensor(numbers["sigma"])[shown]
+    axes.plot(sigma, median[shown], **style, label=label)
+    if not label.startswith("mixture"):
+        axes.fill_between(sigma, low[shown], high[shown], color=style["color"], alpha=0.15)
+
+
+def _ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
+    """1, 2, 5 of every decade that the values span, and how they are written."""
+    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
+    places = [mantissa * 10.0**decade for decade in decades for mantissa in (1, 2, 5)]
+    shown = [place for place in places if min(values) / 2 < place < max(values) * 2]
+    return shown, [f"{place:g}" for place in shown]
+
+
+def _median(quartiles: Sequence[Sequence[float]]) -> list[float]:
+    return [median for _, median, _ in quartiles]
+
+
+def _noise_axis(axes: Axes, label: str) -> None:
+    axes.set(xscale="log", yscale="log", ylabel=label)
+    axes.set_xlabel(NOISE_LEVEL, fontsize=8)
+    axes.invert_xaxis()
+
+
+def _legend_beside(figure: Figure, axes: Axes) -> None:
+    handles, labels = axes.get_legend_handles_labels()
+    figure.legend(handles, labels, loc="outside right center", fontsize=8)

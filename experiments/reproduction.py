@@ -1,0 +1,217 @@
+"""The paper's comparisons for one preset: numbers first, kept on disk, then pictures and tables.
+
+Everything starts from the same seeds: the network's trajectories, then each analytic model beside
+them, one at a time, so that a stop loses one model's numbers at most.
+"""
+
+import csv
+from collections.abc import Mapping, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property, partial
+from io import StringIO
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from edm.precondition import Preconditioned
+from edm.samplers import Step, heun
+from edm.seeds import Seeds
+from experiments import figures, models
+from experiments.findings import Settling, settling, summary
+from experiments.kept import kept
+from experiments.presets import Preset
+from experiments.sampling import grid_of, image_shape
+from experiments.trajectories import compared, on_noised, solution
+from linear_structure.files import write_json, write_text
+from linear_structure.gaussian import Gaussian
+from linear_structure.images import from_uint8
+
+LEVELS = 24  # of noised images, evenly in log sigma over the grid's range
+SHOWN = 9  # images in a row of a figure
+
+
+@dataclass(frozen=True)
+class Reproduction:
+    """A network, the images it was trained on if they are at hand, and where numbers go.
+
+    Attributes:
+        network_digest: identifies the network's weights.
+        gaussian: of the images; `gaussian_digest` identifies it.
+        images: uint8 (n, C, H, W), or None: then the network's own samples are noised, and models
+            that need images are left out.
+        count: trajectories, of the first seeds of the preset, and noised images.
+        folder: of all numbers and pictures.
+    """
+
+    preset: Preset
+    network: Preconditioned
+    network_digest: str
+    gaussian: Gaussian
+    gaussian_digest: str
+    images: Tensor | None
+    device: torch.device
+    count: int
+    folder: Path
+
+    @cached_property
+    def sigmas(self) -> Tensor:
+        """The preset's grid, (N + 1,) float64."""
+        return grid_of(self.preset, self.network)
+
+    @cached_property
+    def trajectory(self) -> list[Step]:
+        """The network's trajectories, all levels and the end."""
+        (seeds,) = self.preset.seeds.head(self.count).blocks(self.count)
+        latents = Seeds.of(seeds, self.device).latents(image_shape(self.network))
+        with torch.inference_mode():
+            return list(heun(self.network, latents.double() * self.sigmas[0], self.sigmas))
+
+    @cached_property
+    def noised(self) -> list[Step]:
+        """The network at noised images."""
+        ends = self.sigmas[[0, -2]].log()
+        levels = torch.linspace(float(ends[0]), float(ends[1]), LEVELS, dtype=torch.float64).exp()
+        clean = self.trajectory[-1].x if self.images is None else from_uint8(self._some_images)
+        with torch.inference_mode():
+            return list(on_noised(self.network, clean.to(self.device), levels))
+
+    @property
+    def _some_images(self) -> Tensor:
+        assert self.images is not None
+        every = max(len(self.images) // self.count, 1)
+        return self.images[::every][: self.count]
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What all numbers depend on."""
+        return {
+            "preset": self.preset.name,
+            "network": self.network_digest,
+            "gaussian": self.gaussian_digest,
+            "images": None if self.images is None else len(self.images),
+            "sigmas": self.sigmas.tolist(),
+            "first_seed": self.preset.seeds.first,
+            "count": self.count,
+        }
+
+    @cached_property
+    def makers(self) -> dict[str, Any]:
+        """By name, what makes each analytic model."""
+        return models.known(self.gaussian, self.images)
+
+    def numbers(self) -> dict[str, dict[str, Any]]:
+        """Each model beside the network, with a bar; those that are on disk are not made again."""
+        found = {}
+        for name in (bar := tqdm(self.makers, desc="models", unit=" models")):
+            bar.set_postfix_str(name)
+            path = self.folder / "models" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
+            inputs = {**self.inputs, "model": name}
+            found[name] = kept(path, inputs, partial(self._compared, name))
+        return found
+
+    def _compared(self, name: str) -> dict[str, Any]:
+        with torch.inference_mode():
+            return compared(self.makers[name](), self.noised, self.trajectory, self.sigmas)
+
+    def settled(self) -> Settling:
+        """How principal components settle along the network's trajectories."""
+        found = kept(
+            self.folder / "components.json",
+            self.inputs,
+            lambda: asdict(settling(self.trajectory, self.gaussian)),
+        )
+        return Settling(**found)
+
+    def samples(self, skip: int, seeds: int) -> Tensor:
+        """Images (seeds, C, H, W) of the first trajectories, their first steps teleported."""
+        start, sigmas = self.trajectory[0].x[:seeds], self.sigmas
+        x = self.gaussian.flow(start, sigmas[0], sigmas[skip]) if skip else start
+        with torch.inference_mode():
+            *_, last = heun(self.network, x, sigmas[skip:])
+        return last.x
+
+
+def write_comparisons(r: Reproduction) -> None:
+    """Figures 1, 3, 4 and 5, each with its numbers as CSV, the components, and the findings."""
+    numbers, settled = r.numbers(), r.settled()
+    name, count = r.preset.name, f"{r.count} seeds"
+    figures.overview(r.folder / "figure1.png", numbers, f"{name}: network and theory, {count}")
+    for states in ("noised", "trajectory"):
+        _write_agreement(r.folder / f"figure3_{states}.csv", numbers, states)
+    title = f"{name}: analytic scores against the network's, {count}"
+    figures.score_comparison(r.folder / "figure3.png", numbers, title)
+    parts = {"figure4": ("state", "state x"), "figure5": ("denoised", "denoised image D(x)")}
+    for figure, (part, what) in parts.items():
+        _write_deviation(r.folder / f"{figure}.csv", numbers, part)
+        title = f"{name}: solutions from the same noise, {count}"
+        label = f"relative deviation of the {what}"
+        figures.solution_deviation(r.folder / f"{figure}.png", numbers, part, label, title)
+    title = f"{name}: principal components along the network's trajectories, {count}"
+    figures.settling_order(r.folder / "components.png", asdict(settled), title)
+    write_json(r.folder / "findings.json", summary(numbers, settled))
+
+
+def write_pictures(r: Reproduction) -> None:
+    """Figures 2 A, B and C: what the network, the models and the teleported sampler make."""
+    levels = torch.linspace(0, len(r.sigmas) - 2, SHOWN).round().long().tolist()
+    title = f"{r.preset.name}: denoised images of one trajectory, from noise to image"
+    columns = [f"{r.sigmas[i]:.2g}" for i in levels]
+    rows = {"network": torch.cat([r.trajectory[i].denoised[:1] for i in levels])}
+    ours = list(solution(r.gaussian, r.trajectory[0].x[:1], r.sigmas))
+    rows["Gaussian"] = torch.cat([ours[i].denoised for i in levels])
+    figures.image_rows(r.folder / "figure2a.png", rows, columns, "sigma", title)
+    title = f"{r.preset.name}: samples from the same noise"
+    seeds = [str(r.preset.seeds.first + i) for i in range(SHOWN)]
+    figures.image_rows(r.folder / "figure2b.png", _model_samples(r), seeds, "seed", title)
+    skips = [0, *[k for k in r.preset.skips if k][1::2]]
+    rows = {f"{k} skipped": r.samples(k, SHOWN) for k in skips}
+    title = f"{r.preset.name}: samples whose first steps are teleported"
+    figures.image_rows(r.folder / "figure2c.png", rows, seeds, "seed", title)
+
+
+def _model_samples(r: Reproduction) -> dict[str, Tensor]:
+    """Where the trajectories of the network and of some models end, from the same noise."""
+    start = r.trajectory[0].x[:SHOWN]
+    found = {"network": r.trajectory[-1].x[:SHOWN]}
+    for name in figures.FEW:
+        if name in r.makers and name != "isotropic":
+            with torch.inference_mode():
+                *_, last = solution(r.makers[name](), start, r.sigmas)
+            found[name] = last.denoised
+    return found
+
+
+def _write_agreement(path: Path, numbers: Mapping[str, Mapping[str, Any]], states: str) -> None:
+    rows = [
+        [name, sigma, *error, explained]
+        for name, parts in numbers.items()
+        for sigma, error, explained in zip(
+            *(parts[states][column] for column in ("sigma", "error", "explained")), strict=True
+        )
+    ]
+    head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "explained")
+    write_table(path, head, rows)
+
+
+def _write_deviation(path: Path, numbers: Mapping[str, Mapping[str, Any]], part: str) -> None:
+    rows = [
+        [name, sigma, *quartiles]
+        for name, parts in numbers.items()
+        for sigma, quartiles in zip(
+            parts["solution"]["sigma"], parts["solution"][part], strict=True
+        )
+    ]
+    write_table(path, ("model", "sigma", "lower_quartile", "median", "upper_quartile"), rows)
+
+
+def write_table(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
+    """CSV with six digits for floats."""
+    text = StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(head)
+    for row in rows:
+        table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    write_text(path, text.getvalue())

@@ -1,0 +1,65 @@
+"""The largest number of steps to skip, from a few trajectories and no distance at all.
+
+The teleported state is compared with the network's own at the same level. What counts is the noise
+that covers the difference: the RMS difference of a pixel in units of sigma,
+
+    |x_teleported - x_network| / (sigma sqrt(D))
+
+The network's state is Heun's on a finer grid, whose own error does not count. It is called only
+down to the level where the median over seeds passes the tolerance.
+"""
+
+import math
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from itertools import islice, takewhile
+
+from torch import Tensor
+
+from edm.samplers import heun
+from experiments.sampling import Flow
+from experiments.trajectories import REFINEMENT, norms, refined
+from linear_structure.denoise import Denoiser
+
+TOLERANCE = 0.02
+KNEE = 1.1  # a distance of up to this multiple of that without skips counts as unchanged
+
+
+@dataclass(frozen=True)
+class Offset:
+    """How far a teleport of `skip` steps misses.
+
+    Attributes:
+        sigma: noise level where it ends.
+        median: over seeds, of the RMS difference of a pixel in units of sigma.
+    """
+
+    skip: int
+    sigma: float
+    median: float
+
+
+def offsets(network: Denoiser, teleport: Flow, x: Tensor, sigmas: Tensor) -> Iterator[Offset]:
+    """For k = 0, 1, ...: the teleport of k steps against the network's solution from x (n, *S).
+
+    Args:
+        x: float64, at sigmas[0].
+        sigmas: (N + 1,), ending in 0.
+    """
+    root = math.sqrt(math.prod(x.shape[1:]))
+    steps = islice(heun(network, x, refined(sigmas)), None, None, REFINEMENT)
+    for k, step in enumerate(steps):
+        moved = teleport.flow(x, sigmas[0], step.sigma)
+        relative = norms(moved - step.x) / (float(step.sigma) * root)
+        yield Offset(k, float(step.sigma), float(relative.median()))
+
+
+def within(found: Iterator[Offset], tolerance: float) -> list[Offset]:
+    """The offsets up to the first one above the tolerance; the last of them is the suggestion."""
+    return list(takewhile(lambda offset: offset.median <= tolerance, found))
+
+
+def knee(distances: Mapping[int, float]) -> int:
+    """The largest skip before the measured distance first exceeds 1.1 times that of skip 0."""
+    limit = KNEE * distances[0]
+    return max(takewhile(lambda skip: distances[skip] <= limit, sorted(distances)))

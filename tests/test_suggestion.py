@@ -1,0 +1,39 @@
+"""The suggested skip: cheap, and right where the truth is known."""
+
+import torch
+
+from edm.schedule import sigma_grid
+from experiments.presets import find
+from experiments.suggestion import knee, offsets, within
+from linear_structure.gaussian import Gaussian, Isotropic
+
+SIGMAS = sigma_grid(18)
+X = 80 * torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
+BASIS = torch.linalg.qr(torch.randn(16, 16, generator=torch.Generator().manual_seed(1)).double())[0]
+GAUSSIAN = Gaussian(torch.zeros(16).double(), BASIS, torch.linspace(2, 0.1, 16).double())
+
+
+def test_a_network_that_is_the_gaussian_needs_no_steps_of_it():
+    found = list(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS))
+    assert [offset.skip for offset in found] == list(range(18))
+    assert found[0].median == 0
+    assert within(iter(found), 0.02)[-1].skip >= 12
+
+
+def test_a_worse_model_may_skip_less_and_calls_stop_there():
+    calls = []
+
+    def network(x, sigma):
+        calls.append(float(sigma))
+        return GAUSSIAN.denoise(x, sigma)
+
+    worse = within(offsets(network, Isotropic(GAUSSIAN.mean), X, SIGMAS), 0.02)
+    better = within(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS), 0.02)
+    assert 0 < worse[-1].skip < better[-1].skip
+    assert min(calls) >= float(SIGMAS[worse[-1].skip + 3])
+
+
+def test_the_knee_is_the_last_skip_before_the_distance_grows():
+    assert knee(find("cifar10").published) == 7
+    assert knee({0: 1.0, 2: 1.05, 4: 1.2, 6: 1.0}) == 2
+    assert knee({0: 1.0}) == 0
