@@ -1,5 +1,6 @@
 """Pictures, made from numbers that are on disk already; each function draws one."""
 
+import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -8,7 +9,7 @@ import matplotlib as mpl
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.report import Row
+from experiments.report import Row, gaps, range_count
 from experiments.scores import Comparison
 from linear_structure.files import replacing
 
@@ -23,6 +24,7 @@ STYLE: dict[Any, Any] = {
 }
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 DPI = 150
+LINE = 110  # characters of small print across a figure
 LOG_FROM = 8  # a curve that spans more than this factor is drawn on a logarithmic axis
 
 
@@ -34,15 +36,18 @@ def distance_against_skips(
     published: Mapping[int, float],
     title: str,
 ) -> None:
-    """Distance against skipped steps; above it, the NFE and sigma of each; the published curve."""
+    """Distance against skipped steps; above it, the NFE and sigma of each; the published curve.
+
+    Below it stands what is missing, if not all points average the same ranges of seeds.
+    """
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.subplots()
         skips = [row.skip for row in rows]
         axes.plot(skips, [row.mean for row in rows], "o-", color=COLORS[0], label="measured, mean")
-        if len(rows[0].distances) > 1:
+        if (ranges := range_count(rows)) != "1":
             lows, highs = zip(*(row.spread for row in rows), strict=True)
-            label = f"smallest to largest of {len(rows[0].distances)} seed ranges"
+            label = f"smallest to largest of {ranges} seed ranges"
             axes.fill_between(skips, lows, highs, color=COLORS[0], alpha=0.25, label=label)
         shown = {k: value for k, value in published.items() if k in skips}
         if shown:
@@ -54,6 +59,8 @@ def distance_against_skips(
         axes.set_xticks(skips)
         axes.legend(loc="upper left")
         _label_skips(axes, rows)
+        if missing := gaps(rows):
+            figure.supxlabel(textwrap.fill(missing, LINE), fontsize=8)
         figure.suptitle(title)
         save(figure, path)
 

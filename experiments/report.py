@@ -7,6 +7,7 @@ from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
+from experiments.presets import SeedRange
 from experiments.results import Result
 from linear_structure.files import write_text
 
@@ -20,12 +21,14 @@ class Row:
         sigma: noise level of the teleport's end.
         nfe: network calls of an image.
         distances: one for each range of seeds.
+        ranges: these ranges, in the same order.
     """
 
     skip: int
     sigma: float
     nfe: int
     distances: tuple[float, ...]
+    ranges: tuple[SeedRange, ...]
 
     @property
     def mean(self) -> float:
@@ -46,7 +49,28 @@ def rows(results: Sequence[Result]) -> list[Row]:
 def _row(results: Sequence[Result]) -> Row:
     first = results[0]
     distances = tuple(result.distance for result in results)
-    return Row(first.skip, first.inputs["sigma_skip"], first.outputs["nfe"], distances)
+    ranges = tuple(result.seeds for result in results)
+    return Row(first.skip, first.inputs["sigma_skip"], first.outputs["nfe"], distances, ranges)
+
+
+def range_count(rows: Sequence[Row]) -> str:
+    """How many ranges of seeds a row averages: "3", or "2 to 3" where rows differ."""
+    counts = [len(row.ranges) for row in rows]
+    least, most = min(counts), max(counts)
+    return str(most) if least == most else f"{least} to {most}"
+
+
+def gaps(rows: Sequence[Row]) -> str:
+    """A sentence that names what is missing if not all rows average the same ranges, else ""."""
+    ranges = {seeds for row in rows for seeds in row.ranges}
+    missing = []
+    for seeds in sorted(ranges, key=lambda seeds: seeds.first):
+        skips = [str(row.skip) for row in rows if seeds not in row.ranges]
+        if skips:
+            missing.append(f"seeds {seeds} lack skipped steps {', '.join(skips)}")
+    if not missing:
+        return ""
+    return f"Rows average different ranges and do not compare: {'; '.join(missing)}."
 
 
 def distance_name(results: Sequence[Result]) -> str:
@@ -61,9 +85,12 @@ def column_name(results: Sequence[Result]) -> str:
 
 
 def write_two_columns(path: Path, results: Sequence[Result]) -> None:
-    """`n_skip  fid`, the mean over the ranges of seeds."""
+    """`n_skip  fid`, the mean over the ranges of seeds; a comment if these differ."""
+    by_skip = rows(results)
     lines = [f"n_skip  {column_name(results)}"]
-    lines += [f"{row.skip:6d}  {row.mean:.6g}" for row in rows(results)]
+    lines += [f"{row.skip:6d}  {row.mean:.6g}" for row in by_skip]
+    if missing := gaps(by_skip):
+        lines.append(f"# {missing}")
     write_text(path, "\n".join(lines) + "\n")
 
 
@@ -71,7 +98,8 @@ def write_csv(path: Path, results: Sequence[Result], published: Mapping[int, flo
     """One line for each result: settings, distance, NFE, the published figure, how it was made."""
     text = StringIO()
     lines = [_flat(result, published) for result in results]
-    table = csv.DictWriter(text, list(lines[0]), lineterminator="\n")
+    columns = list(dict.fromkeys(name for line in lines for name in line))
+    table = csv.DictWriter(text, columns, lineterminator="\n")
     table.writeheader()
     table.writerows(lines)
     write_text(path, text.getvalue())
@@ -96,28 +124,31 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: skipped steps, sigma, NFE, calls saved, distance with its spread, a caption."""
+    """Markdown: skipped steps, sigma, NFE, calls saved, distance with its spread and the number of
+    seed ranges it is of, a caption."""
     by_skip = rows(results)
     full = max(row.nfe for row in by_skip)
-    head = f"| skipped steps | sigma | NFE | calls saved | {distance_name(results)} | min | max |"
-    lines = [head, "|---:|---:|---:|---:|---:|---:|---:|"]
+    name = distance_name(results)
+    head = f"| skipped steps | sigma | NFE | calls saved | {name} | min | max | ranges |"
+    lines = [head, "|---:" * 8 + "|"]
     for row in by_skip:
         low, high = row.spread
         saved = f"{1 - row.nfe / full:.0%}"
         lines.append(
             f"| {row.skip} | {row.sigma:.3g} | {row.nfe} | {saved} "
-            f"| {row.mean:.3f} | {low:.3f} | {high:.3f} |"
+            f"| {row.mean:.3f} | {low:.3f} | {high:.3f} | {len(row.ranges)} |"
         )
     return "\n".join([*lines, "", caption(results)])
 
 
 def caption(results: Sequence[Result]) -> str:
     """What the numbers of a table are: how many ranges of seeds, and of how many images."""
-    ranges = len({str(result.seeds) for result in results})
-    count = results[0].outputs["count"]
-    if ranges == 1:
-        return f"One range of {count:,} images."
-    return (
-        f"Mean, minimum and maximum over {ranges} disjoint ranges of {count:,} images; "
-        "the published convention is the minimum of three."
-    )
+    by_skip, count = rows(results), results[0].outputs["count"]
+    ranges = range_count(by_skip)
+    said = f"One range of {count:,} images."
+    if ranges != "1":
+        said = (
+            f"Mean, minimum and maximum over {ranges} disjoint ranges of {count:,} images; "
+            "the published convention is the minimum of three."
+        )
+    return f"{said} {gaps(by_skip)}".strip()

@@ -8,10 +8,13 @@
 """
 
 import json
+import platform
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
+from importlib.metadata import version
 from itertools import pairwise
 from pathlib import Path
+from types import UnionType
 from typing import Any
 
 from experiments.presets import SeedRange
@@ -19,6 +22,17 @@ from linear_structure.errors import UsageError
 from linear_structure.files import digest_of, write_json
 
 ROOT = Path("images_with_skips")
+PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, whatever else it has
+    "inputs": {
+        "preset": str,
+        "n_skip": int,
+        "sigma_skip": int | float,
+        "seeds": list,
+        "distance_name": str,
+    },
+    "outputs": {"distance": int | float, "count": int, "nfe": int},
+    "made": {"versions": dict},
+}
 PER_RESULT = ("n_skip", "sigma_skip", "seeds")  # inputs that differ within one sweep
 
 
@@ -56,17 +70,22 @@ def path_of(root: Path, preset: str, seeds: SeedRange, skip: int) -> Path:
 
 def write(path: Path, result: Result) -> None:
     """Write a result whole; one of other settings that stood there is kept beside it."""
-    earlier = path if path.exists() else None
-    if earlier and (inputs := _inputs_of(earlier)) != result.inputs:
-        earlier.rename(path.with_suffix(f".{digest_of(inputs)[:8]}.json"))
+    if path.exists() and (inputs := _inputs_of(path)) != result.inputs:
+        path.rename(path.with_suffix(f".{digest_of(inputs)[:8]}.json"))
     write_json(path, asdict(result))
 
 
 def reusable(path: Path, inputs: dict[str, Any]) -> Result | None:
-    """The result at this path if it was made from exactly these inputs."""
-    if not path.exists() or _inputs_of(path) != inputs:
+    """The result at this path if it is whole and was made from exactly these inputs."""
+    return read(path) if path.exists() and _inputs_of(path) == inputs else None
+
+
+def _inputs_of(path: Path) -> dict[str, Any] | None:
+    """The inputs of the result at a path, None if it is damaged or no result file."""
+    try:
+        return read(path).inputs
+    except UsageError:
         return None
-    return read(path)
 
 
 def read(path: Path) -> Result:
@@ -76,9 +95,37 @@ def read(path: Path) -> Result:
         UsageError: it is damaged or no result file.
     """
     try:
-        return Result(**json.loads(path.read_text()))
-    except (ValueError, TypeError) as error:
-        raise UsageError(f"{path} is no whole result file: remove it and run the sweep") from error
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError):
+        content = None
+    if fault := _fault(content):
+        raise UsageError(f"{path} is no result file, {fault}: remove it and run the sweep")
+    return Result(**content)
+
+
+def _fault(content: Any) -> str | None:
+    """Why this JSON value is no result, None if it is one."""
+    if not isinstance(content, dict) or content.keys() != PARTS.keys():
+        return f"it does not consist of {', '.join(PARTS)}"
+    for part, names in PARTS.items():
+        if not isinstance(content[part], dict):
+            return f"its {part} are damaged"
+        for name, kind in names.items():
+            if not isinstance(content[part].get(name), kind):
+                return f"its {part} lack {name}"
+    ends = content["inputs"]["seeds"]
+    if not (len(ends) == 2 and all(isinstance(end, int) for end in ends)):
+        return "its seeds are no range"
+    return None
+
+
+def surroundings() -> dict[str, Any]:
+    """Where numbers were made, for the record."""
+    return {
+        "host": platform.node(),
+        "python": platform.python_version(),
+        "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
+    }
 
 
 def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
@@ -111,10 +158,3 @@ def _check_disjoint(ranges: Iterable[SeedRange]) -> None:
                 f"seeds {before} and {after} overlap, so their spread would mean nothing: "
                 "choose disjoint ranges and remove one of these folders"
             )
-
-
-def _inputs_of(path: Path) -> Any:
-    try:
-        return json.loads(path.read_text())["inputs"]
-    except (ValueError, KeyError, TypeError):
-        return None

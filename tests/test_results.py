@@ -2,10 +2,11 @@
 
 import json
 import os
+from dataclasses import asdict
 
 import pytest
 
-from experiments import report, results
+from experiments import plots, report, results
 from experiments.presets import SeedRange
 from experiments.results import Result
 from linear_structure.errors import UsageError
@@ -93,12 +94,86 @@ def test_no_result_says_what_to_run(tmp_path):
         results.latest_sweep(tmp_path, "digits")
 
 
-def test_damaged_result_is_named(tmp_path):
+def without(part: str, name: str) -> str:
+    content = asdict(make(0, 1.0, SeedRange(0, 9)))
+    del content[part][name]
+    return json.dumps(content)
+
+
+@pytest.mark.parametrize(
+    ("text", "fault"),
+    [
+        ("{", "does not consist of inputs"),
+        ("[]", "does not consist of inputs"),
+        ("[" * 100_000, "does not consist of inputs"),
+        ('{"inputs": {}, "outputs": {}}', "does not consist of inputs"),
+        ('{"inputs": 1, "outputs": {}, "made": {}}', "its inputs are damaged"),
+        (without("inputs", "seeds"), "its inputs lack seeds"),
+        (without("outputs", "distance"), "its outputs lack distance"),
+        (without("made", "versions"), "its made lack versions"),
+        (without("inputs", "preset").replace("[0, 9]", '[0, "9"], "preset": "p"'), "no range"),
+    ],
+)
+def test_a_damaged_or_foreign_result_is_named(tmp_path, text, fault):
     path = tmp_path / "digits" / "0-9" / "0.json"
     path.parent.mkdir(parents=True)
-    path.write_text("{")
-    with pytest.raises(UsageError, match=r"0\.json"):
+    path.write_text(text)
+    with pytest.raises(UsageError, match=rf"0\.json is no result file, .*{fault}"):
         results.latest_sweep(tmp_path)
+    result = make(0, 1.0, SeedRange(0, 9))
+    assert results.reusable(path, result.inputs) is None
+    results.write(path, result)
+    assert results.read(path) == result
+
+
+@pytest.fixture
+def incomplete():
+    """Two skips; only the first one has the second range as well."""
+    return [
+        make(0, 1.0, SeedRange(0, 9)),
+        make(0, 3.0, SeedRange(10, 19)),
+        make(4, 5.0, SeedRange(0, 9)),
+    ]
+
+
+def test_rows_of_unequal_ranges_say_so(tmp_path, incomplete):
+    said = "do not compare: seeds 10-19 lack skipped steps 4."
+    table = report.table(incomplete)
+    assert "| 0 | 80 | 35 | 0% | 2.000 | 1.000 | 3.000 | 2 |" in table
+    assert "| 4 | 16 | 27 | 23% | 5.000 | 5.000 | 5.000 | 1 |" in table
+    assert "over 1 to 2 disjoint ranges" in table and said in table
+    report.write_two_columns(tmp_path / "t.txt", incomplete)
+    *_, last = (tmp_path / "t.txt").read_text().splitlines()
+    assert last.startswith("# ") and last.endswith(said)
+    whole = [*incomplete, make(4, 5.0, SeedRange(10, 19))]
+    assert "do not compare" not in report.table(whole)
+    assert "over 2 disjoint ranges" in report.table(whole)
+
+
+def test_rows_of_as_many_but_other_ranges_say_so(incomplete):
+    assert "0-9 lack skipped steps 0; seeds 10-19 lack skipped steps 4" in report.table(
+        incomplete[1:]
+    )
+
+
+def test_the_graph_says_which_ranges_it_shows(tmp_path, monkeypatch, incomplete):
+    drawn = []
+    monkeypatch.setattr(plots, "save", lambda figure, path: drawn.append(figure))
+    rows = report.rows(incomplete)
+    plots.distance_against_skips(tmp_path / "g.png", rows, "FD", 10, {}, "title")
+    (figure,) = drawn
+    _, labels = figure.axes[0].get_legend_handles_labels()
+    assert labels == ["measured, mean", "smallest to largest of 1 to 2 seed ranges"]
+    assert "seeds 10-19 lack" in figure.get_supxlabel()
+
+
+def test_results_made_elsewhere_share_a_csv(tmp_path, incomplete):
+    """What is recorded of the making may differ: a line leaves empty what it does not know."""
+    first, second, _ = incomplete
+    other = Result(second.inputs, second.outputs, {**second.made, "gpu": "g"})
+    report.write_csv(tmp_path / "t.csv", [first, other], {})
+    header, one, two = (tmp_path / "t.csv").read_text().splitlines()
+    assert header.endswith(",gpu") and one.endswith(",") and two.endswith(",g")
 
 
 def test_tables(tmp_path):
@@ -111,7 +186,7 @@ def test_tables(tmp_path):
     assert first.split(",")[:6] == ["0", "80.0", "1.0", "10", "35", ""]
     assert second.split(",")[:6] == ["4", "16.0", "5.0", "10", "27", "1.934"]
     assert report.table(found).endswith("One range of 10 images.")
-    assert "| 4 | 16 | 27 | 23% | 5.000 | 5.000 | 5.000 |" in report.table(found)
+    assert "| 4 | 16 | 27 | 23% | 5.000 | 5.000 | 5.000 | 1 |" in report.table(found)
     fid = [make(0, 1.0, SeedRange(0, 9), distance_name="FID")]
     report.write_two_columns(tmp_path / "f.txt", fid)
     assert (tmp_path / "f.txt").read_text().startswith("n_skip  fid\n")
