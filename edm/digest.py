@@ -21,5 +21,5 @@ def digest_of_network(options: Any, tensors: Mapping[str, Tensor]) -> str:
     for name, tensor in sorted(tensors.items()):
         values = tensor.detach().cpu().contiguous()
         sha.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        sha.update(values.reshape(-1).view(torch.uint8).numpy())
+        sha.update(values.reshape(-1).view(torch.uint8).numpy().data)
     return sha.hexdigest()

@@ -17,6 +17,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm import tqdm
 
@@ -33,12 +34,15 @@ def subset(dataset: Dataset, num: int | None, seed: int) -> list[int]:
     """Indices, ascending, of `num` images drawn as EDM's `fid.py` draws them; of all for None.
 
     Raises:
-        UsageError: the dataset has fewer images.
+        UsageError: the dataset has fewer images, or these are fewer than two.
     """
-    if num is None or num == dataset.count:
-        return list(range(dataset.count))
-    if not 0 < num < dataset.count:
+    wanted = dataset.count if num is None else num
+    if wanted > dataset.count:
         raise UsageError(f"{dataset.name} has {dataset.count} images, not the {num} asked for")
+    if wanted < 2:
+        raise UsageError(f"{wanted} of {dataset.name}: a distance needs two images or more")
+    if wanted == dataset.count:
+        return list(range(dataset.count))
     order = np.arange(dataset.count)
     # The old generator, because the published subsets were drawn with it.
     np.random.RandomState(seed % (1 << 31)).shuffle(order)
@@ -55,19 +59,58 @@ def identity(source: str) -> list[tuple[str, int, int]] | str:
 
 
 @dataclass(frozen=True)
+class Selection:
+    """Images to be measured.
+
+    Attributes:
+        source: name or path of their dataset.
+        dataset: where they are.
+        chosen: their indices, ascending.
+        key: JSON value that tells them from others, and from files that changed.
+    """
+
+    source: str
+    dataset: Dataset
+    chosen: Sequence[int]
+    key: Any
+
+    @classmethod
+    def of(cls, source: str, num: int | None = None, seed: int = 0) -> "Selection":
+        """So many images of a dataset, or all; see `subset`.
+
+        Raises:
+            UsageError: the dataset cannot be read, or has fewer images than are needed.
+        """
+        told = identity(source)
+        dataset = datasets.load(source)
+        chosen = subset(dataset, num, seed)
+        return cls(source, dataset, chosen, {"images": told, "chosen": chosen})
+
+    def features(self, features: Features, indices: Sequence[int]) -> Tensor:
+        """Features (b, dim) float32 of some of its dataset's images.
+
+        Raises:
+            UsageError: the images are damaged, or of a kind that the network does not take.
+        """
+        images = torch.cat([self.dataset.read(i, i + 1) for i in indices])
+        try:
+            return features(images).float().cpu()
+        except ValueError as error:
+            raise UsageError(f"{self.dataset.name} does not suit the features: {error}") from error
+
+
+@dataclass(frozen=True)
 class Extraction:
     """What to compute, and the folder where the blocks appear.
 
     Attributes:
-        dataset: where the images are.
-        chosen: indices of the images, ascending.
+        images: whose features.
         features: the network.
         batch: images in a block.
         folder: for these images, this network and this batch alone.
     """
 
-    dataset: Dataset
-    chosen: Sequence[int]
+    images: Selection
     features: Features
     batch: int
     folder: Path
@@ -79,12 +122,12 @@ class Extraction:
             UsageError: the images are damaged, or of a kind that the network does not take.
         """
         mine = share(range(self._block_count))
-        missing = [block for block in mine if not self._path(block).exists()]
+        missing = [block for block in mine if self._stored(block) is None]
         images = sum(len(self._indices(block)) for block in missing)
         quiet = True if rank() else None
-        with tqdm(total=images, desc=self.dataset.name, unit="img", disable=quiet) as bar:
+        with tqdm(total=images, desc=self.images.dataset.name, unit="img", disable=quiet) as bar:
             for block in missing:
-                self._save(block)
+                self._make(block)
                 bar.update(len(self._indices(block)))
         return images
 
@@ -92,25 +135,34 @@ class Extraction:
         """All features in order, (b, dim) float32 at a time; waits for those of other processes."""
         for block in range(self._block_count):
             wait_for([self._path(block)])
-            yield torch.from_numpy(np.load(self._path(block), allow_pickle=False))
+            stored = self._stored(block)
+            # What is damaged here is being made again by the process that it belongs to, if that
+            # one has not yet come to it; as its bits are known, there is no need to wait.
+            yield self._make(block) if stored is None else torch.from_numpy(np.array(stored))
 
     @property
     def _block_count(self) -> int:
-        return -(-len(self.chosen) // self.batch)
+        return -(-len(self.images.chosen) // self.batch)
 
     def _path(self, block: int) -> Path:
         return self.folder / f"{block:06d}.npy"
 
     def _indices(self, block: int) -> Sequence[int]:
-        return self.chosen[block * self.batch : (block + 1) * self.batch]
+        return self.images.chosen[block * self.batch : (block + 1) * self.batch]
 
-    def _save(self, block: int) -> None:
-        images = torch.cat([self.dataset.read(i, i + 1) for i in self._indices(block)])
+    def _stored(self, block: int) -> np.ndarray | None:
+        """A block on disk, not yet in memory; None if it is missing or damaged."""
         try:
-            rows = self.features(images)
-        except ValueError as error:
-            raise UsageError(f"{self.dataset.name} does not suit the features: {error}") from error
-        write_array(self._path(block), rows.float().cpu().numpy())
+            rows = open_memmap(self._path(block), mode="r")
+        except (FileNotFoundError, ValueError, EOFError):
+            return None
+        expected = (len(self._indices(block)), self.features.dim)
+        return rows if rows.dtype == np.float32 and rows.shape == expected else None
+
+    def _make(self, block: int) -> Tensor:
+        rows = self.images.features(self.features, self._indices(block))
+        write_array(self._path(block), rows.numpy())
+        return rows
 
 
 @dataclass(frozen=True)
@@ -156,25 +208,21 @@ class Extractor:
             "torch": torch.__version__,
         }
 
-    def measure(
-        self, source: str, num: int | None = None, seed: int = 0, keep: bool = False
-    ) -> Measured | None:
+    def key(self, images: Selection) -> str:
+        """Digest of all that the features of these images depend on."""
+        return digest_of(self.inputs | images.key)
+
+    def measure(self, images: Selection, keep: bool = False) -> Measured | None:
         """The features of images, as every process takes its part in; the first has the result.
 
         Args:
-            source: name or path of a dataset.
-            num: so many of its images (see `subset`), or all.
-            seed: of their choice.
             keep: hold all features in memory at the end.
 
         Raises:
-            UsageError: the dataset cannot be read, or has fewer images.
+            UsageError: the images are damaged, or of a kind that the network does not take.
         """
-        dataset = datasets.load(source)
-        chosen = subset(dataset, num, seed)
-        key = digest_of(self.inputs | {"images": identity(source), "chosen": chosen})
-        folder = self.work / key[:16]
-        extraction = Extraction(dataset, chosen, self.features, self.batch, folder)
+        folder = self.work / self.key(images)[:16]
+        extraction = Extraction(images, self.features, self.batch, folder)
         start = time.perf_counter()
         computed = extraction.compute()
         rate = computed / (time.perf_counter() - start)

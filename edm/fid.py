@@ -92,6 +92,21 @@ class Statistics:
             )
         return gaussian
 
+    def refuse_other(self, dim: int, features: str | None) -> None:
+        """Refuse features of another length, or of another network where both are known.
+
+        Raises:
+            UsageError: they are.
+        """
+        if self.dim != dim:
+            raise UsageError(
+                f"features of {self.dim} and {dim} dimensions: expected one feature network"
+            )
+        if self.features and features and self.features != features:
+            raise UsageError(
+                f"features of two networks, {self.features[:12]} and {features[:12]}: expected one"
+            )
+
 
 def measure(blocks: Iterable[Tensor], features: str | None = None) -> Statistics:
     """Statistics of features that come in blocks (b, D), as a stream.
@@ -137,24 +152,13 @@ def frechet(a: Statistics, b: Statistics) -> float:
     Raises:
         UsageError: they belong to different feature networks, or one is not a covariance.
     """
-    _refuse_others(a, b)
+    a.refuse_other(b.dim, b.features)
     p, q = a.gaussian, b.gaussian
     cross = (p.basis * p.eigenvalues.sqrt()).T @ (q.basis * q.eigenvalues.sqrt())
     overlap = torch.linalg.svdvals(cross).sum()
     spread = p.eigenvalues.sum() + q.eigenvalues.sum() - 2 * overlap
     # Not negative in exact arithmetic, by the inequality of the means: what is below 0 is rounding.
     return max(float((a.mu - b.mu).square().sum() + spread), 0.0)
-
-
-def _refuse_others(a: Statistics, b: Statistics) -> None:
-    if a.dim != b.dim:
-        raise UsageError(
-            f"features of {a.dim} and {b.dim} dimensions: expected one feature network"
-        )
-    if a.features and b.features and a.features != b.features:
-        raise UsageError(
-            f"features of two networks, {a.features[:12]} and {b.features[:12]}: expected one"
-        )
 
 
 def read(path: Path) -> Statistics:

@@ -32,11 +32,9 @@ def kid(
     replacement.
 
     Raises:
-        UsageError: a set has fewer than `size` images.
+        UsageError: as `refuse_few`.
     """
-    fewest = min(len(images), len(reference))
-    if fewest < size:
-        raise UsageError(f"KID on subsets of {size} images, but a set has only {fewest}")
+    refuse_few(min(len(images), len(reference)), size)
     generator = np.random.default_rng(seed)
 
     def drawn(features: np.ndarray) -> np.ndarray:
@@ -44,6 +42,19 @@ def kid(
 
     values = [mmd_squared(drawn(images), drawn(reference)) for _ in range(subsets)]
     return Kid(float(np.mean(values)), float(np.std(values)))
+
+
+def refuse_few(count: int, size: int) -> None:
+    """Refuse a set of `count` images that has no subset of `size`, or a size without pairs.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if not 2 <= size <= count:
+        raise UsageError(
+            f"KID on subsets of {size} images, but a set has only {count}: "
+            f"expected subsets of 2 to {count}"
+        )
 
 
 def mmd_squared(x: np.ndarray, y: np.ndarray) -> float:

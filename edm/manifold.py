@@ -26,13 +26,21 @@ def precision_recall(images: np.ndarray, reference: np.ndarray, neighbours: int 
     """Precision and recall of features (n, D) against reference features (m, D).
 
     Raises:
-        UsageError: a set has no more images than `neighbours`.
+        UsageError: as `refuse_few`.
     """
-    fewest = min(len(images), len(reference))
-    if fewest <= neighbours:
-        raise UsageError(f"precision and recall need more than {neighbours} images, found {fewest}")
+    refuse_few(min(len(images), len(reference)), neighbours)
     precision = covered(images, reference, neighbours)
     return Coverage(precision, covered(reference, images, neighbours))
+
+
+def refuse_few(count: int, neighbours: int) -> None:
+    """Refuse a set of `count` images, one of which cannot have so many neighbours.
+
+    Raises:
+        UsageError: it is so.
+    """
+    if count <= neighbours:
+        raise UsageError(f"precision and recall need more than {neighbours} images, found {count}")
 
 
 def covered(points: np.ndarray, centres: np.ndarray, neighbours: int) -> float:

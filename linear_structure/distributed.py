@@ -1,20 +1,26 @@
 """Ranks as `torchrun` tells them through the environment; one process is the simplest case.
 
-No process group is needed: processes share work by index and meet through files.
+Processes share work by index and meet through files; a process group is needed only where none may
+leave before the others (`gathered`).
 """
 
 import os
+import sys
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
 from pathlib import Path
 from typing import TypeVar
 
 import torch
+from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
 from linear_structure.errors import UsageError
 
 Item = TypeVar("Item")
+PATIENCE = timedelta(days=365)  # that processes have with each other: work may take long
 
 
 def rank() -> int:
@@ -79,3 +85,36 @@ def wait_for(paths: Iterable[Path]) -> None:
     for path in paths:
         while not path.exists():
             time.sleep(0.2)
+
+
+@contextmanager
+def gathered() -> Iterator[Callable[[], object]]:
+    """Yield a call that returns once every process of this command has made it."""
+    if world_size() == 1:
+        yield lambda: None
+        return
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield torch.distributed.barrier
+    finally:
+        torch.distributed.destroy_process_group()
+
+
+@contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Keep other processes out of the block while this one is in it.
+
+    Args:
+        path: where the lock is; its folder exists.
+        doing: what another process does meanwhile, for the message of one that waits.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that {doing}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()

@@ -16,7 +16,6 @@ import hashlib
 import json
 import os
 import re
-import sys
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -27,9 +26,9 @@ from urllib.parse import urlparse
 
 import requests
 import urllib3
-from filelock import FileLock, Timeout
 from tqdm import tqdm
 
+from linear_structure.distributed import alone
 from linear_structure.errors import UsageError, WorkError
 from linear_structure.files import digest_of, digest_of_file, write_json
 
@@ -78,7 +77,7 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
     if not path.exists():
         _refuse_offline(source, path)
         path.parent.mkdir(parents=True, exist_ok=True)
-        with _alone(path):
+        with alone(Path(f"{path}.lock"), f"fetches {path.name}"):
             if not path.exists():
                 _download(source, path)
     _verify(source, path)
@@ -133,21 +132,6 @@ def given(text: str, sha256: str | None, size_limit: int) -> Source | Path:
     if sha256 is not None and path.is_file() and (actual := digest_of_file(path)) != sha256.lower():
         raise UsageError(f"{path} has the SHA-256 {actual}, not the {sha256} that was asked for")
     return path
-
-
-@contextmanager
-def _alone(path: Path) -> Iterator[None]:
-    """Keep other processes from downloading the same file meanwhile."""
-    lock = FileLock(f"{path}.lock")
-    try:
-        lock.acquire(timeout=0)
-    except Timeout:
-        print(f"waiting for another process that fetches {path.name}", file=sys.stderr)
-        lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release()
 
 
 @dataclass(frozen=True)

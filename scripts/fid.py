@@ -13,49 +13,68 @@ import argparse
 import shutil
 import sys
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from edm import features as networks
-from edm import fid
-from edm.extraction import Extractor, Measured, subset
-from edm.kid import kid
-from edm.manifold import precision_recall
+from edm import fid, kid, manifold
+from edm.extraction import Extractor, Measured, Selection
 from experiments.presets import as_file, locate
-from experiments.settings import add_machine, chosen_device
-from linear_structure import datasets
-from linear_structure.distributed import rank, set_threads
+from linear_structure.distributed import (
+    alone,
+    chosen_device,
+    gathered,
+    rank,
+    set_threads,
+    usable_cores,
+)
 from linear_structure.download import cache_dir
 from linear_structure.errors import UsageError, run_command
 from linear_structure.files import digest_of, write_json
 
 
 @contextmanager
-def extracting(args: argparse.Namespace) -> Iterator[Extractor]:
-    """The network in use; features that nobody wants to keep are removed if all went well."""
-    device, threads = chosen_device(args)
-    set_threads(threads)
+def extracting(
+    args: argparse.Namespace, extract: Extractor, sets: list[Selection]
+) -> Iterator[Extractor]:
+    """Alone with the folder of features; what nobody wants to keep is removed if all went well."""
+    name = digest_of([extract.key(images) for images in sets])[:16]
+    root = args.work or cache_dir() / "features"
+    root.mkdir(parents=True, exist_ok=True)
+    lock = alone(root / f"{name}.lock", "computes the same features")
+    with gathered() as meet, nullcontext() if rank() else lock:
+        meet()
+        yield replace(extract, work=args.work or root / name)
+        meet()
+        if rank() == 0 and not args.work:
+            shutil.rmtree(root / name)
+
+
+def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
+    """The feature network, which has to suit the images."""
+    device = chosen_device(args.device)
+    set_threads(usable_cores() if args.threads is None else args.threads)
     path = None
     if args.features != "inception":
         path = locate(as_file(args.features, args.features_sha256))
     features = networks.load(path, args.tf32, device)
-    work = args.work or cache_dir() / "features" / digest_of(sys.argv[1:])[:16]
-    yield Extractor(features, args.batch, device.type, work)
-    if rank() == 0 and not args.work:
-        shutil.rmtree(work)
+    for images in sets:
+        images.features(features, images.chosen[:1])
+    return Extractor(features, args.batch, device.type, Path())
 
 
-def reference(args: argparse.Namespace, extract: Extractor, keep: bool) -> Measured | None:
-    """What the images are compared with: a file of statistics, or a set of images."""
+def reference(args: argparse.Namespace) -> Selection | fid.Statistics:
+    """What the images are compared with: a set of images, or a file of statistics."""
     if not args.ref.endswith(".npz"):
-        return extract.measure(args.ref, keep=keep)
-    if keep:
+        return Selection.of(args.ref)
+    if args.kid or args.precision_recall:
         raise UsageError(
             f"{args.ref} holds statistics, and KID, precision and recall compare with images: "
             "expected --ref FOLDER_OR_ZIP"
         )
-    return Measured(fid.read(locate(as_file(args.ref, args.ref_sha256))))
+    return fid.read(locate(as_file(args.ref, args.ref_sha256)))
 
 
 def compare(
@@ -70,29 +89,72 @@ def compare(
     if found.rows is not None and standard.rows is not None:
         sets = found.rows.numpy(), standard.rows.numpy()
         if args.kid:
-            outputs["kid"] = kid(*sets, size=args.kid)._asdict()
+            outputs["kid"] = kid.kid(*sets, size=args.kid)._asdict()
         if args.precision_recall:
-            outputs |= precision_recall(*sets, args.precision_recall)._asdict()
+            outputs |= manifold.precision_recall(*sets, args.precision_recall)._asdict()
     return {"inputs": extract.inputs | given, "outputs": outputs, "made": found.made}
 
 
 def calculate(args: argparse.Namespace) -> None:
     """Compare each set of images with the reference; only the first process has results."""
-    counts = [len(subset(datasets.load(source), args.num, args.seed)) for source in args.images]
-    fid.refuse_unequal(counts)
-    keep = bool(args.kid or args.precision_recall)
-    results = []
-    with extracting(args) as extract:
-        standard = reference(args, extract, keep)
-        for source in args.images:
-            found = extract.measure(source, args.num, args.seed, keep)
-            if found and standard:
-                results.append(compare(args, extract, source, found, standard))
-                show(extract.features, results[-1])
+    refuse_folder(args.json)
+    sets = [Selection.of(source, args.num, args.seed) for source in args.images]
+    standard = reference(args)
+    everything = [standard, *sets] if isinstance(standard, Selection) else sets
+    refuse_sizes(args, [len(images.chosen) for images in sets], everything)
+    extract = network(args, everything)
+    if isinstance(standard, fid.Statistics):
+        standard.refuse_other(extract.features.dim, extract.features.digest)
+    with extracting(args, extract, everything) as extract:
+        results = list(compared(args, extract, sets, standard))
     if len(results) > 1:
         show_repeated(extract.features.distance_name, results)
     if results and args.json:
         write_json(args.json, results)
+
+
+def compared(
+    args: argparse.Namespace,
+    extract: Extractor,
+    sets: list[Selection],
+    standard: Selection | fid.Statistics,
+) -> Iterator[dict[str, Any]]:
+    """The results in order, each shown as soon as it is there; none but in the first process."""
+    keep = bool(args.kid or args.precision_recall)
+    if isinstance(standard, Selection):
+        against = extract.measure(standard, keep)
+    else:
+        against = Measured(standard)
+    for images in sets:
+        found = extract.measure(images, keep)
+        if found and against:
+            result = compare(args, extract, images.source, found, against)
+            show(extract.features, result)
+            yield result
+
+
+def refuse_sizes(args: argparse.Namespace, counts: list[int], everything: list[Selection]) -> None:
+    """Refuse sets of images that do not compare, before anything is computed.
+
+    Raises:
+        UsageError: their numbers differ, or are too small for what was asked for.
+    """
+    fid.refuse_unequal(counts)
+    fewest = min(len(images.chosen) for images in everything)
+    if args.kid:
+        kid.refuse_few(fewest, args.kid)
+    if args.precision_recall:
+        manifold.refuse_few(fewest, args.precision_recall)
+
+
+def refuse_folder(path: Path | None) -> None:
+    """Refuse to write a file where a folder is.
+
+    Raises:
+        UsageError: one is.
+    """
+    if path is not None and path.is_dir():
+        raise UsageError(f"{path} is a folder: expected the name of a file to write")
 
 
 def show(features: networks.Features, result: dict[str, Any]) -> None:
@@ -137,8 +199,12 @@ def show_repeated(name: str, results: list[dict[str, Any]]) -> None:
 
 def make_reference(args: argparse.Namespace) -> None:
     """Write the statistics of a set of images."""
-    with extracting(args) as extract:
-        if found := extract.measure(args.images, args.num, args.seed):
+    refuse_folder(args.out)
+    if args.out.suffix != ".npz":
+        raise UsageError(f"--out {args.out}: expected a name that ends in .npz")
+    images = Selection.of(args.images, args.num, args.seed)
+    with extracting(args, network(args, [images]), [images]) as extract:
+        if found := extract.measure(images):
             fid.write(args.out, found.statistics)
             print(f"{args.out}  n = {found.statistics.count}  {found.statistics.digest}")
             show_made(found.made)
@@ -188,9 +254,10 @@ def parse() -> argparse.Namespace:
 
 def add_settings(command: argparse.ArgumentParser) -> None:
     """Options that both commands have."""
-    add_machine(command)
     add = command.add_argument
-    add("--num", type=positive, help="so many images, drawn by --seed (default: all)")
+    add("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
+    add("--threads", type=int, help="CPU threads of each process (default: all usable cores)")
+    add("--num", type=int, help="so many images, drawn by --seed (default: all)")
     add("--seed", type=int, default=0, help="of the choice of images (default: 0)")
     add("--batch", type=positive, default=64, help="images at a time (default: 64)")
     add("--features", default="inception", help="inception (default), or weights: path or URL")

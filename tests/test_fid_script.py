@@ -14,7 +14,7 @@ import torch
 from PIL import Image
 
 from edm import extraction, features, fid
-from edm.extraction import subset
+from edm.extraction import Selection, subset
 from linear_structure import datasets
 from linear_structure.datasets import Dataset
 from linear_structure.distributed import set_threads
@@ -41,7 +41,8 @@ def run(script, monkeypatch, tmp_path, capsys):
     threads = torch.get_num_threads()
 
     def typed(*words):
-        monkeypatch.setattr(sys, "argv", ["fid.py", *map(str, words), *SETTINGS])
+        command, *rest = map(str, words)
+        monkeypatch.setattr(sys, "argv", ["fid.py", command, *SETTINGS, *rest])
         code = run_command(script.main)
         return code, *capsys.readouterr()
 
@@ -55,23 +56,51 @@ def made(path):
     return statistics.digest, statistics.count, statistics.features
 
 
-def start(rank, count, *words):
-    """A process as `torchrun` starts it."""
-    ranks = {"RANK": str(rank), "WORLD_SIZE": str(count), "LOCAL_RANK": str(rank)}
-    environment = {**os.environ, **ranks, "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(SCRIPT), *map(str, words), *SETTINGS]
-    return subprocess.Popen(command, env=environment)
+def start(*words, processes=1):
+    """The command as another program, of several processes by `torchrun`."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
+    torchrun += ["--"]
+    command = [sys.executable, *(torchrun if processes > 1 else ()), str(SCRIPT)]
+    return subprocess.Popen(
+        [*command, *map(str, words), *SETTINGS],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
 
 
 def test_two_processes_equal_one_bit_for_bit(run, tmp_path):
     words = ("calc", "--images", "digits", "--ref", "digits", "--num", "950", "--json")
     assert run(*words, tmp_path / "one.json")[0] == 0
-    group = [start(rank, 2, *words, tmp_path / "two.json") for rank in range(2)]
-    assert [process.wait(timeout=120) for process in group] == [0, 0]
+    group = start(*words, tmp_path / "two.json", processes=2)
+    _, complaints = group.communicate(timeout=120)
+    assert group.returncode == 0, complaints
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert one[0]["outputs"] == two[0]["outputs"]
     assert one[0]["inputs"] == two[0]["inputs"]
     assert two[0]["made"]["processes"] == 2
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+@pytest.mark.parametrize("processes", [1, 2])
+def test_an_equal_command_waits_for_the_first(run, tmp_path, monkeypatch, processes):
+    words = ("calc", "--images", "digits", "--ref", "digits", "--num", "950", "--json")
+    others, measure = [], extraction.Extractor.measure
+
+    def measure_while_another_starts(*arguments):
+        if not others:
+            others.append(start(*words, tmp_path / "two.json", processes=processes))
+            for line in others[0].stderr:
+                if "waiting for another process that computes the same features" in line:
+                    break
+        return measure(*arguments)
+
+    monkeypatch.setattr(extraction.Extractor, "measure", measure_while_another_starts)
+    assert run(*words, tmp_path / "one.json")[0] == 0
+    _, complaints = others[0].communicate(timeout=120)
+    assert others[0].returncode == 0, complaints
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert one[0]["outputs"] == two[0]["outputs"]
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
@@ -99,6 +128,54 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(run, tmp_path, m
     assert run(*words)[0] == 0
     assert made(continued) == made(whole)
     assert kept.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*")}.items()
+
+
+def test_what_the_command_says_beside_its_work_does_not_matter_to_a_continuation(
+    run, tmp_path, monkeypatch
+):
+    def stopping(self, block):
+        if block == 5:
+            raise KeyboardInterrupt
+        return make(self, block)
+
+    words, make = ("calc", "--images", "digits", "--ref", "digits"), extraction.Extraction._make
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction.Extraction, "_make", stopping)
+        assert run(*words)[0] == 130
+    kept = list((tmp_path / "cache").rglob("*.npy"))
+    made_again = []
+    monkeypatch.setattr(
+        extraction.Extraction, "_make", lambda self, n: made_again.append(n) or make(self, n)
+    )
+    assert run(*words, "--json", tmp_path / "result.json")[0] == 0
+    assert (len(kept), made_again) == (5, list(range(5, 18)))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "header", "other shape", "other type", "text"])
+def test_a_damaged_block_is_made_again(run, tmp_path, damage):
+    work = tmp_path / "work"
+    words = ("ref", "--images", "digits", "--num", "300", "--work", work, "--out")
+    assert run(*words, tmp_path / "before.npz")[0] == 0
+    block = sorted(work.rglob("*.npy"))[1]
+    whole = block.read_bytes()
+    damages = {"cut": whole[:-1], "empty": b"", "header": whole[:40], "text": b"features" * 99}
+    block.write_bytes(damages.get(damage, whole))
+    if damage.startswith("other"):
+        rows = np.load(block)
+        np.save(block, rows[:-1] if damage == "other shape" else rows.astype(np.float64))
+    assert run(*words, tmp_path / "after.npz")[0] == 0
+    assert block.read_bytes() == whole
+    assert made(tmp_path / "after.npz") == made(tmp_path / "before.npz")
+
+
+def test_a_block_that_is_damaged_while_others_work_is_made_again(tmp_path):
+    network = features.load(WEIGHTS)
+    images = Selection.of("digits", 20)
+    extract = extraction.Extraction(images, network, 10, tmp_path)
+    assert extract.compute() == 20
+    (tmp_path / "000001.npy").write_bytes(b"cut")
+    assert torch.equal(torch.cat(list(extract.blocks())), images.features(network, images.chosen))
+    assert extract.compute() == 0
 
 
 def test_reference_measures_all_images_and_knows_its_network(run, tmp_path):
@@ -143,29 +220,52 @@ def save_images(folder, count, seed=0, size=8):
     return folder
 
 
-def test_mistakes_are_one_sentence(run, tmp_path):
+def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, monkeypatch):
     few = save_images(tmp_path / "few", 5)
+    save_images(tmp_path / "lone", 1)
     mixed = save_images(save_images(tmp_path / "mixed", 5), 5, seed=1, size=9)
     np.savez(tmp_path / "other.npz", mean=np.zeros(2))
     fid.write(tmp_path / "narrow.npz", fid.measure([torch.randn(9, 3)]))
+    other = fid.measure([torch.randn(9, features.load(WEIGHTS).dim)], "another network")
+    fid.write(tmp_path / "foreign.npz", other)
     np.save(tmp_path / "colour.npy", np.zeros((9, 8, 8, 3), np.uint8))
     cases = {
         "colour does not suit the features": (tmp_path / "colour.npy", "digits"),
         "few has 5 images, not the 6 asked for": (few, "digits", "--num", "6"),
         "n = 5, 1797 do not compare": (few, "digits", "digits"),
-        "images of one shape are needed": (mixed, "digits"),
+        "two networks": (few, tmp_path / "foreign.npz"),
+        "1 of few: a distance needs two images": (few, "digits", "--num", "1"),
+        "1 of lone: a distance needs two images": (tmp_path / "lone", "digits"),
+        "0 of few: a distance needs two images": (few, "digits", "--num", "0"),
+        "--threads 0: expected 1 or more": (few, "digits", "--threads", "0"),
+        "--device abacus: there is no such device": (few, "digits", "--device", "abacus"),
+        "few is a folder: expected the name of a file": (few, "digits", "--json", few),
         "neither a known dataset": (tmp_path / "nowhere", "digits"),
         "holds mean: expected mu and sigma": (few, tmp_path / "other.npz"),
-        "64 and 3 dimensions": (few, tmp_path / "narrow.npz"),
+        "3 and 64 dimensions": (few, tmp_path / "narrow.npz"),
         "does not exist": (few, tmp_path / "missing.npz"),
         "KID, precision and recall compare with images": (few, tmp_path / "other.npz", "--kid"),
         "subsets of 9 images": (few, "digits", "--kid", "9"),
+        "subsets of 1 images": (few, "digits", "--kid", "1"),
+        "need more than 5 images": (few, "digits", "--precision-recall", "5"),
     }
+    monkeypatch.setattr(
+        extraction.Extraction, "compute", lambda self: pytest.fail("work has begun")
+    )
     for complaint, words in cases.items():
         images, reference, options = split(words)
         code, _, error = run("calc", "--images", *images, "--ref", reference, *options)
         assert (code, error.count("\n")) == (2, 1), error
         assert complaint in error
+    monkeypatch.undo()
+    assert run("calc", "--images", mixed, "--ref", "digits")[0] == 2  # seen where it is read
+
+
+@pytest.mark.parametrize("name, complaint", [("", "is a folder"), ("plain", "ends in .npz")])
+def test_statistics_go_to_an_npz_file(run, tmp_path, name, complaint):
+    code, _, error = run("ref", "--images", "digits", "--out", tmp_path / name)
+    assert (code, error.count("\n")) == (2, 1)
+    assert complaint in error
 
 
 def split(words):
