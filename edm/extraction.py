@@ -136,8 +136,8 @@ class Extraction:
         for block in range(self._block_count):
             wait_for([self._path(block)])
             stored = self._stored(block)
-            # What is damaged here is being made again by the process that it belongs to, if that
-            # one has not yet come to it; as its bits are known, there is no need to wait.
+            # The process to which a damaged block belongs may be making it again just now: both
+            # write the same, and neither is waited for.
             yield self._make(block) if stored is None else torch.from_numpy(np.array(stored))
 
     @property

@@ -6,7 +6,8 @@
 
 Features go through files, so the memory of FID does not rise with the number of images; KID,
 precision and recall hold all features in memory. On a CPU, equal --batch and --threads give equal
-bits, whatever the number of processes and however often the work was stopped and continued.
+bits, whatever the number of processes and however often the work was stopped and continued. Of two
+equal commands at once, the second waits for the first.
 """
 
 import argparse

@@ -56,40 +56,26 @@ def made(path):
     return statistics.digest, statistics.count, statistics.features
 
 
-def start(*words, processes=1):
-    """The command as another program, of several processes by `torchrun`."""
-    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", str(processes)]
-    torchrun += ["--"]
-    command = [sys.executable, *(torchrun if processes > 1 else ()), str(SCRIPT)]
+def start(*words):
+    """The command as another program, of two processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
     return subprocess.Popen(
-        [*command, *map(str, words), *SETTINGS],
+        [sys.executable, *torchrun, str(SCRIPT), *map(str, words), *SETTINGS],
         env={**os.environ, "OMP_NUM_THREADS": "1"},
         stderr=subprocess.PIPE,
         text=True,
     )
 
 
-def test_two_processes_equal_one_bit_for_bit(run, tmp_path):
-    words = ("calc", "--images", "digits", "--ref", "digits", "--num", "950", "--json")
-    assert run(*words, tmp_path / "one.json")[0] == 0
-    group = start(*words, tmp_path / "two.json", processes=2)
-    _, complaints = group.communicate(timeout=120)
-    assert group.returncode == 0, complaints
-    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
-    assert one[0]["outputs"] == two[0]["outputs"]
-    assert one[0]["inputs"] == two[0]["inputs"]
-    assert two[0]["made"]["processes"] == 2
-    assert not list((tmp_path / "cache").rglob("*.npy"))
-
-
-@pytest.mark.parametrize("processes", [1, 2])
-def test_an_equal_command_waits_for_the_first(run, tmp_path, monkeypatch, processes):
+def test_two_processes_wait_for_an_equal_command_and_equal_it_bit_for_bit(
+    run, tmp_path, monkeypatch
+):
     words = ("calc", "--images", "digits", "--ref", "digits", "--num", "950", "--json")
     others, measure = [], extraction.Extractor.measure
 
     def measure_while_another_starts(*arguments):
         if not others:
-            others.append(start(*words, tmp_path / "two.json", processes=processes))
+            others.append(start(*words, tmp_path / "two.json"))
             for line in others[0].stderr:
                 if "waiting for another process that computes the same features" in line:
                     break
@@ -101,6 +87,8 @@ def test_an_equal_command_waits_for_the_first(run, tmp_path, monkeypatch, proces
     assert others[0].returncode == 0, complaints
     one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
     assert one[0]["outputs"] == two[0]["outputs"]
+    assert one[0]["inputs"] == two[0]["inputs"]
+    assert [each[0]["made"]["processes"] for each in (one, two)] == [1, 2]
     assert not list((tmp_path / "cache").rglob("*.npy"))
 
 
