@@ -53,6 +53,7 @@ class Generation:
         batch: seeds that are sampled together.
         subdirs: a folder for every thousand seeds.
         compiled: whether the network is, recorded.
+        tf32: whether it computes in TF32 on a GPU, recorded.
 
     Raises:
         UsageError: two of these do not fit together, or one is out of range.
@@ -72,6 +73,7 @@ class Generation:
     batch: int = 64
     subdirs: bool = False
     compiled: bool = False
+    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -103,6 +105,7 @@ class Generation:
             "network": self.network_digest,
             "dtype": str(dtype).removeprefix("torch.") if dtype else "as published",
             "compiled": self.compiled,
+            **({"tf32": True} if self.tf32 else {}),
             "device": self.device.type,
             "threads": self.threads,
             "sampler": self.sampler,

@@ -11,6 +11,7 @@ from pathlib import Path
 from typing import Any
 
 from edm.features import WEIGHTS as INCEPTION
+from edm.schedule import sigma_grid
 from linear_structure.download import Source, fetch, given
 from linear_structure.errors import UsageError
 
@@ -52,6 +53,7 @@ class Preset:
         name: what users type.
         dataset: a name or path that `linear_structure.datasets` reads.
         parameters: the Gaussian parameter directory; made from the dataset where absent.
+        eigenvalue_scale: factor on its eigenvalues; 4 where they describe pixels in [0, 1].
         network: the denoiser.
         features: weights of the feature network.
         reference: published feature statistics; None: those of the dataset.
@@ -79,6 +81,7 @@ class Preset:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    eigenvalue_scale: float = 1.0
     knowledge: dict[str, Any] = field(default_factory=dict, hash=False)
     published: dict[int, float] = field(default_factory=dict, hash=False)
 
@@ -93,6 +96,7 @@ class Preset:
             raise UsageError(f"seeds {self.seeds}: expected FIRST-LAST with 0 <= FIRST <= LAST")
         if self.block < 1:
             raise UsageError(f"a block of {self.block} seeds: expected 1 or more")
+        sigma_grid(self.steps, self.sigma_min, self.sigma_max, self.rho)  # refuses what is no grid
 
 
 def shipped(name: str) -> Path:

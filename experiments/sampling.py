@@ -1,6 +1,7 @@
 """From seeds to images: latents, the teleport, the rest of the sampler's steps, pixels."""
 
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Protocol
 
 import torch
@@ -16,8 +17,6 @@ from linear_structure.errors import UsageError, WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 from linear_structure.parameters import Parameters
-
-Sampler = Callable[[Denoiser, Tensor, Tensor], Iterable[Step]]
 
 
 class Flow(Protocol):
@@ -83,16 +82,32 @@ def nfe(steps: int, skip: int) -> int:
     return 2 * (steps - skip) - 1
 
 
-def start(
-    seeds: Iterable[int],
-    shape: tuple[int, int, int],
-    sigmas: Tensor,
-    skip: int,
-    teleport: Flow | None,
-    device: torch.device,
-) -> Tensor:
-    """State at sigmas[skip], (n, *shape) float64, of these seeds; errors as in `carry`."""
-    return carry(Seeds.of(list(seeds), device).latents(shape), sigmas, skip, teleport)
+@dataclass(frozen=True)
+class Sampling:
+    """From seeds to images by Heun's method, whatever the seeds and the denoiser.
+
+    Attributes:
+        shape: (C, H, W).
+        sigmas: the full grid, (N + 1,) float64.
+        skip: steps to skip by the flow of `teleport`.
+        device: where latents are drawn.
+    """
+
+    shape: tuple[int, int, int]
+    sigmas: Tensor
+    skip: int = 0
+    teleport: Flow | None = None
+    device: torch.device | str = "cpu"
+
+    def start(self, seeds: Iterable[int]) -> Tensor:
+        """State at sigmas[skip], (n, C, H, W) float64, of these seeds; errors as in `carry`."""
+        latents = Seeds.of(list(seeds), self.device).latents(self.shape)
+        return carry(latents, self.sigmas, self.skip, self.teleport)
+
+    def pixels(self, denoise: Denoiser, seeds: Iterable[int]) -> Tensor:
+        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
+        steps = heun(denoise, self.start(seeds), self.sigmas[self.skip :])
+        return to_uint8(final(steps))
 
 
 def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> Tensor:
@@ -112,13 +127,6 @@ def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> 
     return teleport.flow(x, sigmas[0], sigmas[skip])
 
 
-def sample(
-    denoise: Denoiser, x: Tensor, sigmas: Tensor, skip: int = 0, sampler: Sampler = heun
-) -> Tensor:
-    """Images (n, C, H, W) float64 from the state x at sigmas[skip]; errors as in `final`."""
-    return final(sampler(denoise, x, sigmas[skip:]))
-
-
 def final(steps: Iterable[Step]) -> Tensor:
     """Where a trajectory ends: images (n, C, H, W) float64.
 
@@ -132,17 +140,3 @@ def final(steps: Iterable[Step]) -> Tensor:
             "the network gave NaN or infinity: its weights, or half precision, are unusable"
         )
     return last.x
-
-
-def sample_pixels(
-    denoise: Denoiser,
-    seeds: Iterable[int],
-    shape: tuple[int, int, int],
-    sigmas: Tensor,
-    skip: int,
-    teleport: Flow | None,
-    device: torch.device,
-) -> Tensor:
-    """uint8 images (n, C, H, W) of these seeds: what a distance is measured on."""
-    x = start(seeds, shape, sigmas, skip, teleport, device)
-    return to_uint8(sample(denoise, x, sigmas, skip))

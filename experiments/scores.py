@@ -3,26 +3,86 @@
 The relative error of a model's score at (x, sigma) needs only denoised images:
 
     |s_model - s_network| / |s_network| = |D_model - D_network| / |D_network - x|
+
+Seeds are compared in blocks. A finished block leaves its errors on disk, in a folder for its
+settings: what was stopped continues, and what is there is not computed again.
 """
 
 import csv
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from io import StringIO
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from edm.checkpoint import network_digest
 from edm.precondition import Preconditioned
 from edm.samplers import heun
-from experiments.presets import Preset, SeedRange
-from experiments.sampling import grid_of, image_shape, start
+from experiments import blocks
+from experiments.presets import Preset
+from experiments.results import surroundings
+from experiments.sampling import Sampling, grid_of, image_shape
+from linear_structure import parameters
 from linear_structure.denoise import Denoiser
-from linear_structure.files import write_text
+from linear_structure.files import (
+    digest_of,
+    digest_of_file,
+    write_array,
+    write_json,
+    write_text,
+)
+from linear_structure.parameters import Model
 
 QUARTILES = (0.25, 0.5, 0.75)
+
+
+@dataclass(frozen=True)
+class Study:
+    """Which models are compared with which network, and where finished blocks stay.
+
+    Attributes:
+        preset: grid, seeds and block size.
+        network: the denoiser, on `device`.
+        models: by name, in the order of tables and pictures.
+        threads: of the CPU, recorded, since sums depend on it in the last bits.
+        root: folder of the blocks.
+    """
+
+    preset: Preset
+    network: Preconditioned
+    models: Mapping[str, Model]
+    device: torch.device
+    threads: int
+    root: Path
+
+    @cached_property
+    def sampling(self) -> Sampling:
+        """The trajectories: Heun's method, nothing skipped."""
+        shape, sigmas = image_shape(self.network), grid_of(self.preset, self.network)
+        return Sampling(shape, sigmas, device=self.device)
+
+    @cached_property
+    def inputs(self) -> dict[str, Any]:
+        """What the errors of a seed depend on."""
+        return {
+            "network": network_digest(self.network),
+            "models": [[name, parameters.digest(model)] for name, model in self.models.items()],
+            "sampler": "heun",
+            "sigmas": self.sampling.sigmas.tolist(),
+            "block": self.preset.block,
+            "device": self.device.type,
+            "threads": self.threads,
+        }
+
+    def path(self, seeds: range) -> Path:
+        """Where the errors of a block of seeds lie."""
+        key = digest_of(self.inputs)[:16]
+        return self.root / key / f"{seeds[0]:06d}-{seeds[-1]:06d}.npy"
 
 
 @dataclass(frozen=True)
@@ -45,54 +105,45 @@ class Comparison:
 
 def relative_errors(
     network: Denoiser, models: Mapping[str, Denoiser], x: Tensor, sigmas: Tensor
-) -> Iterator[dict[str, Tensor]]:
-    """For each step of Heun's method from x (n, *S) at sigmas[0]: name -> errors (n,)."""
+) -> Iterator[Tensor]:
+    """For each step of Heun's method from x (n, *S) at sigmas[0]: errors (n, number of models)."""
     for step in heun(network, x, sigmas):
         if step.sigma == 0:
             return
-        size = (step.denoised - step.x).flatten(1).norm(dim=1)
-        yield {
-            name: (
-                (denoise(step.x, step.sigma) - step.denoised).flatten(1).norm(dim=1) / size
-            ).cpu()
-            for name, denoise in models.items()
-        }
+        size = _norm(step.denoised - step.x)
+        errors = [
+            _norm(denoise(step.x, step.sigma) - step.denoised) / size for denoise in models.values()
+        ]
+        yield torch.stack(errors, 1).cpu()
 
 
 def _norm(x: Tensor) -> Tensor:
     return x.flatten(1).norm(dim=1)
 
 
-def compare(
-    network: Preconditioned,
-    models: Mapping[str, Denoiser],
-    preset: Preset,
-    seeds: SeedRange,
-    device: torch.device,
-) -> dict[str, Comparison]:
-    """Errors of each model along the trajectories of these seeds, with a bar."""
-    sigmas, shape = grid_of(preset, network), image_shape(network)
-    parts = []
+def compare(study: Study) -> dict[str, Comparison]:
+    """Errors of each model along the trajectories of all seeds, with a bar."""
+    seeds, parts = study.preset.seeds, []
     with tqdm(total=seeds.count, desc="trajectories", unit=" seeds") as bar:
-        for block in seeds.blocks(preset.block):
-            x = start(block, shape, sigmas, 0, None, device)
-            with torch.inference_mode():
-                parts.append(list(relative_errors(network, models, x, sigmas)))
+        for block in seeds.blocks(study.preset.block):
+            path = study.path(block)
+            if not blocks.is_whole(path, len(block)):
+                write_array(path, _errors(study, block).numpy())
+            parts.append(blocks.read(path))
             bar.update(len(block))
-    return joined(parts, sigmas)
-
-
-def joined(parts: Sequence[Sequence[dict[str, Tensor]]], sigmas: Tensor) -> dict[str, Comparison]:
-    """Comparisons by name from the errors of several batches of seeds, one dict for each level."""
-    levels = sigmas[sigmas > 0]
-    names = parts[0][0]
+    errors, sigmas = torch.cat(parts), study.sampling.sigmas
     return {
-        name: Comparison(
-            levels,
-            torch.stack([torch.cat([part[i][name] for part in parts]) for i in range(len(levels))]),
-        )
-        for name in names
+        name: Comparison(sigmas[sigmas > 0], errors[:, :, i].T)
+        for i, name in enumerate(study.models)
     }
+
+
+def _errors(study: Study, seeds: range) -> Tensor:
+    """(n, N, number of models) float64 of a block of seeds."""
+    x, sigmas = study.sampling.start(seeds), study.sampling.sigmas
+    denoisers = {name: model.denoise for name, model in study.models.items()}
+    with torch.inference_mode():
+        return torch.stack(list(relative_errors(study.network, denoisers, x, sigmas)), 1)
 
 
 def write_table(path: Path, comparisons: Mapping[str, Comparison]) -> None:
@@ -106,3 +157,12 @@ def write_table(path: Path, comparisons: Mapping[str, Comparison]) -> None:
             values = [f"{float(value):.6g}" for value in (sigma, *row)]
             table.writerow([name, *values, count])
     write_text(path, text.getvalue())
+
+
+def write_record(path: Path, study: Study, table: Path) -> None:
+    """JSON beside a table: what its numbers depend on, its digest, and where it was made."""
+    preset = study.preset
+    seeds = [preset.seeds.first, preset.seeds.last]
+    inputs = {**study.inputs, "preset": preset.name, "dataset": preset.dataset, "seeds": seeds}
+    outputs = {table.name: digest_of_file(table)}
+    write_json(path, {"inputs": inputs, "outputs": outputs, "made": surroundings()})

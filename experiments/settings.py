@@ -1,7 +1,7 @@
 """From the words of a command line to a preset, a device and everything a sweep needs, loaded."""
 
 import argparse
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -18,10 +18,10 @@ from experiments.presets import Preset, SeedRange, as_file, locate
 from experiments.sampling import check_shape, image_shape
 from experiments.sweep import Sweep
 from linear_structure import datasets, distributed, get_parameters, parameters
-from linear_structure.denoise import Denoiser
+from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError
 from linear_structure.gaussian import Gaussian, Isotropic
-from linear_structure.parameters import Parameters
+from linear_structure.parameters import Model, Parameters
 from linear_structure.points import PointCloud
 
 REFERENCE_BATCH = 500
@@ -32,7 +32,7 @@ def add_preset(parser: argparse.ArgumentParser, default: str = "cifar10") -> Non
     parser.add_argument("preset", nargs="?", default=default, help=", ".join(presets.presets()))
     change = parser.add_argument_group("values of the preset that may be changed")
     change.add_argument("--dataset", help="known name, folder, zip or array of images")
-    change.add_argument("--parameters", type=Path, help="parameter directory to teleport with")
+    add_parameters(change.add_argument)
     change.add_argument("--network", help="checkpoint: path or URL")
     change.add_argument("--network-sha256", help="digest that a fetched network must have")
     change.add_argument("--features", help="feature network: path or URL")
@@ -46,6 +46,24 @@ def add_preset(parser: argparse.ArgumentParser, default: str = "cifar10") -> Non
     change.add_argument("--skips", type=parse_skips, help="numbers of skipped steps, such as 0,2,4")
     change.add_argument("--seeds", type=parse_range, help="range FIRST-LAST, such as 0-999")
     change.add_argument("--block", type=int, help="seeds that are sampled together")
+
+
+def add_parameters(add: Callable[..., Any]) -> None:
+    """The parameter directory, and how to read one that was made elsewhere."""
+    add("--parameters", type=Path, metavar="DIR", help="parameter directory to teleport with")
+    add(
+        "--eigenvalue-scale",
+        type=float,
+        metavar="FACTOR",
+        help="on the eigenvalues of --parameters: 4 where they describe pixels in [0, 1]",
+    )
+
+
+def add_tf32(parser: argparse.ArgumentParser) -> None:
+    """Whether a network may trade precision for speed."""
+    parser.add_argument(
+        "--tf32", action="store_true", help="faster networks on NVIDIA GPUs, 10 bits of mantissa"
+    )
 
 
 def add_machine(parser: argparse.ArgumentParser) -> None:
@@ -75,8 +93,11 @@ def parse_range(text: str) -> SeedRange:
 def chosen_preset(options: argparse.Namespace) -> Preset:
     """The preset with the values that were given in place of its own."""
     preset = presets.find(options.preset)
-    plain = ("dataset", "parameters", "steps", "sigma_min", "sigma_max", "rho", "skips", "seeds")
-    given: dict[str, Any] = {name: getattr(options, name) for name in (*plain, "block")}
+    check_scale(options)
+    plain = ("dataset", "parameters", "eigenvalue_scale", "skips", "seeds", "block")
+    grid = ("steps", "sigma_min", "sigma_max", "rho")
+    given: dict[str, Any] = {name: getattr(options, name) for name in (*plain, *grid)}
+    given["knowledge"] = {} if options.network else None  # it is of the preset's own network
     for name in ("network", "features", "reference"):
         text, sha256 = getattr(options, name), getattr(options, f"{name}_sha256")
         if sha256 and not text:
@@ -85,48 +106,53 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 
+def check_scale(options: argparse.Namespace) -> None:
+    """Refuse to rescale the eigenvalues of a directory that nobody named.
+
+    Raises:
+        UsageError: there is a scale alone.
+    """
+    if options.eigenvalue_scale is not None and options.parameters is None:
+        raise UsageError("--eigenvalue-scale goes with --parameters")
+
+
 def chosen_device(
     options: argparse.Namespace, preset: Preset | None = None
 ) -> tuple[torch.device, int]:
     """Device and CPU threads; the threads are set here, once, whatever the environment says.
 
     Raises:
-        UsageError: the device is unknown or not there.
+        UsageError: the device is unknown or not there, or there is less than one thread.
     """
     wanted = (options.threads, preset.threads if preset else None, distributed.usable_cores())
     threads = next(count for count in wanted if count is not None)
-    if threads < 1:
-        raise UsageError(f"--threads {threads}: expected 1 or more")
     distributed.set_threads(threads)
-    name = options.device
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "cpu"
-    if name == "cuda":
-        name = f"cuda:{distributed.local_rank()}"
-    try:
-        device = torch.device(name)
-        torch.empty(0, device=device)
-    except (RuntimeError, AssertionError) as error:
-        raise UsageError(f"--device {name}: there is no such device here") from error
-    return device, threads
+    return distributed.chosen_device(options.device), threads
 
 
-def load_sweep(preset: Preset, device: torch.device, threads: int, save_images: bool) -> Sweep:
+def load_sweep(
+    preset: Preset,
+    device: torch.device,
+    threads: int,
+    save_images: bool = False,
+    tf32: bool = False,
+) -> Sweep:
     """Load everything a sweep needs; a missing default parameter directory is made."""
-    network = load_network(preset, device)
+    network = load_network(preset, device, tf32)
     extractor = features.load(locate(preset.features), device=device)
     check_features(extractor, network)
     return Sweep(
         preset=preset,
         network=network,
         network_digest=checkpoint.network_digest(network),
-        parameters=load_parameters(preset),
+        parameters=load_parameters(preset, network),
         features=extractor,
-        reference=load_reference(preset, extractor),
+        reference=load_reference(preset, network, extractor),
         device=device,
         threads=threads,
         root=results.ROOT,
         save_images=save_images,
+        tf32=tf32,
     )
 
 
@@ -142,9 +168,9 @@ def check_features(extractor: Features, network: Preconditioned) -> None:
         raise UsageError(f"the features do not suit the network's images: {error}") from error
 
 
-def load_network(preset: Preset, device: torch.device) -> Preconditioned:
-    """The preset's network, in evaluation mode on the device."""
-    return prepared(checkpoint.load(locate(preset.network)), device)
+def load_network(preset: Preset, device: torch.device, tf32: bool = False) -> Preconditioned:
+    """The preset's network, in evaluation mode on the device; errors also as in `prepared`."""
+    return prepared(checkpoint.load(locate(preset.network)), device, tf32=tf32)
 
 
 def prepared(
@@ -152,18 +178,24 @@ def prepared(
     device: torch.device,
     dtype: torch.dtype | None = None,
     compiled: bool = False,
+    tf32: bool = False,
 ) -> Preconditioned:
     """The network on the device, in the layout that is fastest there.
 
     Args:
         dtype: what it computes in; None: as it was published.
         compiled: whether to compile it at the first call.
+        tf32: let NVIDIA GPUs round the factors of float32 products to 10 bits; set for the process,
+            whatever was set before.
 
     Raises:
-        UsageError: half precision on a CPU.
+        UsageError: half precision or TF32 on a CPU.
     """
+    if tf32 and device.type == "cpu":
+        raise UsageError("--tf32 is for GPUs: a CPU computes in float32")
     if dtype in (torch.float16, torch.bfloat16) and device.type == "cpu":
         raise UsageError(f"{dtype} is for GPUs: expected float32 on a CPU")
+    set_tf32(tf32)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.compute_dtype = dtype
     if compiled:
@@ -171,34 +203,58 @@ def prepared(
     return network
 
 
-def analytic_models(preset: Preset, network: Preconditioned) -> dict[str, Denoiser]:
-    """The denoisers that a network's score is compared with, by name."""
-    model = load_parameters(preset).model
+def set_tf32(allowed: bool) -> None:
+    """Let NVIDIA GPUs use TF32 in float32 products and convolutions, or not; torch's default is
+    to use it in convolutions."""
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
+def analytic_models(preset: Preset, network: Preconditioned) -> dict[str, Model]:
+    """The models that a network's score is compared with, by name.
+
+    Raises:
+        UsageError: the parameters hold no Gaussian, or they or the images are of another size.
+    """
+    model = load_parameters(preset, network).model
     if not isinstance(model, Gaussian):
         raise UsageError(f"{preset.parameters} holds no Gaussian: scores are compared with one")
     check_shape(model, network)
-    points = PointCloud(datasets.load(preset.dataset).images().flatten(1))
-    isotropic = Isotropic(model.mean)
     return {
-        "isotropic": isotropic.denoise,
-        "Gaussian": model.denoise,
-        "exact point cloud": points.denoise,
+        "isotropic": Isotropic(model.mean),
+        "Gaussian": model,
+        "exact point cloud": PointCloud(load_dataset(preset, network).images().flatten(1)),
     }
 
 
-def load_parameters(preset: Preset) -> Parameters:
+def load_dataset(preset: Preset, network: Preconditioned) -> Dataset:
+    """The preset's images.
+
+    Raises:
+        UsageError: the network makes images of another size.
+    """
+    dataset, expected = datasets.load(preset.dataset), image_shape(network)
+    if dataset.shape != expected:
+        found, made = (" x ".join(map(str, shape)) for shape in (dataset.shape, expected))
+        raise UsageError(f"{dataset.name} holds images of {found}, the network makes {made}")
+    return dataset
+
+
+def load_parameters(preset: Preset, network: Preconditioned) -> Parameters:
     """The preset's parameter directory; the default one is made from the dataset if it is absent.
 
     Raises:
-        UsageError: a directory that the user named does not exist.
+        UsageError: a directory that the user named does not exist, or the default one is of, or
+            would be made from, images that are not the network's.
     """
     directory = preset.parameters
     default = directory == presets.find(preset.name).parameters
     if default and not directory.exists():
         if distributed.rank() == 0:
-            make_parameters(preset)
+            make_parameters(preset, network)
         distributed.wait_for([directory])
-    loaded = parameters.load(directory)
+    loaded = parameters.load(directory, preset.eigenvalue_scale)
     source, wanted = loaded.story.get("dataset"), Path(preset.dataset)
     if default and source not in (None, wanted.name, wanted.stem):
         raise UsageError(
@@ -210,23 +266,28 @@ def load_parameters(preset: Preset) -> Parameters:
     return loaded
 
 
-def make_parameters(preset: Preset) -> None:
+def make_parameters(preset: Preset, network: Preconditioned) -> None:
     """Write the Gaussian parameter directory of the preset's dataset."""
+    dataset = load_dataset(preset, network)
     print(f"{preset.parameters} does not exist: making it from {preset.dataset}")
-    model, story = get_parameters.fit_gaussian(datasets.load(preset.dataset))
+    model, story = get_parameters.fit_gaussian(dataset)
     parameters.save(preset.parameters, model, story)
 
 
-def load_reference(preset: Preset, extractor: Features) -> fid.Statistics:
-    """Published statistics where the preset has them, else those of all images of the dataset."""
+def load_reference(preset: Preset, network: Preconditioned, extractor: Features) -> fid.Statistics:
+    """Published statistics where the preset has them, else those of all images of the dataset.
+
+    Raises:
+        UsageError: the statistics cannot be read, or the images are not of the network's size.
+    """
     if preset.reference is not None:
         return fid.read(locate(preset.reference))
-    return fid.measure(_features_of(preset.dataset, extractor), extractor.digest)
+    dataset = load_dataset(preset, network)
+    return fid.measure(_features_of(dataset, extractor), extractor.digest)
 
 
-def _features_of(dataset: str, extractor: Features) -> Iterator[Tensor]:
-    images = datasets.load(dataset)
-    with tqdm(total=images.count, desc="reference", unit=" images", disable=None) as bar:
-        for block, _ in images.blocks(REFERENCE_BATCH):
+def _features_of(dataset: Dataset, extractor: Features) -> Iterator[Tensor]:
+    with tqdm(total=dataset.count, desc="reference", unit=" images", disable=None) as bar:
+        for block, _ in dataset.blocks(REFERENCE_BATCH):
             yield extractor(block)
             bar.update(len(block))

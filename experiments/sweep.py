@@ -7,17 +7,14 @@ once, from the blocks in the order of their seeds. So a run that was killed and 
 of several processes, end with the bytes of one that was not.
 """
 
-import platform
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import cached_property
-from importlib.metadata import version
 from itertools import chain
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 from tqdm import tqdm
@@ -25,15 +22,18 @@ from tqdm import tqdm
 from edm import fid
 from edm.features import Features
 from edm.precondition import Preconditioned
-from experiments import results
+from experiments import blocks, results
 from experiments.presets import Preset, SeedRange
 from experiments.results import Result
-from experiments.sampling import check_shape, flow_of, grid_of, image_shape, nfe, sample_pixels
+from experiments.sampling import Sampling, check_shape, flow_of, grid_of, image_shape, nfe
 from linear_structure import distributed
-from linear_structure.files import digest_of, write_array
+from linear_structure.errors import UsageError
+from linear_structure.files import digest_of, write_array, write_json
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import save_png
 from linear_structure.parameters import Parameters
+
+POLL = 0.2  # seconds between two looks for what another process makes
 
 
 @dataclass(frozen=True)
@@ -49,6 +49,10 @@ class Sweep:
         threads: of the CPU, recorded, since sums depend on it in the last bits.
         root: folder of results, features and images.
         save_images: write PNGs as well.
+        tf32: whether the network computes in TF32 on a GPU.
+
+    Raises:
+        UsageError: two of these do not fit together, or there are fewer than two seeds.
     """
 
     preset: Preset
@@ -61,9 +65,12 @@ class Sweep:
     threads: int
     root: Path = results.ROOT
     save_images: bool = False
+    tf32: bool = False
 
     def __post_init__(self) -> None:
+        check_seeds(self.preset.seeds)
         check_shape(self.teleport, self.network)
+        check_reference(self.reference, self.features)
 
     @property
     def teleport(self) -> Gaussian | Isotropic:
@@ -84,8 +91,13 @@ class Sweep:
         """Where the results of this preset and these seeds lie."""
         return self.root / self.preset.name / str(self.preset.seeds)
 
-    def sampling_inputs(self, skip: int) -> dict[str, Any]:
-        """What the features of a seed depend on."""
+    def sampling(self, skip: int) -> Sampling:
+        """How seeds become images after `skip` skipped steps."""
+        shape = image_shape(self.network)
+        return Sampling(shape, self.sigmas, skip, self.teleport, self.device)
+
+    def image_inputs(self, skip: int) -> dict[str, Any]:
+        """What the image of a seed depends on."""
         return {
             "preset": self.preset.name,
             "n_skip": skip,
@@ -95,10 +107,17 @@ class Sweep:
             "sigmas": self.sigmas.tolist(),
             "network": self.network_digest,
             "parameters": self.parameters.digest,
-            "features": f"{self.features.name}:{self.features.digest}",
-            "distance_name": self.features.distance_name,
             "device": self.device.type,
             "threads": self.threads,
+            **({"tf32": True} if self.tf32 else {}),
+        }
+
+    def sampling_inputs(self, skip: int) -> dict[str, Any]:
+        """What the features of a seed depend on."""
+        return {
+            **self.image_inputs(skip),
+            "features": f"{self.features.name}:{self.features.digest}",
+            "distance_name": self.features.distance_name,
         }
 
     def inputs(self, skip: int) -> dict[str, Any]:
@@ -107,9 +126,37 @@ class Sweep:
         return {**self.sampling_inputs(skip), "seeds": seeds, "reference": self.reference.digest}
 
 
+def check_seeds(seeds: SeedRange) -> None:
+    """Refuse fewer images than a covariance needs.
+
+    Raises:
+        UsageError: there is only one.
+    """
+    if seeds.count < 2:
+        raise UsageError(f"seeds {seeds}: a distance needs at least two images, such as 0-999")
+
+
+def check_reference(reference: fid.Statistics, features: Features) -> None:
+    """Refuse statistics of another feature network, before anything is sampled.
+
+    Raises:
+        UsageError: they are.
+    """
+    if reference.dim != features.dim:
+        raise UsageError(
+            f"the reference describes {reference.dim} features, {features.name} gives "
+            f"{features.dim}: expected statistics of the same feature network"
+        )
+    if reference.features not in (None, features.digest):
+        raise UsageError(
+            f"the reference was made with the feature network {reference.features}, "
+            f"not with {features.digest}: expected statistics of the same one"
+        )
+
+
 @dataclass(frozen=True)
 class Block:
-    """The seeds first..first + size - 1 at one number of skipped steps."""
+    """The seeds first..first + size - 1 at one number of skipped steps; their features' path."""
 
     skip: int
     first: int
@@ -119,6 +166,15 @@ class Block:
     @property
     def seeds(self) -> range:
         return range(self.first, self.first + self.size)
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether its features are on disk."""
+        return blocks.is_whole(self.path, self.size)
+
+    def within(self, seeds: SeedRange) -> slice:
+        """The part of the block whose seeds belong to the range."""
+        return slice(max(seeds.first - self.first, 0), seeds.last + 1 - self.first)
 
 
 def blocks_of(sweep: Sweep, skip: int) -> list[Block]:
@@ -152,9 +208,9 @@ def run(sweep: Sweep) -> Iterator[Result]:
 
 def _sampled(sweep: Sweep) -> Iterator[Block]:
     """Sample this process's share of the blocks that are missing, with a bar."""
-    blocks = [block for skip in sweep.preset.skips for block in blocks_of(sweep, skip)]
+    every = [block for skip in sweep.preset.skips for block in blocks_of(sweep, skip)]
     # Shared before the finished ones are left out: processes that look at different times agree.
-    mine = [block for block in distributed.share(blocks) if _is_missing(sweep, block)]
+    mine = [block for block in distributed.share(every) if _is_missing(sweep, block)]
     quiet = distributed.rank() != 0 or not mine
     for block in tqdm(mine, desc="sampling", unit=" blocks", disable=quiet):
         _sample_block(sweep, block)
@@ -170,30 +226,32 @@ def _is_missing(sweep: Sweep, block: Block) -> bool:
     """Whether a block has to be sampled: for its images, or for features that no result has."""
     if sweep.save_images and not all(path.exists() for path in _images_of(sweep, block)):
         return True
-    return not block.path.exists() and _reusable(sweep, block.skip) is None
+    return not block.is_whole and _reusable(sweep, block.skip) is None
 
 
 def _sample_block(sweep: Sweep, block: Block) -> None:
     """Seeds to features on disk; the images as well where they are wanted."""
     with torch.inference_mode():
-        pixels = sample_pixels(
-            sweep.network,
-            block.seeds,
-            image_shape(sweep.network),
-            sweep.sigmas,
-            block.skip,
-            sweep.teleport,
-            sweep.device,
-        )
+        pixels = sweep.sampling(block.skip).pixels(sweep.network, block.seeds)
         features = sweep.features(pixels).cpu().float().numpy()
     if sweep.save_images:
-        for path, image in zip(_images_of(sweep, block), pixels.cpu(), strict=True):
-            save_png(path, image)
+        _save_images(sweep, block, pixels.cpu())
     write_array(block.path, features)
 
 
+def _save_images(sweep: Sweep, block: Block, pixels: Tensor) -> None:
+    """Write the images of the asked seeds, and beside them what they depend on."""
+    paths = _images_of(sweep, block)
+    write_json(paths[0].parent / "inputs.json", sweep.image_inputs(block.skip))
+    for path, image in zip(paths, pixels[block.within(sweep.preset.seeds)], strict=True):
+        save_png(path, image)
+
+
 def _images_of(sweep: Sweep, block: Block) -> list[Path]:
-    return [sweep.folder / str(block.skip) / f"{seed:06d}.png" for seed in block.seeds]
+    """Paths of the block's images whose seeds were asked for, in a folder for their settings."""
+    key = digest_of(sweep.image_inputs(block.skip))[:16]
+    folder = sweep.root / sweep.preset.name / "images" / f"{block.skip}-{key}"
+    return [folder / f"{seed:06d}.png" for seed in block.seeds[block.within(sweep.preset.seeds)]]
 
 
 def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
@@ -201,9 +259,8 @@ def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
     if earlier := _reusable(sweep, skip):
         results.path_of(sweep.root, sweep.preset.name, sweep.preset.seeds, skip).touch()
         return earlier
-    preset, blocks = sweep.preset, blocks_of(sweep, skip)
-    distributed.wait_for(block.path for block in blocks)
-    statistics = fid.measure(_features_of(block, preset.seeds) for block in blocks)
+    preset = sweep.preset
+    statistics = fid.measure(_features_of(block, preset.seeds) for block in blocks_of(sweep, skip))
     result = Result(
         inputs=sweep.inputs(skip),
         outputs={
@@ -211,18 +268,14 @@ def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
             "count": statistics.count,
             "nfe": nfe(preset.steps, skip),
         },
-        made={
-            "seconds": round(seconds, 3),
-            "host": platform.node(),
-            "python": platform.python_version(),
-            "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
-        },
+        made={"seconds": round(seconds, 3), **results.surroundings()},
     )
     results.write(results.path_of(sweep.root, preset.name, preset.seeds, skip), result)
     return result
 
 
 def _features_of(block: Block, seeds: SeedRange) -> Tensor:
-    """The rows of a block whose seeds belong to the range."""
-    features = torch.from_numpy(np.load(block.path, allow_pickle=False))
-    return features[max(seeds.first - block.first, 0) : seeds.last + 1 - block.first]
+    """The rows of a block whose seeds belong to the range; waits for another process's block."""
+    while not block.is_whole:
+        time.sleep(POLL)
+    return blocks.read(block.path)[block.within(seeds)]

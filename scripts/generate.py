@@ -48,10 +48,11 @@ def parse() -> argparse.Namespace:
     add("--batch", type=int, default=64, help="seeds that are sampled together (default: 64)")
     add("--class", type=int, dest="label", help="of all images (default: each seed draws one)")
     add("--skip", type=int, default=0, metavar="K", help="steps to skip by a closed-form flow")
-    add("--parameters", type=Path, metavar="DIR", help="of the Gaussian that --skip needs")
+    settings.add_parameters(add)
     add("--compile", action="store_true", help="compile the network")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="that the network computes in")
     settings.add_machine(parser)
+    settings.add_tf32(parser)
     add_sampler(parser)
     return parser.parse_args()
 
@@ -113,15 +114,19 @@ def chosen_network(options: argparse.Namespace, preset: Preset | None) -> Precon
     return checkpoint.load(locate(preset.network))
 
 
-def chosen_parameters(options: argparse.Namespace, preset: Preset | None) -> Parameters | None:
+def chosen_parameters(
+    options: argparse.Namespace, preset: Preset | None, network: Preconditioned
+) -> Parameters | None:
     """What to teleport with, if steps are skipped."""
+    settings.check_scale(options)
     if not options.skip:
         return None
     if preset is not None:
-        return settings.load_parameters(replace(preset, **given(options, ("parameters",))))
+        changes = given(options, ("parameters", "eigenvalue_scale"))
+        return settings.load_parameters(replace(preset, **changes), network)
     if options.parameters is None:
         raise UsageError(f"--skip {options.skip} needs --parameters DIR or --preset NAME")
-    return parameters.load(options.parameters)
+    return parameters.load(options.parameters, *given(options, ("eigenvalue_scale",)).values())
 
 
 def main() -> None:
@@ -134,7 +139,7 @@ def main() -> None:
     dtype = getattr(torch, options.dtype) if options.dtype else None
     written = generate(
         Generation(
-            network=settings.prepared(network, device, dtype, options.compile),
+            network=settings.prepared(network, device, dtype, options.compile, options.tf32),
             network_digest=checkpoint.network_digest(network),
             seeds=tuple(options.seeds),
             outdir=options.outdir,
@@ -143,11 +148,12 @@ def main() -> None:
             settings=sampling,
             sampler=chosen_sampler(options),
             skip=options.skip,
-            parameters=chosen_parameters(options, preset),
+            parameters=chosen_parameters(options, preset, network),
             label=options.label,
             batch=options.batch,
             subdirs=options.subdirs,
             compiled=options.compile,
+            tf32=options.tf32,
         )
     )
     print(f"{written} images written to {options.outdir}, of {len(options.seeds)} asked for")

@@ -2,6 +2,7 @@
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 from experiments import plots, scores, settings
@@ -19,18 +20,24 @@ def _parse() -> argparse.Namespace:
 
 
 def main() -> None:
-    """Compare, then write the numbers and the picture made from them."""
+    """Compare or continue; then write the numbers, their settings, and the picture of them."""
     options = _parse()
     preset = settings.chosen_preset(options)
-    device, _ = settings.chosen_device(options, preset)
-    seeds = preset.seeds if options.seeds else preset.seeds.head(SEEDS)
+    device, threads = settings.chosen_device(options, preset)
+    if options.seeds is None:
+        preset = replace(preset, seeds=preset.seeds.head(SEEDS))
     network = settings.load_network(preset, device)
     models = settings.analytic_models(preset, network)
-    comparisons = scores.compare(network, models, preset, seeds, device)
-    scores.write_table(FOLDER / "scores.csv", comparisons)
-    title = f"{preset.name}: analytic scores against the network's, {seeds.count:,} trajectories"
-    plots.score_errors(FOLDER / "scores.png", comparisons, title)
-    print(f"wrote {FOLDER / 'scores.csv'} and {FOLDER / 'scores.png'}")
+    study = scores.Study(preset, network, models, device, threads, FOLDER / "blocks")
+    comparisons = scores.compare(study)
+    table, record, picture = (FOLDER / f"scores.{end}" for end in ("csv", "json", "png"))
+    scores.write_table(table, comparisons)
+    scores.write_record(record, study, table)
+    count = f"{preset.seeds.count:,} trajectories"
+    plots.score_errors(
+        picture, comparisons, f"{preset.name}: analytic scores against the network's, {count}"
+    )
+    print(f"wrote {table}, {record} and {picture}")
 
 
 if __name__ == "__main__":

@@ -14,6 +14,7 @@ def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description=__doc__, prog="run_experiments_with_skips")
     settings.add_preset(parser)
     settings.add_machine(parser)
+    settings.add_tf32(parser)
     parser.add_argument("--save-images", action="store_true", help="write the images as PNG")
     parser.add_argument("--dry-run", action="store_true", help="say what it costs, touch nothing")
     return parser.parse_args()
@@ -31,11 +32,12 @@ def main() -> None:
     """Run or continue the sweep and print each result as it is made."""
     options = _parse()
     preset = settings.chosen_preset(options)
+    sweep.check_seeds(preset.seeds)
     device, threads = settings.chosen_device(options, preset)
     if options.dry_run:
         print(forecast.forecast(preset, device))
         return
-    loaded = settings.load_sweep(preset, device, threads, options.save_images)
+    loaded = settings.load_sweep(preset, device, threads, options.save_images, options.tf32)
     for result in sweep.run(loaded):
         tqdm.write(_line(result))
 

@@ -8,13 +8,12 @@ import torch
 from edm.samplers import heun
 from edm.schedule import sigma_grid
 from edm.seeds import Seeds
-from experiments.sampling import nfe, sample, sample_pixels, start
+from experiments.sampling import Sampling, nfe
 from linear_structure.errors import UsageError, WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 
 SHAPE = (1, 4, 4)
-CPU = torch.device("cpu")
 
 
 @pytest.fixture
@@ -30,11 +29,9 @@ def test_no_skip_is_plain_sampling_to_the_bit(gaussian):
     latents = Seeds.of([3, 5]).latents(SHAPE).double()
     *_, last = heun(gaussian.denoise, latents * sigmas[0], sigmas)
     without = to_uint8(last.x)
-    with_model = sample_pixels(gaussian.denoise, [3, 5], SHAPE, sigmas, 0, gaussian, CPU)
-    assert torch.equal(with_model, without)
-    assert torch.equal(
-        sample_pixels(gaussian.denoise, [3, 5], SHAPE, sigmas, 0, None, CPU), without
-    )
+    for teleport in (gaussian, None):
+        pixels = Sampling(SHAPE, sigmas, 0, teleport).pixels(gaussian.denoise, [3, 5])
+        assert torch.equal(pixels, without)
 
 
 @pytest.mark.parametrize("skip", [1, 9, 17])
@@ -44,10 +41,10 @@ def test_teleport_replaces_a_converged_solver(gaussian, skip):
     sigmas = sigma_grid(17)
     stride = 112
     assert torch.allclose(fine[::stride][:17], sigmas[:17], rtol=1e-12)
-    x = start([0, 1], SHAPE, sigmas, 0, None, CPU)
+    x = Sampling(SHAPE, sigmas).start([0, 1])
     skip = min(skip, 16)
     *_, solved = heun(gaussian.denoise, x, fine[: skip * stride + 1])
-    jumped = start([0, 1], SHAPE, sigmas, skip, gaussian, CPU)
+    jumped = Sampling(SHAPE, sigmas, skip, gaussian).start([0, 1])
     assert torch.allclose(jumped, solved.x, rtol=0, atol=2e-5 * float(sigmas[0]))
 
 
@@ -62,16 +59,15 @@ def test_cost_is_what_the_formula_says(gaussian):
     sigmas = sigma_grid(18)
     for skip in (0, 1, 7, 17):
         calls = 0
-        x = start([0], SHAPE, sigmas, skip, gaussian, CPU)
-        sample(counted, x, sigmas, skip)
+        Sampling(SHAPE, sigmas, skip, gaussian).pixels(counted, [0])
         assert calls == nfe(18, skip) == 2 * (18 - skip) - 1
 
 
 def test_isotropic_with_no_variance_only_shrinks_the_noise():
     sigmas = sigma_grid(18)
     mean = torch.full((16,), 0.25)
-    plain = start([7], SHAPE, sigmas, 0, None, CPU)
-    jumped = start([7], SHAPE, sigmas, 6, Isotropic(mean), CPU)
+    plain = Sampling(SHAPE, sigmas).start([7])
+    jumped = Sampling(SHAPE, sigmas, 6, Isotropic(mean)).start([7])
     expected = 0.25 + (plain - 0.25) * float(sigmas[6] / sigmas[0])
     assert torch.allclose(jumped, expected, rtol=1e-12)
 
@@ -79,16 +75,14 @@ def test_isotropic_with_no_variance_only_shrinks_the_noise():
 @pytest.mark.parametrize("skip", [-1, 18, 19])
 def test_skip_out_of_the_grid_is_refused(gaussian, skip):
     with pytest.raises(UsageError, match="expected 0 to 17"):
-        start([0], SHAPE, sigma_grid(18), skip, gaussian, CPU)
+        Sampling(SHAPE, sigma_grid(18), skip, gaussian).start([0])
 
 
 def test_skip_without_a_model_is_refused():
     with pytest.raises(UsageError, match="closed-form flow"):
-        start([0], SHAPE, sigma_grid(18), 1, None, CPU)
+        Sampling(SHAPE, sigma_grid(18), 1).start([0])
 
 
 def test_nan_of_a_network_is_said(gaussian):
-    sigmas = sigma_grid(4)
-    x = start([0], SHAPE, sigmas, 0, None, CPU)
     with pytest.raises(WorkError, match="NaN"):
-        sample(lambda x, sigma: x * math.nan, x, sigmas)
+        Sampling(SHAPE, sigma_grid(4)).pixels(lambda x, sigma: x * math.nan, [0])

@@ -3,8 +3,8 @@
 import dataclasses
 import json
 import math
-import os
 import resource
+import runpy
 import shutil
 import signal
 import subprocess
@@ -15,15 +15,16 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from edm import fid
 from edm.checkpoint import network_digest
 from edm.precondition import build
 from experiments import presets, results, sweep
 from experiments.presets import SeedRange
-from experiments.sampling import grid_of, sample_pixels
+from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
-from linear_structure.errors import UsageError, WorkError
+from linear_structure.errors import UsageError, WorkError, run_command
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.parameters import Parameters
 from linear_structure.points import PointCloud
@@ -100,13 +101,8 @@ def test_distance_is_that_of_the_images(small):
     assert [result.skip for result in found] == [0, 2]
     for result in found:
         sigmas = grid_of(small.preset, small.network)
-        pixels = [
-            sample_pixels(
-                small.network, range(i, i + 5), (1, 8, 8), sigmas, result.skip,
-                small.teleport, small.device,
-            )
-            for i in range(0, 20, 5)
-        ]  # fmt: skip
+        sampling = Sampling((1, 8, 8), sigmas, result.skip, small.teleport)
+        pixels = [sampling.pixels(small.network, range(i, i + 5)) for i in range(0, 20, 5)]
         statistics = fid.measure([Corners()(torch.cat(pixels))])
         assert result.distance == fid.frechet(statistics, small.reference)
         assert result.outputs["count"] == 20
@@ -149,20 +145,83 @@ def test_a_damaged_result_is_made_again(small):
     assert [result.outputs for result in sweep.run(small)] == first
 
 
-def test_images_are_saved_as_measured(small):
-    from PIL import Image
+@pytest.mark.parametrize("damage", [b"", b"\x93NUMPY", None])
+def test_a_damaged_block_is_made_again(small, damage):
+    """Nothing, a part of the header, and all but the last byte of the features."""
+    first = [result.outputs for result in sweep.run(small)]
+    path = sweep.blocks_of(small, 2)[1].path
+    whole = path.read_bytes()
+    path.write_bytes(whole[:-1] if damage is None else damage)
+    (small.folder / "2.json").unlink()
+    assert [result.outputs for result in sweep.run(small)] == first
+    assert path.read_bytes() == whole
 
-    saving = dataclasses.replace(with_preset(small, seeds=SeedRange(0, 4)), save_images=True)
+
+def stored(small, skip):
+    """The saved images of one number of skipped steps, by name."""
+    (folder,) = (small.root / "digits" / "images").glob(f"{skip}-*")
+    return {path.name: np.asarray(Image.open(path)) for path in sorted(folder.glob("*.png"))}
+
+
+def test_images_are_saved_as_measured(small):
+    """Those of the asked seeds alone, although their blocks are computed whole."""
+    saving = dataclasses.replace(with_preset(small, seeds=SeedRange(3, 7)), save_images=True)
     list(sweep.run(saving))
     sigmas = grid_of(small.preset, small.network)
     for skip in (0, 2):
-        pixels = sample_pixels(
-            small.network, range(5), (1, 8, 8), sigmas, skip, small.teleport, small.device
+        sampling = Sampling((1, 8, 8), sigmas, skip, small.teleport)
+        pixels = torch.cat(
+            [sampling.pixels(small.network, seeds) for seeds in (range(5), range(5, 10))]
         )
-        paths = sorted((saving.folder / str(skip)).glob("*.png"))
-        assert [path.name for path in paths] == [f"{seed:06d}.png" for seed in range(5)]
-        stored = np.stack([np.asarray(Image.open(path)) for path in paths])
-        assert np.array_equal(stored, pixels.squeeze(1).numpy())
+        images = stored(small, skip)
+        assert list(images) == [f"{seed:06d}.png" for seed in range(3, 8)]
+        assert np.array_equal(np.stack(list(images.values())), pixels[3:8].squeeze(1).numpy())
+
+
+def test_images_of_other_settings_are_not_reused(small):
+    saving = dataclasses.replace(with_preset(small, seeds=SeedRange(0, 4)), save_images=True)
+    list(sweep.run(saving))
+    before = stored(small, 2)
+    model = Isotropic(torch.zeros(64).double())
+    other = dataclasses.replace(saving, parameters=Parameters(model, {}, parameters.digest(model)))
+    list(sweep.run(other))
+    records = sorted((small.root / "digits" / "images").glob("2-*/inputs.json"))
+    digests = {json.loads(path.read_text())["parameters"] for path in records}
+    assert digests == {saving.parameters.digest, other.parameters.digest}
+    for path in records:
+        of_saving = json.loads(path.read_text())["parameters"] == saving.parameters.digest
+        image = np.asarray(Image.open(path.parent / "000003.png"))
+        assert np.array_equal(image, before["000003.png"]) == of_saving
+
+
+def test_tf32_is_part_of_what_a_result_depends_on(small):
+    """Its absence is not, so that results made without it stay valid."""
+    fast = dataclasses.replace(small, tf32=True)
+    assert fast.inputs(2) == {**small.inputs(2), "tf32": True}
+    assert sweep.blocks_of(fast, 2) != sweep.blocks_of(small, 2)
+
+
+def test_the_key_of_features_stays(small):
+    """Features on disk are found as long as nothing that they depend on changes."""
+    assert list(small.sampling_inputs(0)) == [
+        "preset", "n_skip", "sigma_skip", "block", "sampler", "sigmas", "network", "parameters",
+        "device", "threads", "features", "distance_name",
+    ]  # fmt: skip
+
+
+def test_one_image_is_refused_before_it_is_sampled(small):
+    with pytest.raises(UsageError, match="seeds 3-3: a distance needs at least two images"):
+        with_preset(small, seeds=SeedRange(3, 3))
+
+
+def test_statistics_of_other_features_are_refused_before_sampling(small):
+    generator = torch.Generator().manual_seed(1)
+    wide = fid.measure([torch.randn(50, 5, generator=generator)])
+    with pytest.raises(UsageError, match="the reference describes 5 features, corners gives 4"):
+        dataclasses.replace(small, reference=wide)
+    other = dataclasses.replace(small.reference, features="edges")
+    with pytest.raises(UsageError, match="feature network edges, not with corners"):
+        dataclasses.replace(small, reference=other)
 
 
 def test_parameters_of_another_shape_are_refused(small):
@@ -255,6 +314,24 @@ def test_bare_tensors_of_the_earlier_reproduction_drive_the_sweep(uninterrupted,
     assert theirs == pytest.approx(ours, rel=1e-2)
 
 
+@pytest.fixture
+def call(tmp_path, monkeypatch):
+    """A command in this process, in an empty folder: its exit code."""
+    threads = torch.get_num_threads()
+
+    def run(*words, script="run_experiments_with_skips.py"):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [script, *words])
+        main = runpy.run_path(str(ROOT / "scripts" / script))["main"]
+        try:
+            return run_command(main)
+        except SystemExit as misuse:
+            return misuse.code
+
+    yield run
+    torch.set_num_threads(threads)
+
+
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
@@ -263,16 +340,21 @@ def test_bare_tensors_of_the_earlier_reproduction_drive_the_sweep(uninterrupted,
         (["digits", "--parameters", "nowhere"], "nowhere is no directory"),
         (["digits", "--network", "nowhere.pkl"], "nowhere.pkl does not exist"),
         (["digits", "--seeds", "9-1"], "FIRST-LAST"),
+        (["digits", "--seeds", "0-0"], "a distance needs at least two images"),
+        (["digits", "--seeds", "0-0", "--dry-run"], "a distance needs at least two images"),
+        (["digits", "--rho", "0.001"], "rho is 0.001: float64 cannot hold a grid"),
+        (["digits", "--tf32", "--device", "cpu"], "--tf32 is for GPUs"),
+        (["digits", "--eigenvalue-scale", "4"], "--eigenvalue-scale goes with --parameters"),
+        (["digits", "--dataset", "colours.npy"], "colours holds images of 3 x 8 x 8, the network"),
         (["digits", "--device", "abacus"], "no such device"),
     ],
 )
-def test_misuse_is_one_sentence_and_exit_code_2(tmp_path, arguments, said):
-    done = subprocess.run(
-        [*COMMAND[:2], *arguments], cwd=tmp_path, capture_output=True, text=True, env=os.environ
-    )
-    assert done.returncode == 2
-    assert said in done.stderr
-    assert "Traceback" not in done.stderr
+def test_misuse_is_one_sentence_and_exit_code_2(call, tmp_path, capsys, arguments, said):
+    np.save(tmp_path / "colours.npy", np.zeros((2, 3, 8, 8), np.uint8))
+    assert call(*arguments) == 2
+    error = capsys.readouterr().err
+    assert error.count("error: ") == 1 and said in error
+    assert [path.name for path in tmp_path.iterdir()] == ["colours.npy"]
 
 
 def test_a_full_disk_is_one_sentence_and_leaves_no_part(tmp_path):
