@@ -296,9 +296,11 @@ class _Origin:
 
 def _conditions(url: str, source: Source, partial: Path) -> dict[str, str]:
     """Headers that ask for the rest; none if `partial` may be the beginning of another file."""
+    if not _size(partial):
+        return {}
     rest = {"Range": f"bytes={_size(partial)}-"}
-    if not _size(partial) or source.pinned:
-        return rest if _size(partial) else {}
+    if source.pinned:
+        return rest
     origin = _Origin.recall(partial)
     if origin is None or origin.url != url or origin.validator is None:
         return {}

@@ -41,16 +41,15 @@ def extracting(
     args: argparse.Namespace, extract: Extractor, sets: list[Selection]
 ) -> Iterator[Extractor]:
     """Alone with the folder of features; what nobody wants to keep is removed if all went well."""
-    name = digest_of([extract.key(images) for images in sets])[:16]
-    root = args.work or cache_dir() / "features"
-    root.mkdir(parents=True, exist_ok=True)
-    lock = alone(root / f"{name}.lock", "computes the same features")
+    folder = extract.work / digest_of([extract.key(images) for images in sets])[:16]
+    folder.parent.mkdir(parents=True, exist_ok=True)
+    lock = alone(folder.with_suffix(".lock"), "computes the same features")
     with gathered() as meet, nullcontext() if rank() else lock:
         meet()
-        yield replace(extract, work=args.work or root / name)
+        yield extract if args.work else replace(extract, work=folder)
         meet()
         if rank() == 0 and not args.work:
-            shutil.rmtree(root / name)
+            shutil.rmtree(folder)
 
 
 def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
@@ -63,7 +62,7 @@ def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
     features = networks.load(path, args.tf32, device)
     for images in sets:
         images.features(features, images.chosen[:1])
-    return Extractor(features, args.batch, device.type, Path())
+    return Extractor(features, args.batch, device.type, args.work or cache_dir() / "features")
 
 
 def reference(args: argparse.Namespace) -> Selection | fid.Statistics:
@@ -108,10 +107,10 @@ def calculate(args: argparse.Namespace) -> None:
         standard.refuse_other(extract.features.dim, extract.features.digest)
     with extracting(args, extract, everything) as extract:
         results = list(compared(args, extract, sets, standard))
-    if len(results) > 1:
-        show_repeated(extract.features.distance_name, results)
-    if results and args.json:
-        write_json(args.json, results)
+        if len(results) > 1:
+            show_repeated(extract.features.distance_name, results)
+        if results and args.json:
+            write_json(args.json, results)
 
 
 def compared(

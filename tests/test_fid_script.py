@@ -139,6 +139,15 @@ def test_what_the_command_says_beside_its_work_does_not_matter_to_a_continuation
     assert (len(kept), made_again) == (5, list(range(5, 18)))
 
 
+def test_features_are_kept_until_the_result_is_written(run, tmp_path):
+    (tmp_path / "file").touch()
+    words = ("calc", "--images", "digits", "--ref", "digits", "--json")
+    assert run(*words, tmp_path / "file" / "result.json")[0] == 1
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 18
+    assert run(*words, tmp_path / "result.json")[0] == 0
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
 @pytest.mark.parametrize("damage", ["cut", "empty", "header", "other shape", "other type", "text"])
 def test_a_damaged_block_is_made_again(run, tmp_path, damage):
     work = tmp_path / "work"
