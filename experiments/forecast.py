@@ -4,8 +4,9 @@ Operations are counted on the meta device, which computes nothing; the speed is 
 call of a network of the same configuration, with random weights where the file is not here yet.
 """
 
+import os
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,91 +16,138 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm import checkpoint, features
+from edm.features import WEIGHTS as INCEPTION
 from edm.inception import SIZE, Inception, inception3
 from edm.precondition import Preconditioned, build
 from experiments.presets import File, Preset
 from experiments.sampling import image_shape, nfe
-from linear_structure.datasets import sources_of
+from linear_structure.datasets import NAMES, sources_of
 from linear_structure.download import Source, cache_dir
 
 PROBE = 8  # images of the call that is timed
 WORKING_SET = 6  # largest activations alive at once within a block
 FLOAT = 4  # bytes
+SOURCES = "LINEAR_STRUCTURE_SOURCES"
 
 
 @dataclass(frozen=True)
-class Forecast:
-    """The cost of a sweep.
+class Work:
+    """What a network takes for a whole sweep.
 
     Attributes:
-        nfe: skipped steps -> network calls of an image.
-        images: images of the whole sweep.
-        flops: floating-point operations of the whole sweep; a multiply-add counts two.
+        flops: floating-point operations; a multiply-add counts two.
         flops_per_call: of the network, for one image.
         weights: bytes of the network's weights.
         activations: bytes that one block of images needs beside them, estimated.
-        features: bytes of features that the sweep leaves on disk.
-        downloads: name and bytes at most, of the files that are not in the cache yet.
         seconds: estimated from one timed call on this device.
     """
 
-    nfe: dict[int, int]
-    images: int
     flops: float
     flops_per_call: float
     weights: int
     activations: int
-    features: int
-    downloads: dict[str, int]
     seconds: float
+
+
+@dataclass(frozen=True)
+class Forecast:
+    """The cost of a sweep, as far as it is known.
+
+    Attributes:
+        nfe: skipped steps -> network calls of an image.
+        images: images of the whole sweep.
+        work: None where the network is not here and nothing is known of it.
+        features: bytes of features that the sweep leaves on disk, None where these are not known.
+        downloads: name and bytes at most, of the files that are not in the cache yet.
+        missing: what the user named, and is not there.
+    """
+
+    nfe: dict[int, int]
+    images: int
+    work: Work | None
+    features: int | None
+    downloads: dict[str, int]
+    missing: tuple[str, ...]
 
     def __str__(self) -> str:
         calls = ", ".join(f"{skip}: {count}" for skip, count in self.nfe.items())
         fetched = ", ".join(f"{name} {size / 1e6:.0f} MB" for name, size in self.downloads.items())
-        return "\n".join(
-            [
-                f"network calls of an image, by skipped steps: {calls}",
-                f"images: {self.images:,}",
-                f"operations: {self.flops:.3g} FLOP, {self.flops_per_call / 1e9:.3g} GFLOP a call",
-                f"memory: {self.weights / 1e6:.0f} MB of weights, "
-                f"about {self.activations / 1e6:.0f} MB for a block",
-                f"disk: {self.features / 1e6:.0f} MB of features",
-                f"to download, at most: {fetched or 'nothing'}",
-                f"estimated time on this device: {_duration(self.seconds)}",
-            ]
+        limit = f"at most, unless {SOURCES} says otherwise" if SOURCES in os.environ else "at most"
+        lines = [
+            f"network calls of an image, by skipped steps: {calls}",
+            f"images: {self.images:,}",
+            *self._costs(),
+            f"to download, {limit}: {fetched or 'nothing'}",
+        ]
+        if self.missing:
+            lines.append(f"missing, and needed: {', '.join(self.missing)}")
+        return "\n".join(lines)
+
+    def _costs(self) -> Iterator[str]:
+        """A line for each cost, or for why it is not known."""
+        if self.features is None:
+            yield "the features are not here: their operations and disk are not known"
+        else:
+            yield f"disk: {self.features / 1e6:.0f} MB of features"
+        if (work := self.work) is None:
+            yield "the network is not here: operations, memory and time are not known"
+            return
+        yield f"operations: {work.flops:.3g} FLOP, {work.flops_per_call / 1e9:.3g} GFLOP a call"
+        yield (
+            f"memory: {work.weights / 1e6:.0f} MB of weights, "
+            f"about {work.activations / 1e6:.0f} MB for a block"
         )
+        yield f"estimated time on this device: {_duration(work.seconds)}"
 
 
 def forecast(preset: Preset, device: torch.device) -> Forecast:
-    """The cost of the whole sweep of a preset on this device; writes and fetches nothing."""
-    config = _config(preset)
+    """The cost of the whole sweep of a preset on this device; writes and fetches nothing.
+
+    Raises:
+        UsageError: a file that is here is no network, or no feature network.
+    """
+    extractor, config = _features(preset), _config(preset)
+    images = preset.seeds.count * len(preset.skips)
+    return Forecast(
+        nfe={skip: nfe(preset.steps, skip) for skip in preset.skips},
+        images=images,
+        work=_work(preset, config, extractor, device) if config else None,
+        features=FLOAT * extractor.dim * images if extractor else None,
+        downloads=_downloads(preset),
+        missing=tuple(_missing(preset)),
+    )
+
+
+@dataclass(frozen=True)
+class _FeatureCost:
+    """Length of the features, and the operations that they take for an image of shape (C, H, W)."""
+
+    dim: int
+    flops: Callable[[tuple[int, int, int]], float]
+
+
+def _work(
+    preset: Preset, config: dict[str, Any], extractor: _FeatureCost | None, device: torch.device
+) -> Work:
     with torch.device("meta"):
         blank = build(config)
-    calls = {skip: nfe(preset.steps, skip) for skip in preset.skips}
-    images = preset.seeds.count * len(preset.skips)
-    meta = torch.device("meta")
-    per_call = _flops(blank, _images(blank, 1, meta), torch.ones((), device=meta))
-    flops_of_features, dim = _feature_cost(preset, blank)
-    total = preset.seeds.count * sum(calls.values()) * per_call + images * flops_of_features
-    return Forecast(
-        nfe=calls,
-        images=images,
-        flops=total,
-        flops_per_call=per_call,
+        one_call = _flops(blank, _images(blank, 1, torch.device("meta")), torch.ones(()))
+    calls = sum(nfe(preset.steps, skip) for skip in preset.skips)
+    features = len(preset.skips) * extractor.flops(image_shape(blank)) if extractor else 0.0
+    flops = preset.seeds.count * (calls * one_call + features)
+    return Work(
+        flops=flops,
+        flops_per_call=one_call,
         weights=FLOAT * sum(p.numel() for p in blank.parameters()),
         activations=preset.block * _kept_activations(blank),
-        features=FLOAT * dim * images,
-        downloads=_downloads(preset),
-        seconds=total / _speed(config, device),
+        seconds=flops / _speed(config, device),
     )
 
 
-def _config(preset: Preset) -> dict[str, Any]:
+def _config(preset: Preset) -> dict[str, Any] | None:
     """The network's configuration: of its file if that is here, else what the preset knows."""
     path = _cached(preset.network)
-    return (
-        checkpoint.load(path).config if path.exists() or not preset.knowledge else preset.knowledge
-    )
+    return checkpoint.load(path).config if path.is_file() else preset.knowledge or None
 
 
 def _cached(file: File) -> Path:
@@ -116,15 +164,23 @@ def _flops(call: Callable[..., Tensor], *inputs: Tensor) -> float:
     return float(counter.get_total_flops())
 
 
-def _feature_cost(preset: Preset, network: Preconditioned) -> tuple[float, int]:
-    """Operations for one image, and the length of its features."""
-    if not isinstance(preset.features, Source):
-        extractor = features.load(preset.features)
-        pixels = _images(network, 1, torch.device("cpu")).to(torch.uint8)
-        return _flops(extractor, pixels), extractor.dim
+def _features(preset: Preset) -> _FeatureCost | None:
+    """Of the file if that is here; Inception is known without it."""
+    if preset.features == INCEPTION:
+        return _FeatureCost(Inception.dim, lambda _: _inception_flops())
+    path = _cached(preset.features)
+    if not path.is_file():
+        return None
+    extractor = features.load(path)
+    return _FeatureCost(
+        extractor.dim, lambda shape: _flops(extractor, torch.zeros(1, *shape, dtype=torch.uint8))
+    )
+
+
+def _inception_flops() -> float:
     with torch.device("meta"):
         blank = inception3().eval()
-    return _flops(blank, torch.zeros(1, 3, SIZE, SIZE, device="meta")), Inception.dim
+    return _flops(blank, torch.zeros(1, 3, SIZE, SIZE, device="meta"))
 
 
 def _kept_activations(network: Preconditioned) -> int:
@@ -149,6 +205,22 @@ def _downloads(preset: Preset) -> dict[str, int]:
         named += sources_of(preset.dataset)
     sources = [file for file in named if isinstance(file, Source) and not _cached(file).exists()]
     return {source.name: source.size_limit for source in sources}
+
+
+def _missing(preset: Preset) -> Iterator[str]:
+    """The paths that must be there, and are not."""
+    for file in (preset.network, preset.features, preset.reference):
+        if isinstance(file, Path) and not file.is_file():
+            yield str(file)
+    if not (preset.makes_parameters or preset.parameters.is_dir()):
+        yield str(preset.parameters)
+    makes = preset.makes_parameters and not preset.parameters.is_dir()
+    if (
+        (makes or preset.reference is None)
+        and preset.dataset not in NAMES
+        and not Path(preset.dataset).exists()
+    ):
+        yield preset.dataset
 
 
 def _speed(config: dict[str, Any], device: torch.device) -> float:

@@ -85,6 +85,11 @@ class Preset:
     knowledge: dict[str, Any] = field(default_factory=dict, hash=False)
     published: dict[int, float] = field(default_factory=dict, hash=False)
 
+    @property
+    def makes_parameters(self) -> bool:
+        """Whether the parameter directory is the preset's own, made where it is absent."""
+        return self.parameters == find(self.name).parameters
+
     def __post_init__(self) -> None:
         wrong = [k for k in self.skips if not 0 <= k < self.steps]
         if wrong:

@@ -249,7 +249,7 @@ def load_parameters(preset: Preset, network: Preconditioned) -> Parameters:
             would be made from, images that are not the network's.
     """
     directory = preset.parameters
-    default = directory == presets.find(preset.name).parameters
+    default = preset.makes_parameters
     if default and not directory.exists():
         if distributed.rank() == 0:
             make_parameters(preset, network)

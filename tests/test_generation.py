@@ -316,6 +316,34 @@ def test_a_network_computes_in_the_type_asked_for():
     assert meta.compute_dtype == torch.float16
 
 
+def test_tf32_is_off_unless_asked_for():
+    conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
+    before = conv.fp32_precision, matmul.fp32_precision
+    try:
+        conv.fp32_precision = matmul.fp32_precision = "tf32"
+        prepared(random_network(), CPU)
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
+        prepared(random_network(), torch.device("meta"), tf32=True)
+        assert (conv.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
+    finally:
+        conv.fp32_precision, matmul.fp32_precision = before
+
+
+def test_tf32_is_recorded_where_it_is_used(tmp_path):
+    plain = Generation(random_network(), "", (0,), tmp_path, CPU, 1)
+    assert dataclasses.replace(plain, tf32=True).inputs == {**plain.inputs, "tf32": True}
+
+
+def test_an_eigenvalue_scale_is_that_of_the_directory(run, files, tmp_path):
+    model = gaussian()
+    quarter = Gaussian(model.mean, model.basis, model.eigenvalues / 4)
+    parameters.save(files / "quarter", quarter, Story("noise", "none", 2, SHAPE, 0.5))
+    words = (*PLAIN, "--seeds", "0-2", "--skip", "2", "--parameters")
+    assert run(*words, "gaussian", out=tmp_path / "plain") == 0
+    assert run(*words, "quarter", "--eigenvalue-scale", "4") == 0
+    assert contents(tmp_path / "out") == contents(tmp_path / "plain")
+
+
 @pytest.mark.parametrize(
     ("words", "said"),
     [
@@ -342,6 +370,9 @@ def test_a_network_computes_in_the_type_asked_for():
         ((*PLAIN, "--alpha", "2"), "alpha is 2.0: expected 0 < alpha <= 1"),
         ((*PLAIN, "--s-noise", "-1"), "not negative"),
         ((*PLAIN, "--dtype", "float16"), "float16 is for GPUs"),
+        ((*PLAIN, "--tf32", "--device", "cpu"), "--tf32 is for GPUs"),
+        ((*PLAIN, "--eigenvalue-scale", "4"), "--eigenvalue-scale goes with --parameters"),
+        ((*PLAIN, "--rho", "0.001"), "rho is 0.001"),
         ((*PLAIN, "--device", "abacus"), "no such device"),
     ],
 )

@@ -357,6 +357,94 @@ def test_misuse_is_one_sentence_and_exit_code_2(call, tmp_path, capsys, argument
     assert [path.name for path in tmp_path.iterdir()] == ["colours.npy"]
 
 
+@pytest.mark.parametrize(
+    ("arguments", "said"),
+    [
+        ([], ["GFLOP a call", "features", "at most: nothing"]),
+        (["--network", "nowhere.pkl"], ["network is not here", "needed: nowhere.pkl"]),
+        (["--network", "http://127.0.0.1:1/n.pkl"], ["network is not here", "n.pkl 1000 MB"]),
+        (["--features", "nowhere"], ["GFLOP a call", "features are not", "needed: nowhere"]),
+        (["--features", "http://127.0.0.1:1/f.pth"], ["GFLOP", "features are not", "f.pth"]),
+        (["--reference", "nowhere.npz"], ["needed: nowhere.npz"]),
+        (["--dataset", "nowhere"], ["needed: nowhere"]),
+        (["--parameters", "nowhere"], ["needed: nowhere"]),
+    ],
+)
+def test_a_dry_run_says_what_it_knows_and_touches_nothing(
+    call, tmp_path, capsys, monkeypatch, arguments, said
+):
+    monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path / "cache"))
+    assert call("digits", "--dry-run", "--seeds", "0-9", *arguments) == 0
+    output = capsys.readouterr().out
+    assert all(words in output for words in ["images: 120", *said])
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_with_redirected_sources(call, tmp_path, capsys, monkeypatch):
+    """Nothing of another network is said in the name of a preset's."""
+    monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setenv("LINEAR_STRUCTURE_SOURCES", str(tmp_path / "nowhere.json"))
+    url = "http://127.0.0.1:1/n.pkl"
+    assert call("cifar10", "--dry-run", "--seeds", "0-9", "--network", url) == 0
+    output = capsys.readouterr().out
+    assert "network is not here" in output and "GFLOP" not in output
+    assert "at most, unless LINEAR_STRUCTURE_SOURCES says otherwise: given/" in output
+
+
+def test_images_of_another_size_are_refused_as_points(call, tmp_path, capsys):
+    from linear_structure import datasets
+    from linear_structure.get_parameters import fit_gaussian
+
+    parameters.save(tmp_path / "p", *fit_gaussian(datasets.load("digits")))
+    np.save(tmp_path / "large.npy", np.zeros((2, 9, 9), np.uint8))
+    words = ("digits", "--dataset", "large.npy", "--parameters", "p", "--seeds", "0-3")
+    assert call(*words, script="plot_scores.py") == 2
+    assert "large holds images of 1 x 9 x 9, the network makes 1 x 8 x 8" in capsys.readouterr().err
+
+
+def test_scores_continue_and_say_what_they_are_of(call, tmp_path, monkeypatch):
+    """The second run makes the one block that is missing, and ends with the same numbers."""
+    words = ("digits", "--seeds", "0-9", "--block", "5", "--steps", "4", "--skips", "0")
+    assert call(*words, script="plot_scores.py") == 0
+    table, record = (tmp_path / "scores" / f"scores.{end}" for end in ("csv", "json"))
+    first, inputs = table.read_text(), json.loads(record.read_text())["inputs"]
+    assert (inputs["preset"], inputs["seeds"], len(inputs["sigmas"])) == ("digits", [0, 9], 5)
+    assert [name for name, _ in inputs["models"]] == ["isotropic", "Gaussian", "exact point cloud"]
+
+    blocks = sorted((tmp_path / "scores" / "blocks").rglob("*.npy"))
+    assert [path.name for path in blocks] == ["000000-000004.npy", "000005-000009.npy"]
+    blocks[1].write_bytes(blocks[1].read_bytes()[:-1])
+    kept = blocks[0].stat().st_mtime_ns
+    assert call(*words, script="plot_scores.py") == 0
+    assert table.read_text() == first
+    assert blocks[0].stat().st_mtime_ns == kept
+
+    monkeypatch.setattr("edm.precondition.Preconditioned.forward", None)  # a call would raise
+    assert call(*words, script="plot_scores.py") == 0
+    with pytest.raises(TypeError):
+        call(*words, "--rho", "5", script="plot_scores.py")
+
+
+def test_eigenvalues_of_other_units_are_rescaled(call, tmp_path):
+    """A directory that describes pixels in [0, 1] gives with --eigenvalue-scale 4 the same."""
+    from linear_structure import datasets
+    from linear_structure.get_parameters import fit_gaussian
+
+    model, story = fit_gaussian(datasets.load("digits"))
+    parameters.save(tmp_path / "p", model, story)
+    quarter = Gaussian(model.mean, model.basis, model.eigenvalues / 4)
+    parameters.save(tmp_path / "q", quarter, story)
+    words = ("digits", "--seeds", "0-3", "--block", "4", "--skips", "9", "--threads", "1")
+    inputs, distances = [], []
+    for given in (("p",), ("q",), ("q", "--eigenvalue-scale", "4")):
+        assert call(*words, "--parameters", *given) == 0
+        result = results.read(tmp_path / "images_with_skips" / "digits" / "0-3" / "9.json")
+        inputs.append(result.inputs["parameters"])
+        distances.append(result.distance)
+    assert inputs[0] == inputs[2] != inputs[1]
+    assert distances[0] == distances[2] != distances[1]
+
+
 def test_a_full_disk_is_one_sentence_and_leaves_no_part(tmp_path):
     """A limit on the size of files stands for the end of the disk."""
     parameters_made = [sys.executable, str(ROOT / "linear_structure" / "get_parameters.py")]
