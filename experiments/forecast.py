@@ -8,6 +8,7 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -17,10 +18,12 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edm import checkpoint, features
 from edm.features import WEIGHTS as INCEPTION
+from edm.features import Features
 from edm.inception import SIZE, Inception, inception3
 from edm.precondition import Preconditioned, build
 from experiments.presets import File, Preset
 from experiments.sampling import image_shape, nfe
+from experiments.settings import check_features
 from linear_structure.datasets import NAMES, sources_of
 from linear_structure.download import Source, cache_dir
 
@@ -104,7 +107,7 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
     """The cost of the whole sweep of a preset on this device; writes and fetches nothing.
 
     Raises:
-        UsageError: a file that is here is no network, or no feature network.
+        UsageError: a file that is here is no network, or no feature network for its images.
     """
     extractor, config = _features(preset), _config(preset)
     images = preset.seeds.count * len(preset.skips)
@@ -120,10 +123,10 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
 
 @dataclass(frozen=True)
 class _FeatureCost:
-    """Length of the features, and the operations that they take for an image of shape (C, H, W)."""
+    """Length of the features, and the operations that they take for an image of a network."""
 
     dim: int
-    flops: Callable[[tuple[int, int, int]], float]
+    flops: Callable[[Preconditioned], float]
 
 
 def _work(
@@ -133,7 +136,7 @@ def _work(
         blank = build(config)
         one_call = _flops(blank, _images(blank, 1, torch.device("meta")), torch.ones(()))
     calls = sum(nfe(preset.steps, skip) for skip in preset.skips)
-    features = len(preset.skips) * extractor.flops(image_shape(blank)) if extractor else 0.0
+    features = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
     flops = preset.seeds.count * (calls * one_call + features)
     return Work(
         flops=flops,
@@ -172,9 +175,12 @@ def _features(preset: Preset) -> _FeatureCost | None:
     if not path.is_file():
         return None
     extractor = features.load(path)
-    return _FeatureCost(
-        extractor.dim, lambda shape: _flops(extractor, torch.zeros(1, *shape, dtype=torch.uint8))
-    )
+    return _FeatureCost(extractor.dim, partial(_flops_of_features, extractor))
+
+
+def _flops_of_features(extractor: Features, network: Preconditioned) -> float:
+    check_features(extractor, network)
+    return _flops(extractor, _images(network, 1, torch.device("cpu")).to(torch.uint8))
 
 
 def _inception_flops() -> float:

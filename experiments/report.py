@@ -124,8 +124,7 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: skipped steps, sigma, NFE, calls saved, distance with its spread and the number of
-    seed ranges it is of, a caption."""
+    """Markdown: for each number of skipped steps its cost, its distance and spread; a caption."""
     by_skip = rows(results)
     full = max(row.nfe for row in by_skip)
     name = distance_name(results)

@@ -109,13 +109,13 @@ def _fault(content: Any) -> str | None:
         return f"it does not consist of {', '.join(PARTS)}"
     for part, names in PARTS.items():
         if not isinstance(content[part], dict):
-            return f"its {part} are damaged"
+            return f"{part} holds no values"
         for name, kind in names.items():
             if not isinstance(content[part].get(name), kind):
-                return f"its {part} lack {name}"
+                return f"{part}.{name} is missing or of another type"
     ends = content["inputs"]["seeds"]
     if not (len(ends) == 2 and all(isinstance(end, int) for end in ends)):
-        return "its seeds are no range"
+        return "inputs.seeds is no range"
     return None
 
 

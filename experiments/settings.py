@@ -204,8 +204,10 @@ def prepared(
 
 
 def set_tf32(allowed: bool) -> None:
-    """Let NVIDIA GPUs use TF32 in float32 products and convolutions, or not; torch's default is
-    to use it in convolutions."""
+    """Let NVIDIA GPUs round the factors of float32 products and convolutions to 10 bits, or not.
+
+    Torch's default is to do so in convolutions.
+    """
     precision = "tf32" if allowed else "ieee"
     torch.backends.cuda.matmul.fp32_precision = precision
     torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]

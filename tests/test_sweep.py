@@ -17,7 +17,7 @@ import pytest
 import torch
 from PIL import Image
 
-from edm import fid
+from edm import checkpoint, fid
 from edm.checkpoint import network_digest
 from edm.precondition import build
 from experiments import presets, results, sweep
@@ -389,6 +389,13 @@ def test_a_dry_run_with_redirected_sources(call, tmp_path, capsys, monkeypatch):
     output = capsys.readouterr().out
     assert "network is not here" in output and "GFLOP" not in output
     assert "at most, unless LINEAR_STRUCTURE_SOURCES says otherwise: given/" in output
+
+
+def test_a_dry_run_with_features_for_other_images(call, tmp_path, capsys):
+    torch.manual_seed(0)
+    checkpoint.save(build({**CONFIG, "img_channels": 3}), tmp_path / "n.safetensors", {})
+    assert call("digits", "--dry-run", "--network", "n.safetensors") == 2
+    assert "the features do not suit the network's images" in capsys.readouterr().err
 
 
 def test_images_of_another_size_are_refused_as_points(call, tmp_path, capsys):
