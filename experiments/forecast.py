@@ -112,7 +112,7 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
     extractor, config = _features(preset), _config(preset)
     images = preset.seeds.count * len(preset.skips)
     return Forecast(
-        nfe={skip: nfe(preset.steps, skip) for skip in preset.skips},
+        nfe={skip: nfe(preset.steps, skip, preset.sampler) for skip in preset.skips},
         images=images,
         work=_work(preset, config, extractor, device) if config else None,
         features=FLOAT * extractor.dim * images if extractor else None,
@@ -135,7 +135,7 @@ def _work(
     with torch.device("meta"):
         blank = build(config)
         one_call = _flops(blank, _images(blank, 1, torch.device("meta")), torch.ones(()))
-    calls = sum(nfe(preset.steps, skip) for skip in preset.skips)
+    calls = sum(nfe(preset.steps, skip, preset.sampler) for skip in preset.skips)
     features = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
     flops = preset.seeds.count * (calls * one_call + features)
     return Work(

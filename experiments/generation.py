@@ -22,12 +22,12 @@ from edm.precondition import Preconditioned
 from edm.samplers import Noise, Step, ablation, discard, dpmpp_2m, heun, unipc
 from edm.schedule import Churn
 from edm.seeds import Seeds, check_class, format_seeds
-from experiments.sampling import carry, check_shape, check_skip, final, flow_of, image_shape
+from experiments.sampling import carry, check_skip, final, image_shape
+from experiments.teleports import Flow, check_shape, flow_of
 from linear_structure import distributed
 from linear_structure.denoise import Denoiser
 from linear_structure.errors import UsageError
 from linear_structure.files import write_json
-from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import save_png, to_uint8
 from linear_structure.parameters import Parameters
 
@@ -81,8 +81,8 @@ class Generation:
         check_skip(self.skip, len(self.schedule.stages))
         if self.skip and self.teleport is None:
             raise UsageError(f"skip {self.skip} needs the parameters of a model to teleport with")
-        if self.teleport is not None:
-            check_shape(self.teleport, self.network)
+        if self.parameters is not None:
+            check_shape(self.parameters.model, self.network)
         _check_images(self.network, self.label)
         _check_sampler(self.sampler, self.settings)
 
@@ -93,9 +93,9 @@ class Generation:
         return self.settings.plan(network.sigma_min, network.sigma_max, network.round_sigma)
 
     @property
-    def teleport(self) -> Gaussian | Isotropic | None:
-        """The model whose flow skips the first steps."""
-        return flow_of(self.parameters) if self.parameters else None
+    def teleport(self) -> Flow | None:
+        """What skips the first steps."""
+        return flow_of(self.parameters.model) if self.parameters else None
 
     @property
     def inputs(self) -> dict[str, Any]:

@@ -64,6 +64,8 @@ class Preset:
         threads: CPU threads of a process; None: all usable cores. A small network is as fast on one
             thread, and then does not suffer from what else the machine does.
         knowledge: settings of the network, for a forecast before it is fetched.
+        sampler: "heun", "dpmpp_2m" or "unipc".
+        by_class: whether a conditional network's samples teleport by the model of their class.
         published: skipped steps -> published distance.
     """
 
@@ -81,6 +83,8 @@ class Preset:
     sigma_min: float = 0.002
     sigma_max: float = 80.0
     rho: float = 7.0
+    sampler: str = "heun"
+    by_class: bool = False
     eigenvalue_scale: float = 1.0
     knowledge: dict[str, Any] = field(default_factory=dict, hash=False)
     published: dict[int, float] = field(default_factory=dict, hash=False)

@@ -1,29 +1,23 @@
 """From seeds to images: latents, the teleport, the rest of the sampler's steps, pixels."""
 
-from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor
 
 from edm.precondition import Preconditioned
-from edm.samplers import Step, heun
+from edm.samplers import Step, dpmpp_2m, heun, unipc
 from edm.schedule import sigma_grid
 from edm.seeds import Seeds
 from experiments.presets import Preset
+from experiments.teleports import ByClass, Flow
 from linear_structure.denoise import Denoiser
 from linear_structure.errors import UsageError, WorkError
-from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
-from linear_structure.parameters import Parameters
 
-
-class Flow(Protocol):
-    """A model whose probability-flow ODE has a closed form."""
-
-    def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
-        """The solution at sigma = stop of the trajectory that is at x when sigma = start."""
+Sampler = Callable[[Denoiser, Tensor, Tensor], Iterable[Step]]
+SAMPLERS: dict[str, Sampler] = {"heun": heun, "dpmpp_2m": dpmpp_2m, "unipc": unipc}
 
 
 def image_shape(network: Preconditioned) -> tuple[int, int, int]:
@@ -39,34 +33,6 @@ def grid_of(preset: Preset, network: Preconditioned) -> Tensor:
     return torch.cat([network.round_sigma(levels[:-1]), levels[-1:]])
 
 
-def check_shape(model: Gaussian | Isotropic, network: Preconditioned) -> None:
-    """Refuse a model of images of another size.
-
-    Raises:
-        UsageError: it is.
-    """
-    channels, height, width = image_shape(network)
-    if len(model.mean) != channels * height * width:
-        raise UsageError(
-            f"the parameters describe images of {len(model.mean)} values, the network makes "
-            f"{channels} x {height} x {width} = {channels * height * width}"
-        )
-
-
-def flow_of(parameters: Parameters) -> Gaussian | Isotropic:
-    """The model of these parameters, whose flow skips the first steps.
-
-    Raises:
-        UsageError: they are of a kind without a closed-form flow.
-    """
-    if not isinstance(parameters.model, Gaussian | Isotropic):
-        raise UsageError(
-            f"parameters of kind {parameters.kind} have no closed-form flow: "
-            "teleport with kind gaussian or isotropic"
-        )
-    return parameters.model
-
-
 def check_skip(skip: int, steps: int) -> None:
     """Refuse to skip more than all steps but one.
 
@@ -77,20 +43,22 @@ def check_skip(skip: int, steps: int) -> None:
         raise UsageError(f"skip {skip}: with {steps} steps expected 0 to {steps - 1}")
 
 
-def nfe(steps: int, skip: int) -> int:
-    """Network calls of Heun's method after `skip` of `steps` steps: 2 (N - k) - 1."""
-    return 2 * (steps - skip) - 1
+def nfe(steps: int, skip: int, sampler: str = "heun") -> int:
+    """Network calls after `skip` of `steps` steps: 2 (N - k) - 1 of Heun's method, else N - k."""
+    return 2 * (steps - skip) - 1 if sampler == "heun" else steps - skip
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """From seeds to images by Heun's method, whatever the seeds and the denoiser.
+    """From seeds to images, whatever the seeds and the denoiser.
 
     Attributes:
         shape: (C, H, W).
         sigmas: the full grid, (N + 1,) float64.
         skip: steps to skip by the flow of `teleport`.
         device: where latents are drawn.
+        sampler: one of `SAMPLERS`.
+        by_class: class -> flow, in place of `teleport` where the network has classes.
     """
 
     shape: tuple[int, int, int]
@@ -98,6 +66,8 @@ class Sampling:
     skip: int = 0
     teleport: Flow | None = None
     device: torch.device | str = "cpu"
+    sampler: str = "heun"
+    by_class: Mapping[int, Flow] = field(default_factory=dict)
 
     def start(self, seeds: Iterable[int]) -> Tensor:
         """State at sigmas[skip], (n, C, H, W) float64, of these seeds; errors as in `carry`."""
@@ -105,13 +75,25 @@ class Sampling:
         return carry(latents, self.sigmas, self.skip, self.teleport)
 
     def pixels(self, denoise: Denoiser, seeds: Iterable[int]) -> Tensor:
-        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
-        steps = heun(denoise, self.start(seeds), self.sigmas[self.skip :])
+        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`.
+
+        A network with classes gets those that the seeds draw after the latents.
+        """
+        if not (isinstance(denoise, Preconditioned) and denoise.label_dim):
+            return self._finished(denoise, self.start(seeds))
+        drawn = Seeds.of(list(seeds), self.device)
+        latents, labels = drawn.latents(self.shape), drawn.labels(denoise.label_dim)
+        teleport = ByClass(self.by_class, labels) if self.by_class else self.teleport
+        x = carry(latents, self.sigmas, self.skip, teleport)
+        return self._finished(denoise.bind(labels), x)
+
+    def _finished(self, denoise: Denoiser, x: Tensor) -> Tensor:
+        steps = SAMPLERS[self.sampler](denoise, x, self.sigmas[self.skip :])
         return to_uint8(final(steps))
 
 
 def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> Tensor:
-    """Latents (n, C, H, W), carried to sigmas[skip] by the closed-form flow: float64.
+    """Latents (n, C, H, W), carried to sigmas[skip] by a model's flow: float64.
 
     With skip = 0 the analytic model is not called.
 
@@ -123,7 +105,7 @@ def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> 
     if skip == 0:
         return x
     if teleport is None:
-        raise UsageError(f"skip {skip} needs a model with a closed-form flow, such as a Gaussian")
+        raise UsageError(f"skip {skip} needs a model to teleport with, such as a Gaussian")
     return teleport.flow(x, sigmas[0], sigmas[skip])
 
 

@@ -15,8 +15,9 @@ from edm.features import Features
 from edm.precondition import Preconditioned
 from experiments import presets, results
 from experiments.presets import Preset, SeedRange, as_file, locate
-from experiments.sampling import check_shape, image_shape
+from experiments.sampling import SAMPLERS, image_shape
 from experiments.sweep import Sweep
+from experiments.teleports import check_shape
 from linear_structure import datasets, distributed, get_parameters, parameters
 from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError
@@ -43,6 +44,13 @@ def add_preset(parser: argparse.ArgumentParser, default: str = "cifar10") -> Non
     change.add_argument("--sigma-min", type=float)
     change.add_argument("--sigma-max", type=float)
     change.add_argument("--rho", type=float)
+    change.add_argument("--sampler", choices=SAMPLERS)
+    change.add_argument(
+        "--by-class",
+        action="store_true",
+        default=None,
+        help="teleport each sample of a conditional network by the parameters of its class",
+    )
     change.add_argument("--skips", type=parse_skips, help="numbers of skipped steps, such as 0,2,4")
     change.add_argument("--seeds", type=parse_range, help="range FIRST-LAST, such as 0-999")
     change.add_argument("--block", type=int, help="seeds that are sampled together")
@@ -94,9 +102,10 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
     """The preset with the values that were given in place of its own."""
     preset = presets.find(options.preset)
     check_scale(options)
-    plain = ("dataset", "parameters", "eigenvalue_scale", "skips", "seeds", "block")
+    plain = ("dataset", "parameters", "eigenvalue_scale", "skips", "seeds", "block", "sampler")
     grid = ("steps", "sigma_min", "sigma_max", "rho")
     given: dict[str, Any] = {name: getattr(options, name) for name in (*plain, *grid)}
+    given["by_class"] = options.by_class
     given["knowledge"] = {} if options.network else None  # it is of the preset's own network
     for name in ("network", "features", "reference"):
         text, sha256 = getattr(options, name), getattr(options, f"{name}_sha256")
@@ -153,6 +162,7 @@ def load_sweep(
         root=results.ROOT,
         save_images=save_images,
         tf32=tf32,
+        by_class=parameters.load_by_class(preset.parameters) if preset.by_class else {},
     )
 
 

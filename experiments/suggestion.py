@@ -17,7 +17,7 @@ from itertools import islice, takewhile
 from torch import Tensor
 
 from edm.samplers import heun
-from experiments.sampling import Flow
+from experiments.teleports import Flow
 from experiments.trajectories import REFINEMENT, norms, refined
 from linear_structure.denoise import Denoiser
 

@@ -8,8 +8,8 @@ of several processes, end with the bytes of one that was not.
 """
 
 import time
-from collections.abc import Iterator
-from dataclasses import dataclass
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass, field
 from functools import cached_property
 from itertools import chain
 from pathlib import Path
@@ -25,11 +25,11 @@ from edm.precondition import Preconditioned
 from experiments import blocks, results
 from experiments.presets import Preset, SeedRange
 from experiments.results import Result
-from experiments.sampling import Sampling, check_shape, flow_of, grid_of, image_shape, nfe
+from experiments.sampling import SAMPLERS, Sampling, grid_of, image_shape, nfe
+from experiments.teleports import check_shape, flow_of, flows_of
 from linear_structure import distributed
 from linear_structure.errors import UsageError
 from linear_structure.files import digest_of, write_array, write_json
-from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import save_png
 from linear_structure.parameters import Parameters
 
@@ -50,6 +50,7 @@ class Sweep:
         root: folder of results, features and images.
         save_images: write PNGs as well.
         tf32: whether the network computes in TF32 on a GPU.
+        by_class: class -> parameters to teleport its samples with, in place of `parameters`.
 
     Raises:
         UsageError: two of these do not fit together, or there are fewer than two seeds.
@@ -66,20 +67,15 @@ class Sweep:
     root: Path = results.ROOT
     save_images: bool = False
     tf32: bool = False
+    by_class: Mapping[int, Parameters] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_seeds(self.preset.seeds)
-        check_shape(self.teleport, self.network)
+        check_sampler(self.preset.sampler)
+        check_shape(self.parameters.model, self.network)
+        if self.by_class:
+            flows_of(self.by_class, self.network.label_dim)
         check_reference(self.reference, self.features)
-
-    @property
-    def teleport(self) -> Gaussian | Isotropic:
-        """The model whose flow skips the first steps.
-
-        Raises:
-            UsageError: the parameters are of a kind without a closed-form flow.
-        """
-        return flow_of(self.parameters)
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -93,8 +89,15 @@ class Sweep:
 
     def sampling(self, skip: int) -> Sampling:
         """How seeds become images after `skip` skipped steps."""
-        shape = image_shape(self.network)
-        return Sampling(shape, self.sigmas, skip, self.teleport, self.device)
+        return Sampling(
+            image_shape(self.network),
+            self.sigmas,
+            skip,
+            flow_of(self.parameters.model),
+            self.device,
+            self.preset.sampler,
+            flows_of(self.by_class, self.network.label_dim) if self.by_class else {},
+        )
 
     def image_inputs(self, skip: int) -> dict[str, Any]:
         """What the image of a seed depends on."""
@@ -103,14 +106,19 @@ class Sweep:
             "n_skip": skip,
             "sigma_skip": float(self.sigmas[skip]),
             "block": self.preset.block,
-            "sampler": "heun",
+            "sampler": self.preset.sampler,
             "sigmas": self.sigmas.tolist(),
             "network": self.network_digest,
             "parameters": self.parameters.digest,
             "device": self.device.type,
             "threads": self.threads,
             **({"tf32": True} if self.tf32 else {}),
+            **({"by_class": self._classes} if self.by_class else {}),
         }
+
+    @property
+    def _classes(self) -> list[str]:
+        return [self.by_class[label].digest for label in sorted(self.by_class)]
 
     def sampling_inputs(self, skip: int) -> dict[str, Any]:
         """What the features of a seed depend on."""
@@ -134,6 +142,16 @@ def check_seeds(seeds: SeedRange) -> None:
     """
     if seeds.count < 2:
         raise UsageError(f"seeds {seeds}: a distance needs at least two images, such as 0-999")
+
+
+def check_sampler(name: str) -> None:
+    """Refuse a sampler that is not known.
+
+    Raises:
+        UsageError: it is not; the message lists the known ones.
+    """
+    if name not in SAMPLERS:
+        raise UsageError(f"sampler is {name!r}: expected one of {', '.join(SAMPLERS)}")
 
 
 def check_reference(reference: fid.Statistics, features: Features) -> None:
@@ -266,7 +284,7 @@ def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
         outputs={
             "distance": fid.frechet(statistics, sweep.reference),
             "count": statistics.count,
-            "nfe": nfe(preset.steps, skip),
+            "nfe": nfe(preset.steps, skip, preset.sampler),
         },
         made={"seconds": round(seconds, 3), **results.surroundings()},
     )

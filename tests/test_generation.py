@@ -27,7 +27,6 @@ from linear_structure.errors import UsageError, run_command
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 from linear_structure.parameters import Parameters, Story
-from linear_structure.points import PointCloud
 
 SCRIPT = Path(__file__).resolve().parents[1] / "scripts" / "generate.py"
 CPU = torch.device("cpu")
@@ -61,8 +60,6 @@ def files(tmp_path_factory):
     story = Story("noise", "none", 2, SHAPE, 0.5)
     parameters.save(folder / "gaussian", gaussian(), story)
     parameters.save(folder / "small", Isotropic(torch.zeros(64).double()), story)
-    points = PointCloud(torch.zeros(2, 192, dtype=torch.uint8))
-    parameters.save(folder / "cloud", points, story)
     return folder
 
 
@@ -362,7 +359,6 @@ def test_an_eigenvalue_scale_is_that_of_the_directory(run, files, tmp_path):
         ((*PLAIN, "--skip", "1"), "--skip 1 needs --parameters DIR or --preset NAME"),
         ((*PLAIN, "--skip", "1", "--parameters", "nowhere"), "nowhere is no directory"),
         ((*PLAIN, "--skip", "1", "--parameters", "small"), "64 values"),
-        ((*PLAIN, "--skip", "1", "--parameters", "cloud"), "pointcloud have no closed-form flow"),
         ((*PLAIN, "--skip", "4", "--parameters", "gaussian"), "expected 0 to 3"),
         ((*PLAIN, "--skip", "-1", "--parameters", "gaussian"), "expected 0 to 3"),
         ((*PLAIN, "--solver", "unipc", "--s-churn", "1"), "unipc is deterministic"),

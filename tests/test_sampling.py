@@ -79,7 +79,7 @@ def test_skip_out_of_the_grid_is_refused(gaussian, skip):
 
 
 def test_skip_without_a_model_is_refused():
-    with pytest.raises(UsageError, match="closed-form flow"):
+    with pytest.raises(UsageError, match="needs a model"):
         Sampling(SHAPE, sigma_grid(18), 1).start([0])
 
 

@@ -23,6 +23,7 @@ from edm.precondition import build
 from experiments import presets, results, sweep
 from experiments.presets import SeedRange
 from experiments.sampling import Sampling, grid_of
+from experiments.teleports import flow_of
 from linear_structure import parameters
 from linear_structure.errors import UsageError, WorkError, run_command
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -101,7 +102,7 @@ def test_distance_is_that_of_the_images(small):
     assert [result.skip for result in found] == [0, 2]
     for result in found:
         sigmas = grid_of(small.preset, small.network)
-        sampling = Sampling((1, 8, 8), sigmas, result.skip, small.teleport)
+        sampling = Sampling((1, 8, 8), sigmas, result.skip, flow_of(small.parameters.model))
         pixels = [sampling.pixels(small.network, range(i, i + 5)) for i in range(0, 20, 5)]
         statistics = fid.measure([Corners()(torch.cat(pixels))])
         assert result.distance == fid.frechet(statistics, small.reference)
@@ -169,7 +170,7 @@ def test_images_are_saved_as_measured(small):
     list(sweep.run(saving))
     sigmas = grid_of(small.preset, small.network)
     for skip in (0, 2):
-        sampling = Sampling((1, 8, 8), sigmas, skip, small.teleport)
+        sampling = Sampling((1, 8, 8), sigmas, skip, flow_of(small.parameters.model))
         pixels = torch.cat(
             [sampling.pixels(small.network, seeds) for seeds in (range(5), range(5, 10))]
         )
@@ -230,10 +231,28 @@ def test_parameters_of_another_shape_are_refused(small):
         dataclasses.replace(small, parameters=Parameters(model, {}, ""))
 
 
-def test_kinds_without_a_flow_are_refused(small):
-    cloud = PointCloud(torch.zeros(2, 64, dtype=torch.uint8))
-    with pytest.raises(UsageError, match="gaussian or isotropic"):
-        dataclasses.replace(small, parameters=Parameters(cloud, {}, ""))
+def test_a_point_cloud_teleports_too(small):
+    """Its flow is solved; that of one point is the isotropic model's."""
+    cloud = PointCloud(torch.full((1, 64), 255, dtype=torch.uint8))
+    point = Isotropic(torch.ones(64).double())
+    preset = dataclasses.replace(small.preset, skips=(2,))
+    found = []
+    for model in (cloud, point):
+        changed = Parameters(model, {}, type(model).__name__)
+        varied = dataclasses.replace(small, preset=preset, parameters=changed)
+        found.append([result.distance for result in sweep.run(varied)])
+    assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
+@pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc"])
+def test_other_samplers_take_one_call_a_step(small, sampler):
+    preset = dataclasses.replace(small.preset, sampler=sampler, skips=(0, 2))
+    steps = preset.steps
+    found = list(sweep.run(dataclasses.replace(small, preset=preset)))
+    assert [result.outputs["nfe"] for result in found] == [steps, steps - 2]
+    assert {result.inputs["sampler"] for result in found} == {sampler}
+    with pytest.raises(UsageError, match="expected one of heun, dpmpp_2m, unipc"):
+        dataclasses.replace(small, preset=dataclasses.replace(preset, sampler="abacus"))
 
 
 def test_nan_stops_the_sweep_and_keeps_what_is_made(small):
