@@ -207,7 +207,7 @@ def _kept_activations(network: Preconditioned) -> int:
 def _downloads(preset: Preset) -> dict[str, int]:
     """Files that are not in the cache, with the most bytes that each may have."""
     named = [preset.network, preset.features, preset.reference]
-    if not preset.parameters.exists():
+    if preset.dataset and not preset.parameters.exists():
         named += sources_of(preset.dataset)
     sources = [file for file in named if isinstance(file, Source) and not _cached(file).exists()]
     return {source.name: source.size_limit for source in sources}
@@ -223,6 +223,7 @@ def _missing(preset: Preset) -> Iterator[str]:
     makes = preset.makes_parameters and not preset.parameters.is_dir()
     if (
         (makes or preset.reference is None)
+        and preset.dataset
         and preset.dataset not in NAMES
         and not Path(preset.dataset).exists()
     ):

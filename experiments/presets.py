@@ -51,7 +51,8 @@ class Preset:
 
     Attributes:
         name: what users type.
-        dataset: a name or path that `linear_structure.datasets` reads.
+        dataset: a name or path that `linear_structure.datasets` reads; None: everything that the
+            sweep needs of the images is shipped.
         parameters: the Gaussian parameter directory; made from the dataset where absent.
         eigenvalue_scale: factor on its eigenvalues; 4 where they describe pixels in [0, 1].
         network: the denoiser.
@@ -70,7 +71,7 @@ class Preset:
     """
 
     name: str
-    dataset: str
+    dataset: str | None
     parameters: Path
     network: File
     features: File
@@ -91,8 +92,9 @@ class Preset:
 
     @property
     def makes_parameters(self) -> bool:
-        """Whether the parameter directory is the preset's own, made where it is absent."""
-        return self.parameters == find(self.name).parameters
+        """Whether the parameter directory is the preset's own, made from its images if absent."""
+        own = find(self.name)
+        return own.dataset is not None and self.parameters == own.parameters
 
     def __post_init__(self) -> None:
         wrong = [k for k in self.skips if not 0 <= k < self.steps]
@@ -201,10 +203,27 @@ def _digits() -> Preset:
     )
 
 
+def _cifar10_small() -> Preset:
+    """Natural images without a download: networks and statistics of our own, made from CIFAR-10."""
+    return Preset(
+        name="cifar10-small",
+        dataset=None,
+        parameters=shipped("cifar10-parameters"),
+        network=shipped("cifar10-denoiser.safetensors"),
+        features=shipped("cifar10-features.safetensors"),
+        reference=shipped("cifar10-reference.npz"),
+        steps=18,
+        skips=(*range(9), 10, 12),
+        seeds=SeedRange(0, 499),
+        block=125,
+    )
+
+
 def presets() -> dict[str, Preset]:
     """All presets by name."""
     afhqv2 = _edm64("afhqv2", "afhqv2", 0.25, 1.96)
-    known = (_digits(), _cifar10(), _edm64("ffhq64", "ffhq", 0.05, 2.39), afhqv2)
+    own = (_digits(), _cifar10_small())
+    known = (*own, _cifar10(), _edm64("ffhq64", "ffhq", 0.05, 2.39), afhqv2)
     return {preset.name: preset for preset in known}
 
 

@@ -233,19 +233,33 @@ def analytic_models(preset: Preset, network: Preconditioned) -> dict[str, Model]
     if not isinstance(model, Gaussian):
         raise UsageError(f"{preset.parameters} holds no Gaussian: scores are compared with one")
     check_shape(model, network)
-    return {
-        "isotropic": Isotropic(model.mean),
-        "Gaussian": model,
-        "exact point cloud": PointCloud(load_dataset(preset, network).images().flatten(1)),
-    }
+    models: dict[str, Model] = {"isotropic": Isotropic(model.mean), "Gaussian": model}
+    images = images_at_hand(preset, network)
+    return (
+        models if images is None else {**models, "exact point cloud": PointCloud(images.flatten(1))}
+    )
+
+
+def images_at_hand(preset: Preset, network: Preconditioned) -> Tensor | None:
+    """All images as uint8 (n, C, H, W), or None, and a sentence, where the preset has none."""
+    if preset.dataset is None:
+        if distributed.rank() == 0:
+            print(
+                f"{preset.name} comes without images: point clouds and mixtures need them, "
+                "give --dataset"
+            )
+        return None
+    return load_dataset(preset, network).images()
 
 
 def load_dataset(preset: Preset, network: Preconditioned) -> Dataset:
     """The preset's images.
 
     Raises:
-        UsageError: the network makes images of another size.
+        UsageError: the network makes images of another size, or the preset has no images.
     """
+    if preset.dataset is None:
+        raise UsageError(f"{preset.name} comes without images: give --dataset")
     dataset, expected = datasets.load(preset.dataset), image_shape(network)
     if dataset.shape != expected:
         found, made = (" x ".join(map(str, shape)) for shape in (dataset.shape, expected))
@@ -267,7 +281,7 @@ def load_parameters(preset: Preset, network: Preconditioned) -> Parameters:
             make_parameters(preset, network)
         distributed.wait_for([directory])
     loaded = parameters.load(directory, preset.eigenvalue_scale)
-    source, wanted = loaded.story.get("dataset"), Path(preset.dataset)
+    source, wanted = loaded.story.get("dataset"), Path(preset.dataset or "")
     if default and source not in (None, wanted.name, wanted.stem):
         raise UsageError(
             f"{directory} was made from {source}, not from {preset.dataset}: "

@@ -85,7 +85,9 @@ def main() -> None:
         **asdict(recipe),
         "dataset": dataset.name,
         "trained_on": len(known),
-        "tested_on": arguments.test or f"{len(test_images)} held-out images",
+        "tested_on": Path(arguments.test).name
+        if arguments.test
+        else f"{len(rest)} held-out images",
         "accuracy": accuracy(network, test_images, test_labels),
         "torch": torch.__version__,
     }
