@@ -135,9 +135,9 @@ LAPTOP = Recipe(
     ramp=10_000,
     ema_halflife=50_000,
     ema_ramp=0.1,
-    duration=500_000,
+    duration=250_000,
     tick=10_000,
-    snapshot=100_000,
+    snapshot=50_000,
 )
 DIGITS = replace(
     LAPTOP,
@@ -150,6 +150,7 @@ DIGITS = replace(
     learning_rate=4e-3,
     ema_ramp=0.05,
     duration=600_000,
+    snapshot=100_000,
 )
 RECIPES = {"published": Recipe(), "laptop": LAPTOP, "digits": DIGITS}
 

@@ -1,0 +1,66 @@
+"""Presets: each value fits the others, and what is shipped is enough where no image is needed."""
+
+import dataclasses
+
+import pytest
+import torch
+
+from edm import features, fid
+from experiments import presets, settings, sweep
+from experiments.presets import SeedRange, find, shipped
+from linear_structure import parameters
+from linear_structure.errors import UsageError
+
+CPU = torch.device("cpu")
+SMALL = find("cifar10-small")
+
+
+def test_an_unknown_preset_lists_the_known_ones():
+    with pytest.raises(UsageError, match="digits, cifar10-small, cifar10, ffhq64, afhqv2"):
+        find("cifar")
+
+
+def size_of(*names: str) -> int:
+    paths = [path for name in names for path in (shipped(name), *shipped(name).glob("*"))]
+    return sum(path.stat().st_size for path in paths if path.is_file())
+
+
+def test_shipped_files_are_small():
+    assert size_of("cifar10-denoiser.safetensors") <= 16e6
+    assert size_of("cifar10-features.safetensors") <= 4e6
+    assert size_of("cifar10-parameters") <= 4e6
+    assert size_of("digits-denoiser.safetensors", "digits-features.safetensors") <= 4e6
+
+
+def test_cifar10_small_runs_from_shipped_files_alone(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    preset = dataclasses.replace(SMALL, seeds=SeedRange(0, 3), block=4, skips=(8, 12), steps=14)
+    loaded = settings.load_sweep(preset, CPU, 1)
+    results = list(sweep.run(loaded))
+    assert [result.outputs["count"] for result in results] == [4, 4]
+    assert all(result.distance > 0 for result in results)
+    assert results[0].inputs["distance_name"] == "FD-cifar"
+
+
+def test_without_images_the_models_that_need_them_are_left_out(capsys):
+    network = settings.load_network(SMALL, CPU)
+    assert list(settings.analytic_models(SMALL, network)) == ["isotropic", "Gaussian"]
+    assert "give --dataset" in capsys.readouterr().out
+    with pytest.raises(UsageError, match="comes without images: give --dataset"):
+        settings.load_dataset(SMALL, network)
+
+
+def test_the_shipped_parts_belong_together():
+    """The reference is of the shipped features, and of as many images as the parameters."""
+    reference = fid.read(presets.locate(SMALL.reference))
+    network = features.load(presets.locate(SMALL.features), device=CPU)
+    assert reference.features == network.digest
+    story = parameters.load(SMALL.parameters).story
+    assert reference.count == story["count"] == 50_000
+
+
+def test_the_truncated_covariance_teleports_as_the_whole_one_to_a_stated_error():
+    """A dropped direction's eigenvalue is at most the last kept: its gain errs by lam / 2 s^2."""
+    eigenvalues = parameters.load(SMALL.parameters).model.eigenvalues
+    assert len(eigenvalues) == 300
+    assert float(eigenvalues[-1]) / (2 * 3.26**2) < 0.0052
