@@ -12,38 +12,23 @@ The distance falls with the number of images: two distances compare at equal n o
 """
 
 import hashlib
-import lzma
 import math
 import statistics as stdlib
-import zlib
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from linear_structure.errors import UsageError, WorkError
-from linear_structure.files import replacing
+from linear_structure.files import UNREADABLE_ARRAYS, replacing
 from linear_structure.gaussian import Gaussian
 from linear_structure.moments import Moments
 
 ROWS = 1024  # features that enter the moments at a time, however they arrive
-UNREADABLE = (  # what numpy, zipfile and its decompressors raise
-    ValueError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    EOFError,
-    OSError,
-    BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
 SPURIOUS = 1e-3  # share of the trace that negative eigenvalues may have by rounding
 
 
@@ -190,7 +175,7 @@ def _arrays(path: Path) -> dict[str, np.ndarray]:
         try:
             with np.load(stream, allow_pickle=False) as file:
                 return {name: np.asarray(values) for name, values in file.items()}
-        except UNREADABLE as error:
+        except UNREADABLE_ARRAYS as error:
             raise UsageError(f"{path} is not an .npz file of plain arrays") from error
 
 

@@ -64,7 +64,7 @@ class Recipe:
     ema_halflife: int = _number(500_000, "images in which a weight's part in the average halves")
     ema_ramp: float = _number(0.05, "the half-life is at most this share of images seen", high=1)
     precision: str = _word("of the layers; weights stay float32", "float32", "bfloat16")
-    seed: int = _number(0, "of weights, order, sigmas and noise")
+    seed: int = _number(0, "of weights, order, sigmas and noise", high=2**32 - 1)
     duration: int = _number(200_000_000, "images to train on", 1)
     tick: int = _number(50_000, "images between two looks at the loss", 1)
     snapshot: int = _number(2_500_000, "images between two snapshots", 1)

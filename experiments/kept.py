@@ -13,12 +13,17 @@ def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any]) -> Any:
 
     A file that is damaged or belongs to other inputs is replaced.
     """
-    try:
-        found = json.loads(path.read_text())
-        if found["inputs"] == json.loads(json.dumps(inputs)):
-            return found["outputs"]
-    except (OSError, ValueError, KeyError, TypeError):
-        pass  # no such numbers yet: they are made below
+    found = _read(path)
+    if found.get("inputs") == json.loads(json.dumps(inputs)) and "outputs" in found:
+        return found["outputs"]
     outputs = make()
     write_json(path, {"inputs": inputs, "outputs": outputs})
     return outputs
+
+
+def _read(path: Path) -> dict[str, Any]:
+    """A JSON object, empty where there is none."""
+    try:
+        return dict(json.loads(path.read_text()))
+    except (OSError, ValueError, TypeError):
+        return {}

@@ -27,6 +27,7 @@ from experiments import blocks
 from experiments.presets import Preset
 from experiments.results import surroundings
 from experiments.sampling import Sampling, grid_of, image_shape
+from experiments.trajectories import QUARTILES, norms
 from linear_structure import parameters
 from linear_structure.denoise import Denoiser
 from linear_structure.files import (
@@ -37,8 +38,6 @@ from linear_structure.files import (
     write_text,
 )
 from linear_structure.parameters import Model
-
-QUARTILES = (0.25, 0.5, 0.75)
 
 
 @dataclass(frozen=True)
@@ -110,15 +109,11 @@ def relative_errors(
     for step in heun(network, x, sigmas):
         if step.sigma == 0:
             return
-        size = _norm(step.denoised - step.x)
+        size = norms(step.denoised - step.x)
         errors = [
-            _norm(denoise(step.x, step.sigma) - step.denoised) / size for denoise in models.values()
+            norms(denoise(step.x, step.sigma) - step.denoised) / size for denoise in models.values()
         ]
         yield torch.stack(errors, 1).cpu()
-
-
-def _norm(x: Tensor) -> Tensor:
-    return x.flatten(1).norm(dim=1)
 
 
 def compare(study: Study) -> dict[str, Comparison]:

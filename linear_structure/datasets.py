@@ -11,8 +11,6 @@ three axes is (n, H, W); of four, the channels (1 or 3) are the last axis, or el
 Folders, zips and `.npy` are read as they are asked for; the others are held in memory.
 """
 
-import zipfile
-import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,6 +23,7 @@ from torch import Tensor
 from linear_structure.archives import ARCHIVES
 from linear_structure.download import Source, fetch
 from linear_structure.errors import UsageError
+from linear_structure.files import UNREADABLE_ARRAYS
 from linear_structure.pictures import Pictures, open_folder, open_zip
 
 NAMES = (*ARCHIVES, "digits")
@@ -149,7 +148,7 @@ def _stored(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
             return loaded, None
         with loaded:
             return _first(loaded, "images", "arr_0"), _first(loaded, "labels", "arr_1")
-    except (ValueError, EOFError, zipfile.BadZipFile, zlib.error) as error:
+    except UNREADABLE_ARRAYS as error:
         raise UsageError(f"{path} cannot be read as numpy arrays: {error}") from error
 
 

@@ -358,6 +358,15 @@ def test_arrays_of_something_else_are_refused(
     assert reason in message and "a.npz" in message
 
 
+def test_an_encrypted_array_is_one_sentence(tmp_path: Path) -> None:
+    np.savez(tmp_path / "a.npz", images=RGB)
+    data = bytearray((tmp_path / "a.npz").read_bytes())
+    for signature, start in ((b"PK\3\4", 6), (b"PK\1\2", 8)):
+        data[data.find(signature) + start] |= 1
+    (tmp_path / "a.npz").write_bytes(data)
+    assert "cannot be read as numpy arrays" in complaint(tmp_path / "a.npz")
+
+
 @pytest.mark.parametrize("suffix", [".npy", ".npz"])
 @pytest.mark.parametrize("share", [0, 0.1, 0.9])
 def test_a_truncated_array_is_one_sentence(tmp_path: Path, suffix: str, share: float) -> None:
