@@ -7,7 +7,6 @@ from typing import Any
 
 import matplotlib as mpl
 import numpy as np
-import torch
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
@@ -198,9 +197,9 @@ def _band(
     axes: Axes, numbers: Mapping[str, Any], part: str, style: Mapping[str, Any], label: str
 ) -> None:
     """Median and quartile band; of the many mixtures, the median alone."""
-    low, median, high = torch.tensor(numbers[part], dtype=torch.float64).T
+    low, median, high = np.array(numbers[part]).T
     shown = median > ROUNDING
-    sigma = torch.tensor(numbers["sigma"])[shown]
+    sigma = np.array(numbers["sigma"])[shown]
     axes.plot(sigma, median[shown], **style, label=label)
     if not label.startswith("mixture"):
         axes.fill_between(sigma, low[shown], high[shown], color=style["color"], alpha=0.15)

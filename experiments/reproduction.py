@@ -18,13 +18,13 @@ from tqdm import tqdm
 
 from edm.precondition import Preconditioned
 from edm.samplers import Step, heun
-from edm.seeds import Seeds
 from experiments import figures, models
 from experiments.findings import Settling, settling, summary
 from experiments.kept import kept
 from experiments.presets import Preset
-from experiments.sampling import grid_of, image_shape
+from experiments.sampling import Sampling, grid_of, image_shape
 from experiments.trajectories import compared, on_noised, solution
+from linear_structure.denoise import Denoiser
 from linear_structure.files import write_json, write_text
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
@@ -40,8 +40,7 @@ class Reproduction:
     Attributes:
         network_digest: identifies the network's weights.
         gaussian: of the images; `gaussian_digest` identifies it.
-        images: uint8 (n, C, H, W), or None: then the network's own samples are noised, and models
-            that need images are left out.
+        images: uint8 (n, C, H, W), or None: then models that need images are left out.
         count: trajectories, of the first seeds of the preset, and noised images.
         folder: of all numbers and pictures.
     """
@@ -64,25 +63,31 @@ class Reproduction:
     @cached_property
     def trajectory(self) -> list[Step]:
         """The network's trajectories, all levels and the end."""
-        (seeds,) = self.preset.seeds.head(self.count).blocks(self.count)
-        latents = Seeds.of(seeds, self.device).latents(image_shape(self.network))
+        denoise, start = self._drawn(self.count)
         with torch.inference_mode():
-            return list(heun(self.network, latents.double() * self.sigmas[0], self.sigmas))
+            return list(heun(denoise, start, self.sigmas))
+
+    def _drawn(self, count: int) -> tuple[Denoiser, Tensor]:
+        """The denoiser of the first seeds, told their classes if it has any, and their states."""
+        (seeds,) = self.preset.seeds.head(count).blocks(count)
+        sampling = Sampling(image_shape(self.network), self.sigmas, device=self.device)
+        denoise, latents, _ = sampling.drawn(self.network, seeds)
+        return denoise, latents.double() * self.sigmas[0]
 
     @cached_property
     def noised(self) -> list[Step]:
         """The network at noised images."""
         ends = self.sigmas[[0, -2]].log()
         levels = torch.linspace(float(ends[0]), float(ends[1]), LEVELS, dtype=torch.float64).exp()
-        clean = self.trajectory[-1].x if self.images is None else from_uint8(self._some_images)
+        denoise, _ = self._drawn(self.count)
         with torch.inference_mode():
-            return list(on_noised(self.network, clean.to(self.device), levels))
+            return list(on_noised(denoise, self._clean().to(self.device), levels))
 
-    @property
-    def _some_images(self) -> Tensor:
-        assert self.images is not None
-        every = max(len(self.images) // self.count, 1)
-        return self.images[::every][: self.count]
+    def _clean(self) -> Tensor:
+        """Images spread over the data; the network's samples where it has classes, or no images."""
+        if self.images is None or len(self.images) < self.count or self.network.label_dim:
+            return self.trajectory[-1].x
+        return from_uint8(self.images[:: len(self.images) // self.count][: self.count])
 
     @cached_property
     def inputs(self) -> dict[str, Any]:
@@ -127,10 +132,11 @@ class Reproduction:
 
     def samples(self, skip: int, seeds: int) -> Tensor:
         """Images (seeds, C, H, W) of the first trajectories, their first steps teleported."""
-        start, sigmas = self.trajectory[0].x[:seeds], self.sigmas
+        denoise, start = self._drawn(seeds)
+        sigmas = self.sigmas
         x = self.gaussian.flow(start, sigmas[0], sigmas[skip]) if skip else start
         with torch.inference_mode():
-            *_, last = heun(self.network, x, sigmas[skip:])
+            *_, last = heun(denoise, x, sigmas[skip:])
         return last.x
 
 

@@ -75,21 +75,25 @@ class Sampling:
         return carry(latents, self.sigmas, self.skip, self.teleport)
 
     def pixels(self, denoise: Denoiser, seeds: Iterable[int]) -> Tensor:
-        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`.
+        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
+        denoise, latents, teleport = self.drawn(denoise, seeds)
+        x = carry(latents, self.sigmas, self.skip, teleport)
+        return to_uint8(final(SAMPLERS[self.sampler](denoise, x, self.sigmas[self.skip :])))
+
+    def drawn(
+        self, denoise: Denoiser, seeds: Iterable[int]
+    ) -> tuple[Denoiser, Tensor, Flow | None]:
+        """The denoiser, the latents (n, C, H, W) and the flow of these seeds.
 
         A network with classes gets those that the seeds draw after the latents.
         """
-        if not (isinstance(denoise, Preconditioned) and denoise.label_dim):
-            return self._finished(denoise, self.start(seeds))
         drawn = Seeds.of(list(seeds), self.device)
-        latents, labels = drawn.latents(self.shape), drawn.labels(denoise.label_dim)
+        latents = drawn.latents(self.shape)
+        if not (isinstance(denoise, Preconditioned) and denoise.label_dim):
+            return denoise, latents, self.teleport
+        labels = drawn.labels(denoise.label_dim)
         teleport = ByClass(self.by_class, labels) if self.by_class else self.teleport
-        x = carry(latents, self.sigmas, self.skip, teleport)
-        return self._finished(denoise.bind(labels), x)
-
-    def _finished(self, denoise: Denoiser, x: Tensor) -> Tensor:
-        steps = SAMPLERS[self.sampler](denoise, x, self.sigmas[self.skip :])
-        return to_uint8(final(steps))
+        return denoise.bind(labels), latents, teleport
 
 
 def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> Tensor:

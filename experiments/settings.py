@@ -17,7 +17,7 @@ from experiments import presets, results
 from experiments.presets import Preset, SeedRange, as_file, locate
 from experiments.sampling import SAMPLERS, image_shape
 from experiments.sweep import Sweep
-from experiments.teleports import check_shape
+from experiments.teleports import check_classes, check_shape
 from linear_structure import datasets, distributed, get_parameters, parameters
 from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError
@@ -162,7 +162,7 @@ def load_sweep(
         root=results.ROOT,
         save_images=save_images,
         tf32=tf32,
-        by_class=parameters.load_by_class(preset.parameters) if preset.by_class else {},
+        by_class=load_classes(preset, network),
     )
 
 
@@ -290,6 +290,19 @@ def load_parameters(preset: Preset, network: Preconditioned) -> Parameters:
     if loaded.notice and distributed.rank() == 0:
         print(loaded.notice)
     return loaded
+
+
+def load_classes(preset: Preset, network: Preconditioned) -> dict[int, Parameters]:
+    """The parameters of each class, if the preset teleports by class; else none.
+
+    Raises:
+        UsageError: the network has no classes, or one of them has no parameters.
+    """
+    if not preset.by_class:
+        return {}
+    found = parameters.load_by_class(preset.parameters)
+    check_classes(found, network.label_dim)
+    return found
 
 
 def make_parameters(preset: Preset, network: Preconditioned) -> None:

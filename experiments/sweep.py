@@ -26,7 +26,7 @@ from experiments import blocks, results
 from experiments.presets import Preset, SeedRange
 from experiments.results import Result
 from experiments.sampling import SAMPLERS, Sampling, grid_of, image_shape, nfe
-from experiments.teleports import check_shape, flow_of, flows_of
+from experiments.teleports import check_classes, check_shape, flow_of, flows_of
 from linear_structure import distributed
 from linear_structure.errors import UsageError
 from linear_structure.files import digest_of, write_array, write_json
@@ -74,7 +74,7 @@ class Sweep:
         check_sampler(self.preset.sampler)
         check_shape(self.parameters.model, self.network)
         if self.by_class:
-            flows_of(self.by_class, self.network.label_dim)
+            check_classes(self.by_class, self.network.label_dim)
         check_reference(self.reference, self.features)
 
     @cached_property
@@ -96,7 +96,7 @@ class Sweep:
             flow_of(self.parameters.model),
             self.device,
             self.preset.sampler,
-            flows_of(self.by_class, self.network.label_dim) if self.by_class else {},
+            flows_of(self.by_class),
         )
 
     def image_inputs(self, skip: int) -> dict[str, Any]:

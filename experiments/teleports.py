@@ -65,8 +65,13 @@ def flow_of(model: Model) -> Flow:
     return model if isinstance(model, Gaussian | Isotropic) else Solved(model)
 
 
-def flows_of(by_class: Mapping[int, Parameters], label_count: int) -> dict[int, Flow]:
-    """A flow for each class of a conditional network.
+def flows_of(by_class: Mapping[int, Parameters]) -> dict[int, Flow]:
+    """The flow of each class."""
+    return {label: flow_of(parameters.model) for label, parameters in by_class.items()}
+
+
+def check_classes(by_class: Mapping[int, Parameters], label_count: int) -> None:
+    """Refuse parameters that leave out a class of a network.
 
     Raises:
         UsageError: the network has no classes, or one of them has no parameters.
@@ -77,7 +82,6 @@ def flows_of(by_class: Mapping[int, Parameters], label_count: int) -> dict[int, 
         raise UsageError(
             f"no parameters of class {', '.join(missing)}: make them with get_parameters --by-class"
         )
-    return {label: flow_of(parameters.model) for label, parameters in by_class.items()}
 
 
 def dimension(model: Model) -> int:

@@ -16,7 +16,7 @@ from experiments import report, results, settings
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of, image_shape, nfe
 from experiments.suggestion import TOLERANCE, Offset, knee, offsets, within
-from experiments.teleports import flow_of
+from experiments.teleports import check_shape, flow_of, flows_of
 from linear_structure.errors import UsageError, run_command
 
 
@@ -40,12 +40,20 @@ def suggested(preset: Preset, options: argparse.Namespace) -> list[Offset]:
     """The offsets up to the last skip within the tolerance, with a bar."""
     device, _ = settings.chosen_device(options, preset)
     network = settings.load_network(preset, device)
-    teleport = flow_of(settings.load_parameters(preset, network).model)
+    own = settings.load_parameters(preset, network).model
+    check_shape(own, network)
     sigmas = grid_of(preset, network)
-    x = Sampling(image_shape(network), sigmas, device=device).start(
-        range(preset.seeds.first, preset.seeds.first + options.count)
+    sampling = Sampling(
+        image_shape(network),
+        sigmas,
+        teleport=flow_of(own),
+        device=device,
+        by_class=flows_of(settings.load_classes(preset, network)),
     )
-    found = offsets(network, teleport, x, sigmas)
+    seeds = range(preset.seeds.first, preset.seeds.first + options.count)
+    denoise, latents, teleport = sampling.drawn(network, seeds)
+    x = latents.double() * sigmas[0]
+    found = offsets(denoise, teleport or flow_of(own), x, sigmas)
     bar = tqdm(found, total=preset.steps, desc="levels", unit=" levels", leave=False)
     with torch.inference_mode():
         return within(iter(bar), options.tolerance)
@@ -55,8 +63,8 @@ def measured(preset: Preset) -> str:
     """What the latest sweep of the preset says, in one sentence."""
     try:
         rows = report.rows(results.latest_sweep(results.ROOT, preset.name))
-    except UsageError:
-        return "No sweep of this preset is there to compare with."
+    except UsageError as error:
+        return f"Nothing measured to compare with: {error}."
     distances = {row.skip: row.mean for row in rows}
     if 0 not in distances:
         return "The latest sweep has no distance without skips to compare with."

@@ -7,7 +7,7 @@ from edm.precondition import build
 from edm.schedule import sigma_grid
 from edm.seeds import Seeds
 from experiments.sampling import Sampling, carry
-from experiments.teleports import ByClass, Solved, check_shape, flow_of, flows_of
+from experiments.teleports import ByClass, Solved, check_classes, check_shape, flow_of
 from linear_structure.errors import UsageError
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
@@ -75,9 +75,9 @@ def test_a_conditional_network_gets_the_classes_of_the_seeds_and_their_flows():
 def test_classes_that_do_not_fit_are_refused():
     found = {0: Parameters(GAUSSIAN, {}, "")}
     with pytest.raises(UsageError, match="has no classes"):
-        flows_of(found, 0)
+        check_classes(found, 0)
     with pytest.raises(UsageError, match="no parameters of class 1, 2"):
-        flows_of(found, 3)
+        check_classes(found, 3)
 
 
 @pytest.mark.parametrize(
