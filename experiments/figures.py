@@ -153,7 +153,7 @@ def image_rows(
 
 def _row_of_images(axes: Axes, images: Tensor) -> None:
     tiled = grid(to_uint8(images.cpu()), len(images)).permute(1, 2, 0)
-    axes.imshow(tiled.expand(-1, -1, 3), interpolation="nearest")
+    axes.imshow(tiled.expand(-1, -1, 3).numpy(), interpolation="nearest")
     axes.set(xticks=[], yticks=[])
     axes.spines[:].set_visible(False)
 

@@ -12,6 +12,7 @@ variance settle first.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import takewhile
 from typing import Any
 
 import torch
@@ -95,25 +96,22 @@ def median_error(agreement: Mapping[str, Any]) -> Tensor:
 
 
 def beaten_below(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> float | None:
-    """The largest sigma where one model's error is less than 0.9 of another's; None: nowhere."""
+    """The largest sigma up to which one model's error is under 0.9 of another's; None: nowhere."""
     better = median_error(winner) < BEATEN * median_error(loser)
-    sigmas = torch.tensor(winner["sigma"])[better]
-    return float(sigmas.max()) if len(sigmas) else None
+    return _unbroken(sorted(zip(winner["sigma"], better.tolist(), strict=True)))
 
 
 def equal_above(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
-    """The smallest sigma from which on the errors of two models are within a tenth; None: nowhere.
-
-    Levels may come in either order.
-    """
+    """The smallest sigma from which on two models' errors are within a tenth; None: nowhere."""
     a, b = median_error(one), median_error(other)
     close = (a - b).abs() <= (1 - BEATEN) * b
-    found = None
-    for sigma, equal in sorted(zip(one["sigma"], close.tolist(), strict=True), reverse=True):
-        if not equal:
-            break
-        found = sigma
-    return found
+    return _unbroken(sorted(zip(one["sigma"], close.tolist(), strict=True), reverse=True))
+
+
+def _unbroken(levels: Sequence[tuple[float, bool]]) -> float | None:
+    """The last sigma of those that hold from the first on."""
+    held = [sigma for sigma, _ in takewhile(lambda level: level[1], levels)]
+    return held[-1] if held else None
 
 
 def summary(numbers: Mapping[str, Mapping[str, Any]], settled: Settling) -> dict[str, Any]:

@@ -5,8 +5,7 @@
     mixture of K   k-means clusters, each a Gaussian; also of low rank r, so with nothing beside it
     point cloud    every image, as a point
 
-Their order is that of what they know. The low rank is that of the directions which hold 95 % of
-the images' variance.
+The low rank is that of the directions which hold 95 % of the variance that the Gaussian holds.
 """
 
 from collections.abc import Callable, Sequence

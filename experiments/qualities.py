@@ -54,7 +54,7 @@ def _others(own: Model, images: Tensor | None, by_class: bool) -> Iterator[tuple
         yield "Gaussian", own
     if isinstance(own, Gaussian):
         yield "isotropic", Isotropic(own.mean)
-    if images is not None:
+    if images is not None and len(images) >= COMPONENTS:
         yield f"mixture of {COMPONENTS}", models.fitted(images, COMPONENTS, None)
 
 

@@ -17,13 +17,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edm.precondition import Preconditioned
+from edm.resume import digest_of_tensor
 from edm.samplers import Step, heun
 from experiments import figures, models
 from experiments.findings import Settling, settling, summary
 from experiments.kept import kept
 from experiments.presets import Preset
-from experiments.sampling import Sampling, grid_of, image_shape
-from experiments.trajectories import compared, on_noised, solution
+from experiments.sampling import Sampling, final, grid_of, image_shape
+from experiments.trajectories import REFINEMENT, compared, on_noised, solution
 from linear_structure.denoise import Denoiser
 from linear_structure.files import write_json, write_text
 from linear_structure.gaussian import Gaussian
@@ -65,7 +66,9 @@ class Reproduction:
         """The network's trajectories, all levels and the end."""
         denoise, start = self._drawn(self.count)
         with torch.inference_mode():
-            return list(heun(denoise, start, self.sigmas))
+            steps = list(heun(denoise, start, self.sigmas))
+        final(steps)  # refuses NaN
+        return steps
 
     def _drawn(self, count: int) -> tuple[Denoiser, Tensor]:
         """The denoiser of the first seeds, told their classes if it has any, and their states."""
@@ -96,7 +99,11 @@ class Reproduction:
             "preset": self.preset.name,
             "network": self.network_digest,
             "gaussian": self.gaussian_digest,
-            "images": None if self.images is None else len(self.images),
+            "images": None if self.images is None else digest_of_tensor(self.images),
+            "device": self.device.type,
+            "threads": torch.get_num_threads(),
+            "levels": LEVELS,
+            "refinement": REFINEMENT,
             "sigmas": self.sigmas.tolist(),
             "first_seed": self.preset.seeds.first,
             "count": self.count,
@@ -170,10 +177,11 @@ def write_pictures(r: Reproduction) -> None:
     rows["Gaussian"] = torch.cat([ours[i].denoised for i in levels])
     figures.image_rows(r.folder / "figure2a.png", rows, columns, "sigma", title)
     title = f"{r.preset.name}: samples from the same noise"
-    seeds = [str(r.preset.seeds.first + i) for i in range(SHOWN)]
+    shown = min(SHOWN, r.count)
+    seeds = [str(r.preset.seeds.first + i) for i in range(shown)]
     figures.image_rows(r.folder / "figure2b.png", _model_samples(r), seeds, "seed", title)
     skips = [0, *[k for k in r.preset.skips if k][1::2]]
-    rows = {f"{k} skipped": r.samples(k, SHOWN) for k in skips}
+    rows = {f"{k} skipped": r.samples(k, shown) for k in skips}
     title = f"{r.preset.name}: samples whose first steps are teleported"
     figures.image_rows(r.folder / "figure2c.png", rows, seeds, "seed", title)
 

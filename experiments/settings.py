@@ -300,8 +300,10 @@ def load_classes(preset: Preset, network: Preconditioned) -> dict[int, Parameter
     """
     if not preset.by_class:
         return {}
-    found = parameters.load_by_class(preset.parameters)
+    found = parameters.load_by_class(preset.parameters, preset.eigenvalue_scale)
     check_classes(found, network.label_dim)
+    for each in found.values():
+        check_shape(each.model, network)
     return found
 
 

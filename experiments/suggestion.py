@@ -14,12 +14,14 @@ from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
+import torch
 from torch import Tensor
 
 from edm.samplers import heun
 from experiments.teleports import Flow
 from experiments.trajectories import REFINEMENT, norms, refined
 from linear_structure.denoise import Denoiser
+from linear_structure.errors import WorkError
 
 TOLERANCE = 0.02
 KNEE = 1.1  # a distance of up to this multiple of that without skips counts as unchanged
@@ -45,11 +47,16 @@ def offsets(network: Denoiser, teleport: Flow, x: Tensor, sigmas: Tensor) -> Ite
     Args:
         x: float64, at sigmas[0].
         sigmas: (N + 1,), ending in 0.
+
+    Raises:
+        WorkError: the network gave NaN or infinity.
     """
     root = math.sqrt(math.prod(x.shape[1:]))
     steps = islice(heun(network, x, refined(sigmas)), None, None, REFINEMENT)
     for k, step in enumerate(steps):
-        moved = teleport.flow(x, sigmas[0], step.sigma)
+        if not bool(torch.isfinite(step.x).all()):
+            raise WorkError("the network gave NaN or infinity: its weights are unusable")
+        moved = teleport.flow(x, sigmas[0], step.sigma) if k else x
         relative = norms(moved - step.x) / (float(step.sigma) * root)
         yield Offset(k, float(step.sigma), float(relative.median()))
 

@@ -24,6 +24,7 @@ from linear_structure.denoise import Denoiser
 from linear_structure.gaussian import Gaussian, Isotropic
 
 REFINEMENT = 4
+NOISE_SEED = 2**32 - 1  # no sample's seed: samples may be the images that are noised
 QUARTILES = (0.25, 0.5, 0.75)
 
 
@@ -69,7 +70,7 @@ def norms(x: Tensor) -> Tensor:
 
 def on_noised(network: Denoiser, images: Tensor, sigmas: Iterable[Tensor]) -> Iterator[Step]:
     """The network at images (n, C, H, W) in [-1, 1] plus noise, the same noise at every level."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0))
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(NOISE_SEED))
     for sigma in sigmas:
         x = images.double() + sigma * noise.to(images).double()
         yield Step(x, sigma, network(x, sigma))

@@ -114,7 +114,7 @@ class PixelSums:
 
             sum((u - c)(u - c)') = sum(u u') - t c' - c (t - n c)',   t = sum(u)
 
-        and what is left, n (m - c)(m - c)' with |m - c| <= 1/2, is subtracted with one rounding.
+        and what is left, n (m - c)(m - c)' with |m - c| <= 1/2, is subtracted to a few roundings.
 
         Raises:
             ValueError: no image was added.

@@ -189,10 +189,11 @@ def load(directory: Path, eigenvalue_scale: float = 1.0) -> Parameters:
     return Parameters(model, story, digest(model), notice)
 
 
-def load_by_class(directory: Path) -> dict[int, Parameters]:
-    """The models of `by_class/<label>/`, by label; empty where there are none."""
+def load_by_class(directory: Path, eigenvalue_scale: float = 1.0) -> dict[int, Parameters]:
+    """The models of `by_class/<label>/`, by label, as `load` reads them; empty without any."""
     folders = [path for path in (directory / BY_CLASS).glob("*") if path.name.isdecimal()]
-    return {int(path.name): load(path) for path in sorted(folders, key=lambda p: int(p.name))}
+    ordered = sorted(folders, key=lambda path: int(path.name))
+    return {int(path.name): load(path, eigenvalue_scale) for path in ordered}
 
 
 def digest(model: Model) -> str:

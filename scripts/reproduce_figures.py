@@ -13,6 +13,7 @@ from pathlib import Path
 from edm.checkpoint import network_digest
 from experiments import qualities, reproduction, settings
 from experiments.reproduction import Reproduction
+from linear_structure.distributed import world_size
 from linear_structure.errors import UsageError, run_command
 from linear_structure.gaussian import Gaussian
 
@@ -35,6 +36,8 @@ def main() -> None:
     options = _parse()
     if options.count < 2:
         raise UsageError(f"--count {options.count}: quartiles need 2 or more")
+    if world_size() > 1:
+        raise UsageError("reproduce_figures runs in one process: share the sweep with torchrun")
     preset = settings.chosen_preset(options)
     device, threads = settings.chosen_device(options, preset)
     sweep = settings.load_sweep(preset, device, threads)
@@ -49,7 +52,7 @@ def main() -> None:
         gaussian_digest=sweep.parameters.digest,
         images=settings.images_at_hand(preset, sweep.network),
         device=device,
-        count=options.count,
+        count=min(options.count, preset.seeds.count),
         folder=options.out / preset.name,
     )
     reproduction.write_comparisons(made)

@@ -8,16 +8,20 @@ A measured sweep of the preset, where there is one, is named beside it.
 
 import argparse
 import sys
+from typing import Any
 
 import torch
 from tqdm import tqdm
 
+from edm.checkpoint import network_digest
+from edm.precondition import Preconditioned
 from experiments import report, results, settings
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of, image_shape, nfe
 from experiments.suggestion import TOLERANCE, Offset, knee, offsets, within
 from experiments.teleports import check_shape, flow_of, flows_of
 from linear_structure.errors import UsageError, run_command
+from linear_structure.parameters import Parameters
 
 
 def _parse() -> argparse.Namespace:
@@ -36,36 +40,32 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def suggested(preset: Preset, options: argparse.Namespace) -> list[Offset]:
+def suggested(
+    preset: Preset, network: Preconditioned, own: Parameters, options: argparse.Namespace
+) -> list[Offset]:
     """The offsets up to the last skip within the tolerance, with a bar."""
-    device, _ = settings.chosen_device(options, preset)
-    network = settings.load_network(preset, device)
-    own = settings.load_parameters(preset, network).model
-    check_shape(own, network)
-    sigmas = grid_of(preset, network)
-    sampling = Sampling(
-        image_shape(network),
-        sigmas,
-        teleport=flow_of(own),
-        device=device,
-        by_class=flows_of(settings.load_classes(preset, network)),
-    )
+    sigmas, flow = grid_of(preset, network), flow_of(own.model)
+    classes = flows_of(settings.load_classes(preset, network))
+    device = next(network.parameters()).device
+    sampling = Sampling(image_shape(network), sigmas, 0, flow, device, by_class=classes)
     seeds = range(preset.seeds.first, preset.seeds.first + options.count)
     denoise, latents, teleport = sampling.drawn(network, seeds)
-    x = latents.double() * sigmas[0]
-    found = offsets(denoise, teleport or flow_of(own), x, sigmas)
+    found = offsets(denoise, teleport or flow, latents.double() * sigmas[0], sigmas)
     bar = tqdm(found, total=preset.steps, desc="levels", unit=" levels", leave=False)
     with torch.inference_mode():
         return within(iter(bar), options.tolerance)
 
 
-def measured(preset: Preset) -> str:
-    """What the latest sweep of the preset says, in one sentence."""
+def measured(preset: Preset, settled: dict[str, Any]) -> str:
+    """What the latest sweep of the preset says, in one sentence, if it was of these settings."""
     try:
-        rows = report.rows(results.latest_sweep(results.ROOT, preset.name))
+        sweep = results.latest_sweep(results.ROOT, preset.name)
     except UsageError as error:
         return f"Nothing measured to compare with: {error}."
-    distances = {row.skip: row.mean for row in rows}
+    other = [name for name, value in settled.items() if sweep[0].inputs.get(name) != value]
+    if other:
+        return f"The latest sweep was of another {', '.join(other)}: nothing to compare with."
+    distances = {row.skip: row.mean for row in report.rows(sweep)}
     if 0 not in distances:
         return "The latest sweep has no distance without skips to compare with."
     last = knee(distances)
@@ -75,18 +75,27 @@ def measured(preset: Preset) -> str:
 def main() -> None:
     """Print each skip's deviation, the suggestion, and the measured knee."""
     options = _parse()
-    if options.count < 1 or options.tolerance <= 0:
+    if options.count < 1 or not options.tolerance > 0:
         raise UsageError("--count and --tolerance must be above 0")
     preset = settings.chosen_preset(options)
-    found = suggested(preset, options)
+    device, _ = settings.chosen_device(options, preset)
+    network = settings.load_network(preset, device)
+    own = settings.load_parameters(preset, network)
+    check_shape(own.model, network)
+    found = suggested(preset, network, own, options)
     print("skip   sigma  deviation / sigma, RMS of a pixel, median of the seeds")
     for offset in found:
         print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}")
-    best, full = found[-1].skip, nfe(preset.steps, 0)
-    print(
-        f"Skip {best} of {preset.steps} steps: {nfe(preset.steps, best)} network calls, not {full}."
-    )
-    print(measured(preset))
+    best = found[-1].skip
+    calls, full = (nfe(preset.steps, skip, preset.sampler) for skip in (best, 0))
+    print(f"Skip {best} of {preset.steps} steps: {calls} network calls, not {full}.")
+    settled = {
+        "network": network_digest(network),
+        "parameters": own.digest,
+        "sigmas": grid_of(preset, network).tolist(),
+        "sampler": preset.sampler,
+    }
+    print(measured(preset, settled))
 
 
 if __name__ == "__main__":

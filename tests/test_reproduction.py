@@ -9,8 +9,6 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from experiments.presets import SeedRange
-from experiments.results import Result, path_of, write
 from linear_structure import datasets, get_parameters, parameters
 from linear_structure.errors import run_command
 
@@ -71,31 +69,28 @@ def test_all_figures_come_with_their_numbers_and_a_second_run_makes_none_again(r
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
 
-def test_a_skip_is_suggested_and_compared_with_the_sweep(run, tmp_path, capsys):
-    assert run("suggest_skip.py", "--count", "4", "--tolerance", "0.05") == 0
+def test_a_skip_is_suggested_and_compared_with_a_sweep_of_the_same_settings(run, capsys):
+    words = ("--count", "4", "--steps", "10", "--skips", "0,2")
+    assert run("suggest_skip.py", *words) == 0
     said = capsys.readouterr().out
-    assert "of 18 steps" in said and "Nothing measured to compare with: no result" in said
-    for skip, distance in ((0, 1.0), (4, 1.05), (6, 2.0)):
-        inputs = {
-            "preset": "digits",
-            "n_skip": skip,
-            "sigma_skip": 1.0,
-            "seeds": [0, 9],
-            "sigmas": [80.0, 0.002, 0.0],
-            "distance_name": "FD-digits",
-            "network": "n",
-        }
-        outputs = {"distance": distance, "count": 10, "nfe": 35 - 2 * skip}
-        result = Result(inputs, outputs, {"seconds": 1.0, "host": "here", "versions": {}})
-        write(path_of(Path("images_with_skips"), "digits", SeedRange(0, 9), skip), result)
+    assert "of 10 steps" in said and "Nothing measured to compare with: no result" in said
+    sweep = (*words[2:], "--seeds", "0-9", "--block", "10")
+    assert run("run_experiments_with_skips.py", *sweep) == 0
+    capsys.readouterr()
+    assert run("suggest_skip.py", *words) == 0
+    assert "Measured: the distance stays within 1.1 times" in capsys.readouterr().out
     assert run("suggest_skip.py", "--count", "4") == 0
-    assert "up to skip 4." in capsys.readouterr().out
+    assert "another sigmas" in capsys.readouterr().out
+    assert run("suggest_skip.py", *words, "--sampler", "unipc") == 0
+    said = capsys.readouterr().out
+    assert "calls, not 10." in said and "another sampler" in said
 
 
 @pytest.mark.parametrize(
     "script, words, said",
     [
         ("suggest_skip.py", ("--count", "0"), "must be above 0"),
+        ("suggest_skip.py", ("--tolerance", "nan"), "must be above 0"),
         ("suggest_skip.py", ("--by-class",), "this one has no classes"),
         ("reproduce_figures.py", ("--count", "1"), "quartiles need 2 or more"),
     ],

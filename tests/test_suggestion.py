@@ -1,11 +1,18 @@
 """The suggested skip: cheap, and right where the truth is known."""
 
+import math
+from itertools import islice
+
+import pytest
 import torch
 
 from edm.schedule import sigma_grid
 from experiments.presets import find
 from experiments.suggestion import knee, offsets, within
+from experiments.teleports import flow_of
+from linear_structure.errors import WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.mixture import GaussianMixture
 
 SIGMAS = sigma_grid(18)
 X = 80 * torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -37,3 +44,16 @@ def test_the_knee_is_the_last_skip_before_the_distance_grows():
     assert knee(find("cifar10").published) == 7
     assert knee({0: 1.0, 2: 1.05, 4: 1.2, 6: 1.0}) == 2
     assert knee({0: 1.0}) == 0
+
+
+def test_models_without_a_closed_flow_are_compared_too():
+    """A mixture of one Gaussian misses by as little as the Gaussian: by the solvers' errors."""
+    alone = flow_of(GaussianMixture(torch.ones(1).double(), (GAUSSIAN,)))
+    found = list(islice(offsets(GAUSSIAN.denoise, alone, X, SIGMAS), 8))
+    assert found[0].median == 0
+    assert max(offset.median for offset in found) < 0.01
+
+
+def test_nan_of_a_network_is_said():
+    with pytest.raises(WorkError, match="NaN"):
+        list(offsets(lambda x, sigma: x * math.nan, GAUSSIAN, X, SIGMAS))

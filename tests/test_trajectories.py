@@ -108,6 +108,7 @@ def curve(*errors):
 def test_where_a_model_beats_another_and_where_they_are_equal():
     flat, late = curve(0.1, 0.5, 0.9), curve(0.1, 0.4, 0.5)
     assert beaten_below(late, flat) == 1.0
+    assert beaten_below(curve(0.05, 0.6, 0.9), flat) is None
     assert beaten_below(flat, late) is None
     assert equal_above(late, flat) == 10.0
     assert equal_above(flat, flat) == 0.1
