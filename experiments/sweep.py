@@ -26,7 +26,14 @@ from experiments import blocks, results
 from experiments.presets import Preset, SeedRange
 from experiments.results import Result
 from experiments.sampling import SAMPLERS, Sampling, grid_of, image_shape, nfe
-from experiments.teleports import check_classes, check_shape, flow_of, flows_of
+from experiments.teleports import (
+    SOLVER_STEPS,
+    check_classes,
+    check_shape,
+    flow_of,
+    flows_of,
+    has_closed_flow,
+)
 from linear_structure import distributed
 from linear_structure.errors import UsageError
 from linear_structure.files import digest_of, write_array, write_json
@@ -114,6 +121,7 @@ class Sweep:
             "threads": self.threads,
             **({"tf32": True} if self.tf32 else {}),
             **({"by_class": self._classes} if self.by_class else {}),
+            **({} if has_closed_flow(self.parameters.model) else {"solver_steps": SOLVER_STEPS}),
         }
 
     @property

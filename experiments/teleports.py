@@ -65,6 +65,11 @@ def flow_of(model: Model) -> Flow:
     return model if isinstance(model, Gaussian | Isotropic) else Solved(model)
 
 
+def has_closed_flow(model: Model) -> bool:
+    """Whether the model's flow is a formula."""
+    return isinstance(model, Gaussian | Isotropic)
+
+
 def flows_of(by_class: Mapping[int, Parameters]) -> dict[int, Flow]:
     """The flow of each class."""
     return {label: flow_of(parameters.model) for label, parameters in by_class.items()}
