@@ -12,7 +12,8 @@ variance settle first.
 
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass
-from itertools import takewhile
+from itertools import groupby, takewhile
+from operator import itemgetter
 from typing import Any
 
 import torch
@@ -95,22 +96,22 @@ def median_error(agreement: Mapping[str, Any]) -> Tensor:
     return torch.tensor(agreement["error"])[:, 1]
 
 
-def beaten_below(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> float | None:
-    """The largest sigma up to which one model's error is under 0.9 of another's; None: nowhere."""
+def beaten_range(winner: Mapping[str, Any], loser: Mapping[str, Any]) -> tuple[float, float] | None:
+    """The longest unbroken range of sigmas, from and to, where one model's error is under 0.9 of
+    another's; None: nowhere."""
     better = median_error(winner) < BEATEN * median_error(loser)
-    return _unbroken(sorted(zip(winner["sigma"], better.tolist(), strict=True)))
+    levels = sorted(zip(winner["sigma"], better.tolist(), strict=True))
+    runs = [[sigma for sigma, _ in run] for won, run in groupby(levels, itemgetter(1)) if won]
+    longest = max(runs, key=len, default=None)
+    return (longest[0], longest[-1]) if longest else None
 
 
 def equal_above(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | None:
     """The smallest sigma from which on two models' errors are within a tenth; None: nowhere."""
     a, b = median_error(one), median_error(other)
     close = (a - b).abs() <= (1 - BEATEN) * b
-    return _unbroken(sorted(zip(one["sigma"], close.tolist(), strict=True), reverse=True))
-
-
-def _unbroken(levels: Sequence[tuple[float, bool]]) -> float | None:
-    """The last sigma of those that hold from the first on."""
-    held = [sigma for sigma, _ in takewhile(lambda level: level[1], levels)]
+    levels = sorted(zip(one["sigma"], close.tolist(), strict=True), reverse=True)
+    held = [sigma for sigma, _ in takewhile(itemgetter(1), levels)]
     return held[-1] if held else None
 
 
@@ -121,8 +122,8 @@ def summary(numbers: Mapping[str, Mapping[str, Any]], settled: Settling) -> dict
     found: dict[str, Any] = {
         "score explained by the Gaussian": _by_sigma(gaussian),
         "score explained by the isotropic model": _by_sigma(on_data["isotropic"]),
-        "mixtures beat the Gaussian below sigma": {
-            name: beaten_below(agreement, gaussian)
+        "mixtures beat the Gaussian at sigmas from, to": {
+            name: beaten_range(agreement, gaussian)
             for name, agreement in on_data.items()
             if name.startswith("mixture") and "rank" not in name
         },

@@ -9,7 +9,7 @@ import torch
 from edm.samplers import heun
 from edm.schedule import sigma_grid
 from experiments import models
-from experiments.findings import beaten_below, equal_above, settling, summary
+from experiments.findings import beaten_range, equal_above, settling, summary
 from experiments.kept import kept
 from experiments.trajectories import agreement, compared, deviation, on_noised, refined, solution
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -107,9 +107,9 @@ def curve(*errors):
 
 def test_where_a_model_beats_another_and_where_they_are_equal():
     flat, late = curve(0.1, 0.5, 0.9), curve(0.1, 0.4, 0.5)
-    assert beaten_below(late, flat) == 1.0
-    assert beaten_below(curve(0.05, 0.6, 0.9), flat) is None
-    assert beaten_below(flat, late) is None
+    assert beaten_range(late, flat) == (0.1, 1.0)
+    assert beaten_range(curve(0.05, 0.6, 0.9), flat) == (10.0, 10.0)
+    assert beaten_range(flat, late) is None
     assert equal_above(late, flat) == 10.0
     assert equal_above(flat, flat) == 0.1
     assert equal_above(curve(1, 1, 1), flat) is None
@@ -133,7 +133,7 @@ def test_findings_name_each_claim():
     }
     found = summary(numbers, settling(trajectory(), GAUSSIAN, 4))
     assert set(found["score explained by the Gaussian"].values()) == {1.0}
-    assert found["mixtures beat the Gaussian below sigma"] == {"mixture of 2": None}
+    assert found["mixtures beat the Gaussian at sigmas from, to"] == {"mixture of 2": None}
     assert found["the point cloud equals the Gaussian above sigma"] is None
 
 
