@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from experiments.plots import COLORS, STYLE, save
+from experiments.plots import COLORS, LOG_FROM, STYLE, save
 from experiments.report import Row
 from linear_structure.images import grid, to_uint8
 
@@ -167,11 +167,11 @@ def solver_quality(path: Path, curves: Mapping[str, Sequence[Row]], name: str, t
             ways = ([r.nfe for r in rows], [r.skip for r in rows], [r.sigma for r in rows])
             for axes, across in zip(panels, ways, strict=True):
                 axes.plot(across, [r.mean for r in rows], "o-", ms=4, color=color, label=solver)
-        panels[0].set(yscale="log", xlabel="network calls (NFE)", ylabel=name)
+        panels[0].set(yscale=_scale(curves), xlabel="network calls (NFE)", ylabel=name)
         panels[1].set(xlabel="skipped steps")
         panels[2].set(xscale="log", xlabel="sigma where the network starts")
         panels[2].invert_xaxis()
-        panels[0].legend()
+        figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
         figure.suptitle(title)
         save(figure, path)
 
@@ -187,10 +187,16 @@ def teleport_quality(
             axes.plot(
                 [r.skip for r in rows], [r.mean for r in rows], "o-", color=color, label=model
             )
-        axes.set(yscale="log", xlabel="skipped steps", ylabel=name)
+        axes.set(yscale=_scale(curves), xlabel="skipped steps", ylabel=name)
         axes.legend()
         figure.suptitle(title)
         save(figure, path)
+
+
+def _scale(curves: Mapping[str, Sequence[Row]]) -> str:
+    """Logarithmic where the distances span more than a curve of one sweep may on a linear axis."""
+    distances = [row.mean for rows in curves.values() for row in rows]
+    return "log" if max(distances) > LOG_FROM * min(distances) else "linear"
 
 
 def _band(
