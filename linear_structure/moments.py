@@ -85,7 +85,7 @@ class PixelSums:
         if images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 images, got {images.dtype}")
         for rows in images.flatten(1).split(ROWS):
-            pixels = rows.numpy().astype(np.float32) - OFFSET
+            pixels = np.subtract(rows.numpy(), OFFSET, dtype=np.float32)
             squares = np.einsum("ij,ij->j", pixels, pixels)
             if (self._squares + squares).max(initial=0) > EXACT:
                 self._settle()
