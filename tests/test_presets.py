@@ -29,7 +29,8 @@ def test_shipped_files_are_small():
     assert size_of("cifar10-denoiser.safetensors") <= 16e6
     assert size_of("cifar10-features.safetensors") <= 4e6
     assert size_of("cifar10-parameters") <= 4e6
-    assert size_of("digits-denoiser.safetensors", "digits-features.safetensors") <= 4e6
+    digits = ("denoiser", "conditional", "features")
+    assert size_of(*(f"digits-{name}.safetensors" for name in digits)) <= 4e6
 
 
 def test_cifar10_small_runs_from_shipped_files_alone(tmp_path, monkeypatch):
