@@ -18,22 +18,17 @@ from linear_structure import mixture
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import from_uint8
 from linear_structure.mixture import GaussianMixture
+from linear_structure.parameters import Model
 from linear_structure.points import PointCloud
 
 COMPONENTS = (1, 2, 5, 10, 20, 50, 100)
 VARIANCE_HELD = 0.95
-Model = Gaussian | Isotropic | GaussianMixture | PointCloud
 
 
 def low_rank(gaussian: Gaussian) -> int:
     """How many directions hold 95 % of the variance."""
     held = gaussian.eigenvalues.cumsum(0) / gaussian.eigenvalues.sum()
     return int((held < VARIANCE_HELD).sum()) + 1
-
-
-def known_without_images(gaussian: Gaussian) -> dict[str, Callable[[], Model]]:
-    """By name, what makes each model that the mean and the covariance are enough for."""
-    return {"isotropic": lambda: Isotropic(gaussian.mean), "Gaussian": lambda: gaussian}
 
 
 def known(
@@ -46,7 +41,10 @@ def known(
         images: uint8 (n, C, H, W), or None: the models that need them are left out.
         components: of the mixtures; those above n are left out, as is the full-rank one of 1.
     """
-    makers = known_without_images(gaussian)
+    makers: dict[str, Callable[[], Model]] = {
+        "isotropic": lambda: Isotropic(gaussian.mean),
+        "Gaussian": lambda: gaussian,
+    }
     if images is None:
         return makers
     rank = low_rank(gaussian)

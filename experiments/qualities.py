@@ -11,8 +11,7 @@ from pathlib import Path
 from torch import Tensor
 
 from experiments import figures, models, report, sweep
-from experiments.report import Row
-from experiments.reproduction import write_table
+from experiments.report import Row, write_table
 from experiments.sampling import SAMPLERS
 from experiments.sweep import Sweep
 from linear_structure.gaussian import Gaussian, Isotropic

@@ -1,7 +1,7 @@
 """Tables of a sweep: the two columns that users know, and everything as CSV."""
 
 import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
@@ -151,3 +151,13 @@ def caption(results: Sequence[Result]) -> str:
             "the published convention is the minimum of three."
         )
     return f"{said} {gaps(by_skip)}".strip()
+
+
+def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
+    """CSV with six digits for floats."""
+    text = StringIO()
+    table = csv.writer(text, lineterminator="\n")
+    table.writerow(head)
+    for row in rows:
+        table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    write_text(path, text.getvalue())

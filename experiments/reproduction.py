@@ -4,11 +4,9 @@ Everything starts from the same seeds: the network's trajectories, then each ana
 them, one at a time, so that a stop loses one model's numbers at most.
 """
 
-import csv
-from collections.abc import Mapping, Sequence
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,10 +21,11 @@ from experiments import figures, models
 from experiments.findings import Settling, settling, summary
 from experiments.kept import kept
 from experiments.presets import Preset
+from experiments.report import write_table
 from experiments.sampling import Sampling, final, grid_of, image_shape
 from experiments.trajectories import REFINEMENT, compared, on_noised, solution
 from linear_structure.denoise import Denoiser
-from linear_structure.files import write_json, write_text
+from linear_structure.files import write_json
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
 
@@ -219,13 +218,3 @@ def _write_deviation(path: Path, numbers: Mapping[str, Mapping[str, Any]], part:
         )
     ]
     write_table(path, ("model", "sigma", "lower_quartile", "median", "upper_quartile"), rows)
-
-
-def write_table(path: Path, head: Sequence[str], rows: Sequence[Sequence[Any]]) -> None:
-    """CSV with six digits for floats."""
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(head)
-    for row in rows:
-        table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
-    write_text(path, text.getvalue())

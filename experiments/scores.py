@@ -8,11 +8,9 @@ Seeds are compared in blocks. A finished block leaves its errors on disk, in a f
 settings: what was stopped continues, and what is there is not computed again.
 """
 
-import csv
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
-from io import StringIO
 from pathlib import Path
 from typing import Any
 
@@ -23,7 +21,7 @@ from tqdm import tqdm
 from edm.checkpoint import network_digest
 from edm.precondition import Preconditioned
 from edm.samplers import heun
-from experiments import blocks
+from experiments import blocks, report
 from experiments.presets import Preset
 from experiments.results import surroundings
 from experiments.sampling import Sampling, grid_of, image_shape
@@ -35,7 +33,6 @@ from linear_structure.files import (
     digest_of_file,
     write_array,
     write_json,
-    write_text,
 )
 from linear_structure.parameters import Model
 
@@ -143,15 +140,13 @@ def _errors(study: Study, seeds: range) -> Tensor:
 
 def write_table(path: Path, comparisons: Mapping[str, Comparison]) -> None:
     """CSV: model, sigma, lower quartile, median, upper quartile, seeds."""
-    text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(["model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds"])
-    for name, comparison in comparisons.items():
-        count = comparison.errors.shape[1]
-        for sigma, row in zip(comparison.sigmas, comparison.quartiles, strict=True):
-            values = [f"{float(value):.6g}" for value in (sigma, *row)]
-            table.writerow([name, *values, count])
-    write_text(path, text.getvalue())
+    rows = [
+        [name, float(sigma), *row.tolist(), comparison.errors.shape[1]]
+        for name, comparison in comparisons.items()
+        for sigma, row in zip(comparison.sigmas, comparison.quartiles, strict=True)
+    ]
+    head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds")
+    report.write_table(path, head, rows)
 
 
 def write_record(path: Path, study: Study, table: Path) -> None:

@@ -19,9 +19,9 @@ import torch
 from torch import Tensor
 
 from edm.samplers import Step, heun
-from experiments.models import Model
 from linear_structure.denoise import Denoiser
 from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.parameters import Model
 
 REFINEMENT = 4
 NOISE_SEED = 2**32 - 1  # no sample's seed: samples may be the images that are noised
