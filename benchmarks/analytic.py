@@ -7,13 +7,12 @@ is the rate of a large matrix product of the same type, measured here.
 """
 
 import argparse
-import statistics
-import time
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 
 import torch
+from timing import alternate, medians, peak
 from torch import Tensor
 
 from linear_structure.denoise import score
@@ -22,21 +21,8 @@ from linear_structure.images import from_uint8
 from linear_structure.points import PointCloud
 
 DIM = 3072
-PRODUCT = 2048  # side of the matrices that measure the peak rate
 START, STOP = 80.0, 3.0
 SIGMA = 0.5
-
-
-def alternate(work: dict[str, Callable[[], object]], repeats: int) -> dict[str, float]:
-    """Median seconds of each piece of work, after a first round that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in work}
-    for repeat in range(repeats + 1):
-        for name, call in work.items():
-            start = time.perf_counter()
-            call()
-            if repeat:
-                seconds[name].append(time.perf_counter() - start)
-    return {name: statistics.median(values) for name, values in seconds.items()}
 
 
 def extra_memory(call: Callable[[], object]) -> int:
@@ -47,13 +33,6 @@ def extra_memory(call: Callable[[], object]) -> int:
         e.nbytes() for e in profile.profiler.kineto_results.events() if e.name() == "[memory]"
     )
     return max(accumulate(changes))
-
-
-def peak(dtype: torch.dtype) -> float:
-    """FLOP/s of a large matrix product, the best of five."""
-    a = torch.randn(PRODUCT, PRODUCT, dtype=dtype)
-    seconds = min(alternate({"product": lambda: a @ a}, 1)["product"] for _ in range(5))
-    return 2 * PRODUCT**3 / seconds
 
 
 def gaussian(dtype: torch.dtype) -> Gaussian:
@@ -81,16 +60,14 @@ def report_gaussian(dtype: torch.dtype, batch: int, repeats: int) -> None:
     """Times of teleport and score in both forms, and the thin form's share of the peak rate."""
     g, x = gaussian(dtype), START * torch.randn(batch, DIM, dtype=dtype)
     kept = Gaussian(g.mean, g.basis.float(), g.eigenvalues)
-    seconds = alternate(
-        {
-            "teleport": lambda: g.flow(x, START, STOP),
-            "from float32": lambda: kept.flow(x, START, STOP),
-            "dense teleport": lambda: dense_flow(g, x, START, STOP),
-            "score": lambda: score(g.denoise, x, SIGMA),
-            "dense score": lambda: dense_score(g, x, SIGMA),
-        },
-        repeats,
-    )
+    works = {
+        "teleport": lambda: g.flow(x, START, STOP),
+        "from float32": lambda: kept.flow(x, START, STOP),
+        "dense teleport": lambda: dense_flow(g, x, START, STOP),
+        "score": lambda: score(g.denoise, x, SIGMA),
+        "dense score": lambda: dense_score(g, x, SIGMA),
+    }
+    seconds = medians(alternate(works, repeats))
     flop, limit = 4 * batch * DIM**2, peak(dtype)
     moved = 2 * g.basis.nbytes
     print(f"\n{dtype}: {flop / 1e9:.1f} GFLOP and {moved / 1e6:.0f} MB in the thin form,", end=" ")
@@ -111,11 +88,10 @@ def report_points(count: int, batch: int, repeats: int) -> None:
     clouds = {"float32": PointCloud(points), "uint8": PointCloud(pixels)}
     extra = {name: extra_memory(partial(cloud.denoise, x, SIGMA)) for name, cloud in clouds.items()}
     weights = torch.rand(batch, count)
-    seconds = alternate(
-        {"products": lambda: (x @ points.T, weights @ points)}
-        | {name: partial(cloud.denoise, x, SIGMA) for name, cloud in clouds.items()},
-        repeats,
-    )
+    works: dict[str, Callable[[], object]] = {
+        "products": lambda: (x @ points.T, weights @ points)
+    } | {name: partial(cloud.denoise, x, SIGMA) for name, cloud in clouds.items()}
+    seconds = medians(alternate(works, repeats))
     flop, limit = 4 * batch * count * DIM, peak(torch.float32)
     print(f"\n{batch} queries, {count:,} points: {flop / 1e9:.0f} GFLOP,", end=" ")
     print(f"{2 * points.nbytes / 1e9:.1f} GB in two passes; peak {limit / 1e9:.0f} GFLOP/s")

@@ -8,36 +8,16 @@ float32 matrix product, measured here; its operations are counted by PyTorch.
 import argparse
 import math
 import time
-from collections.abc import Callable
 
 import scipy.linalg
 import torch
+from timing import alternate, medians, peak
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm.fid import Statistics, frechet, measure
 from edm.inception import SIZE, Inception, inception3
 from linear_structure.distributed import set_threads, usable_cores
-
-PRODUCT = {"cpu": 2048, "cuda": 8192}
-
-
-def seconds(work: Callable[[], object], repeat: int = 1) -> float:
-    """Shortest time of `repeat` runs."""
-    times = []
-    for _ in range(repeat):
-        synchronise()
-        start = time.perf_counter()
-        work()
-        synchronise()
-        times.append(time.perf_counter() - start)
-    return min(times)
-
-
-def synchronise() -> None:
-    """Wait for the GPU if there is one."""
-    if torch.cuda.is_available():
-        torch.cuda.synchronize()
 
 
 def covariances(dim: int) -> tuple[Tensor, Tensor, float]:
@@ -74,8 +54,13 @@ def moments(dim: int, rows: int) -> None:
     """Rate at which features become statistics, beside the product that they need at least."""
     x = torch.randn(rows, dim)
     wide = x.double()
-    ours, product = seconds(lambda: measure(x.split(64)), 3), seconds(lambda: wide.T @ wide, 3)
-    print(f"statistics of {rows} rows: {ours:.2f} s, their product alone {product:.2f} s")
+    seconds = medians(
+        alternate({"ours": lambda: measure(x.split(64)), "product": lambda: wide.T @ wide}, 3)
+    )
+    print(
+        f"statistics of {rows} rows: {seconds['ours']:.2f} s, "
+        f"their product alone {seconds['product']:.2f} s"
+    )
 
 
 def inception(batch: int, device: str) -> None:
@@ -84,15 +69,13 @@ def inception(batch: int, device: str) -> None:
     images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
         network(images)
-    size = PRODUCT.get(device, 2048)
-    x = torch.randn(size, size, device=device)
-    peak = 2 * size**3 / seconds(lambda: x @ x, 5)
-    took = seconds(lambda: network(images), 3)
+    limit = peak(device=device)
+    took = medians(alternate({"inception": lambda: network(images)}, 3))["inception"]
     rate = counter.get_total_flops() / took
     print(
         f"Inception at {SIZE} px: {batch / took:.1f} images/s, "
         f"{counter.get_total_flops() / batch / 1e9:.2f} GFLOP each, {rate / 1e9:.0f} GFLOP/s; "
-        f"matrix product {peak / 1e9:.0f} GFLOP/s: {rate / peak:.0%}"
+        f"matrix product {limit / 1e9:.0f} GFLOP/s: {rate / limit:.0%}"
     )
 
 

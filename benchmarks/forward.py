@@ -8,12 +8,10 @@ arithmetic limit is the rate of a large matrix product in the same precision, me
 import argparse
 import copy
 import math
-import statistics
-import time
-from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch
+from timing import alternate, peak, print_rates
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -34,7 +32,6 @@ CIFAR10 = {
 }
 SIZES = {"small": CIFAR10 | {"channel_mult": [1, 2], "num_blocks": 1}, "cifar10": CIFAR10}
 BATCHES = {"cpu": 8, "cuda": 256}
-PRODUCT = {"cpu": 2048, "cuda": 8192}
 
 
 @dataclass(frozen=True)
@@ -120,31 +117,6 @@ def plain_linear(layer: Linear, x: Tensor) -> Tensor:
 # Measuring
 
 
-def alternate(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turns after one of each that is not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat in range(repeats + 1):
-        for name, run in runs.items():
-            taken = timed(run)
-            if repeat:
-                seconds[name].append(taken)
-    return seconds
-
-
-def timed(run: Callable[[], Tensor]) -> float:
-    start = time.perf_counter()
-    if run().is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak(device: str, precision: Precision) -> float:
-    """FLOP/s of the fastest of a few large matrix products."""
-    n = PRODUCT[device]
-    a, b = (torch.randn(n, n, device=device).to(precision.dtype) for _ in range(2))
-    return 2 * n**3 / min(alternate({"": lambda: a @ b}, 10)[""])
-
-
 def flop_per_image(network: Preconditioned, shape: tuple[int, ...]) -> int:
     x = torch.randn(1, *shape, device=next(network.parameters()).device)
     with FlopCounterMode(display=False) as counter:
@@ -189,16 +161,11 @@ def compare(
         fused.compile(fullgraph=True)
         runs["compiled"] = lambda: fused(x, sigma)
     difference = (runs["plain"]() - runs["ours"]()).abs().max() / runs["plain"]().abs().max()
-    seconds = alternate(runs, repeats)
-    limit, flop = peak(device.type, precision), flop_per_image(network, x.shape[1:]) * batch
+    seconds, limit = alternate(runs, repeats), peak(precision.dtype, device.type)
+    flop = flop_per_image(network, x.shape[1:]) * batch
     print(f"\n{precision.name}, batch {batch}, matrix product {limit / 1e9:.0f} GFLOP/s, ", end="")
     print(f"largest relative difference {difference:.1e}")
-    print(f"{'':10}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>9}{'plain/this':>12}")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        ratio = statistics.median(p / t for p, t in zip(seconds["plain"], taken, strict=True))
-        rates = f"{batch / median:10.1f}{flop / median / 1e9:10.0f}{flop / median / limit:9.0%}"
-        print(f"{name:10}{rates}{ratio:12.2f}")
+    print_rates(seconds, batch, flop, limit, "plain")
 
 
 def main() -> None:

@@ -8,14 +8,12 @@ precision, measured here.
 
 import argparse
 import copy
-import itertools
-import statistics
-import time
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
 
 import torch
+from timing import alternate, peak, print_rates
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -75,30 +73,6 @@ def plain(recipe: Recipe, network: Preconditioned, images: Tensor) -> Callable[[
     return step
 
 
-def alternate(runs: dict[str, Callable[[], Tensor]], repeats: int) -> dict[str, list[float]]:
-    """Seconds of each run, taken in turns after two of each that are not counted."""
-    seconds: dict[str, list[float]] = {name: [] for name in runs}
-    for repeat, (name, run) in itertools.product(range(repeats + 2), runs.items()):
-        taken = timed(run)
-        if repeat > 1:
-            seconds[name].append(taken)
-    return seconds
-
-
-def timed(run: Callable[[], Tensor]) -> float:
-    start = time.perf_counter()
-    if run().is_cuda:
-        torch.cuda.synchronize()
-    return time.perf_counter() - start
-
-
-def peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of the fastest of a few large matrix products."""
-    n = 8192 if device == "cuda" else 2048
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
-    return 2 * n**3 / min(alternate({"": lambda: a @ b}, 10)[""])
-
-
 def flop_per_image(network: Preconditioned, images: Tensor) -> float:
     """Of the forward and backward pass."""
     device = next(network.parameters()).device
@@ -134,19 +108,14 @@ def main() -> None:
         compiled = copy.deepcopy(network)
         runs["compiled"] = ours(recipe, compiled, images)
         compiled.compile()
-    seconds, limit = alternate(runs, args.repeats), peak(device, network.compute_dtype)
+    seconds, limit = alternate(runs, args.repeats, uncounted=2), peak(network.compute_dtype, device)
     print(
         f"{args.recipe}, batch {batch}, {flop / batch / 1e6:.1f} MFLOP per image, {device}, ",
         end="",
     )
     print(f"{torch.get_num_threads()} CPU threads, {args.precision}, torch {torch.__version__}")
     print(f"matrix product {limit / 1e9:.0f} GFLOP/s")
-    print(f"{'':10}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>9}{'plain/this':>12}")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        ratio = statistics.median(p / t for p, t in zip(seconds["plain"], taken, strict=True))
-        rates = f"{batch / median:10.1f}{flop / median / 1e9:10.0f}{flop / median / limit:9.0%}"
-        print(f"{name:10}{rates}{ratio:12.2f}")
+    print_rates(seconds, batch, flop, limit, "plain")
 
 
 if __name__ == "__main__":

@@ -80,6 +80,22 @@ def test_many_extreme_pixels_stay_exact():
     assert torch.allclose(made.moments().scatter, expected, rtol=1e-14, atol=0)
 
 
+def test_products_of_any_size_are_exact():
+    """More columns and rows than the panels and blocks that the products are made of."""
+    pixels = torch.randint(0, 256, (700, 1100), generator=GENERATOR, dtype=torch.uint8)
+    pixels[:, ::3] = 255 * (pixels[:, ::3] // 128)
+    made = PixelSums(1100)
+    before = torch.backends.mkldnn.matmul.fp32_precision
+    made.add(pixels)
+    assert torch.backends.mkldnn.matmul.fp32_precision == before
+    exact = pixels.long()
+    scaled = 700 * (exact.T @ exact) - torch.outer(exact.sum(0), exact.sum(0))
+    expected = scaled.double() / (700 * 127.5**2)
+    scatter = made.moments().scatter
+    assert torch.allclose(scatter, expected, rtol=1e-14, atol=1e-12)
+    assert torch.equal(scatter, scatter.T)
+
+
 def test_reading_the_moments_does_not_end_the_summing():
     made = sums([PIXELS[:100]])
     made.moments()
