@@ -24,6 +24,8 @@ from edm.precondition import Preconditioned, build
 from experiments.presets import File, Preset
 from experiments.sampling import image_shape, nfe
 from experiments.settings import check_features
+from experiments.teleports import check_shape, flow_of
+from linear_structure import parameters
 from linear_structure.datasets import NAMES, sources_of
 from linear_structure.download import Source, cache_dir
 
@@ -38,7 +40,7 @@ class Work:
     """What a network takes for a whole sweep.
 
     Attributes:
-        flops: floating-point operations; a multiply-add counts two.
+        flops: floating-point operations, those of the teleports too; a multiply-add counts two.
         flops_per_call: of the network, for one image.
         weights: bytes of the network's weights.
         activations: bytes that one block of images needs beside them, estimated.
@@ -107,7 +109,8 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
     """The cost of the whole sweep of a preset on this device; writes and fetches nothing.
 
     Raises:
-        UsageError: a file that is here is no network, or no feature network for its images.
+        UsageError: a file that is here is no network, or no feature network or parameters for its
+            images.
     """
     extractor, config = _features(preset), _config(preset)
     images = preset.seeds.count * len(preset.skips)
@@ -137,7 +140,8 @@ def _work(
         one_call = _flops(blank, _images(blank, 1, torch.device("meta")), torch.ones(()))
     calls = sum(nfe(preset.steps, skip, preset.sampler) for skip in preset.skips)
     features = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
-    flops = preset.seeds.count * (calls * one_call + features)
+    teleports = sum(skip > 0 for skip in preset.skips) * _teleport_flops(preset, blank)
+    flops = preset.seeds.count * (calls * one_call + features + teleports)
     return Work(
         flops=flops,
         flops_per_call=one_call,
@@ -181,6 +185,16 @@ def _features(preset: Preset) -> _FeatureCost | None:
 def _flops_of_features(extractor: Features, network: Preconditioned) -> float:
     check_features(extractor, network)
     return _flops(extractor, _images(network, 1, torch.device("cpu")).to(torch.uint8))
+
+
+def _teleport_flops(preset: Preset, network: Preconditioned) -> float:
+    """Of one image; 0 where the parameters are not here: those that are made are a Gaussian's."""
+    if not preset.parameters.is_dir():
+        return 0.0
+    model = parameters.load(preset.parameters, preset.eigenvalue_scale).model
+    check_shape(model, network)
+    image = _images(network, 1, torch.device("cpu"))
+    return _flops(lambda x: flow_of(model).flow(x, preset.sigma_max, preset.sigma_min), image)
 
 
 def _inception_flops() -> float:

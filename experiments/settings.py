@@ -13,6 +13,7 @@ from tqdm import tqdm
 from edm import checkpoint, features, fid
 from edm.features import Features
 from edm.precondition import Preconditioned
+from edm.resume import digest_of_tensor
 from experiments import presets, results
 from experiments.presets import Preset, SeedRange, as_file, locate
 from experiments.sampling import SAMPLERS, image_shape
@@ -229,19 +230,23 @@ def analytic_models(preset: Preset, network: Preconditioned) -> dict[str, Model]
     Raises:
         UsageError: the parameters hold no Gaussian, or they or the images are of another size.
     """
-    model = load_parameters(preset, network).model
+    loaded = load_parameters(preset, network)
+    model = loaded.model
     if not isinstance(model, Gaussian):
         raise UsageError(f"{preset.parameters} holds no Gaussian: scores are compared with one")
     check_shape(model, network)
     models: dict[str, Model] = {"isotropic": Isotropic(model.mean), "Gaussian": model}
-    images = images_at_hand(preset, network)
+    images = images_at_hand(preset, network, loaded)
     return (
         models if images is None else {**models, "exact point cloud": PointCloud(images.flatten(1))}
     )
 
 
-def images_at_hand(preset: Preset, network: Preconditioned) -> Tensor | None:
-    """All images as uint8 (n, C, H, W), or None, and a sentence, where the preset has none."""
+def images_at_hand(preset: Preset, network: Preconditioned, loaded: Parameters) -> Tensor | None:
+    """All images as uint8 (n, C, H, W), or None where the preset has none.
+
+    A sentence says so, or that the loaded parameters are of other images.
+    """
     if preset.dataset is None:
         if distributed.rank() == 0:
             print(
@@ -249,7 +254,11 @@ def images_at_hand(preset: Preset, network: Preconditioned) -> Tensor | None:
                 "give --dataset"
             )
         return None
-    return load_dataset(preset, network).images()
+    images = load_dataset(preset, network).images()
+    known = loaded.story.get("digest")
+    if known not in (None, digest_of_tensor(images)) and distributed.rank() == 0:
+        print(f"{preset.parameters} was made from other images than those of {preset.dataset}")
+    return images
 
 
 def load_dataset(preset: Preset, network: Preconditioned) -> Dataset:

@@ -34,8 +34,8 @@ class Solved:
 
     def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
         """x (B, *S) at `start`, carried to `stop`, both above 0: float64."""
-        sigmas = sigma_grid(SOLVER_STEPS + 1, float(stop), float(start))[:-1]
-        *_, last = heun(self.model.denoise, x, sigmas)
+        sigmas, x = sigma_grid(SOLVER_STEPS + 1, float(stop), float(start))[:-1], x.double()
+        *_, last = heun(self.model.to(x).denoise, x, sigmas)
         return last.x
 
 

@@ -29,6 +29,11 @@ class GaussianMixture:
     weights: Tensor
     components: tuple[Gaussian, ...]
 
+    def to(self, x: Tensor) -> "GaussianMixture":
+        """The same mixture in the dtype and on the device of x."""
+        components = tuple(component.to(x) for component in self.components)
+        return GaussianMixture(self.weights.to(x), components)
+
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Posterior mean of the data: x (B, *S), sigma () or (B,) -> (B, *S)."""
         log_prob = torch.full_like(x.flatten(1)[:, 0], -torch.inf)

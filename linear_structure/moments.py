@@ -12,13 +12,13 @@ LeVeque (1979):
 """
 
 from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from linear_structure.images import HALF_RANGE
+from linear_structure.rounding import factors_in_bfloat16
 
 OFFSET = 128
 ROWS = 256  # images at a time: even of extreme pixels, their squares sum to 2^22 at most
@@ -29,18 +29,6 @@ PANEL = 512  # columns of a symmetric matrix at a time, each from its diagonal b
 def _panels(dim: int) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the blocks that cover the lower triangle of a (dim, dim) matrix."""
     return ((slice(i, dim), slice(i, min(i + PANEL, dim))) for i in range(0, dim, PANEL))
-
-
-@contextmanager
-def _bfloat16_factors() -> Iterator[None]:
-    """Let CPUs that have units for it round the factors of float32 products to bfloat16."""
-    matmul = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = matmul.fp32_precision
-    matmul.fp32_precision = "bf16"
-    try:
-        yield
-    finally:
-        matmul.fp32_precision = before
 
 
 @dataclass(frozen=True)
@@ -102,7 +90,7 @@ class PixelSums:
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 images, got {images.dtype}")
-        with _bfloat16_factors():
+        with factors_in_bfloat16():
             for rows in images.flatten(1).split(ROWS):
                 self._add(rows.float().sub_(OFFSET))
 

@@ -9,6 +9,7 @@ memory does not grow with the number of points. The distances of a block come fr
 matrix product. Its error, below 4 eps (|x| + |y|) |y|, is many nats once divided by a small
 sigma^2; but there few points weigh anything. Where the error passes 1e-3 nats, every point of a
 block that may be within 40 nats of the nearest so far is measured again, by differences in float64.
+The products keep float32's factors, also where the process rounds them to TF32 or bfloat16.
 """
 
 import math
@@ -21,6 +22,7 @@ from torch import Tensor
 
 from linear_structure.denoise import expand
 from linear_structure.images import from_uint8
+from linear_structure.rounding import factors_in_float32
 
 TOLERANCE = 1e-3  # nats by which a weight that counts may be off
 REACH = 40.0  # nats below the largest weight at which a weight counts: e^-40 = 4e-18
@@ -73,10 +75,11 @@ class PointCloud:
         """
         flat, variance = _query(x, sigma)
         running = _Running.empty(flat)
-        for first, points in self._blocks(self._product_dtype, flat.device):
-            nearest = -running.top * variance
-            half = self._half_distances(flat, variance, first, points, nearest)
-            running = running.updated(half.div_(-variance), points, first)
+        with factors_in_float32():
+            for first, points in self._blocks(self._product_dtype, flat.device):
+                nearest = -running.top * variance
+                half = self._half_distances(flat, variance, first, points, nearest)
+                running = running.updated(half.div_(-variance), points, first)
         return running.finished(x, variance, len(self.points))
 
     def log_weights(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -90,6 +93,11 @@ class PointCloud:
         none = torch.full_like(variance, torch.inf)
         half = torch.cat([self._half_distances(flat, variance, *b, none) for b in blocks], 1)
         return torch.log_softmax(-half / variance, 1)
+
+    def to(self, x: Tensor) -> "PointCloud":
+        """The same points on the device of x; itself where they are there."""
+        points = self.points.to(x.device)
+        return self if points is self.points else PointCloud(points, self.block)
 
     @property
     def _product_dtype(self) -> torch.dtype:

@@ -50,7 +50,7 @@ def main() -> None:
         network_digest=network_digest(sweep.network),
         gaussian=model,
         gaussian_digest=sweep.parameters.digest,
-        images=settings.images_at_hand(preset, sweep.network),
+        images=settings.images_at_hand(preset, sweep.network, sweep.parameters),
         device=device,
         count=min(options.count, preset.seeds.count),
         folder=options.out / preset.name,

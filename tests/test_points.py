@@ -79,6 +79,22 @@ def test_small_noise_on_images_in_float32():
     assert torch.allclose(PointCloud(pixels).denoise(x, 0.002), denoised, atol=1e-6)
 
 
+def test_a_process_that_rounds_its_products_changes_nothing():
+    """At the size and level where bfloat16 factors would show, on CPUs that have them."""
+    points = torch.randn(500, 256, generator=GENERATOR)
+    x = points[:64].double() + 0.3 * torch.randn(64, 256, generator=GENERATOR)
+    expected = PointCloud(points).posterior(x, 2.0)
+    before = torch.get_float32_matmul_precision()
+    torch.set_float32_matmul_precision("medium")
+    try:
+        found = PointCloud(points).posterior(x, 2.0)
+        assert torch.get_float32_matmul_precision() == "medium"
+    finally:
+        torch.set_float32_matmul_precision(before)
+    assert torch.equal(found.denoised, expected.denoised)
+    assert torch.equal(found.log_prob, expected.log_prob)
+
+
 @pytest.mark.parametrize("sigma", [0.002, 0.02, 0.1])
 def test_many_near_duplicates_in_a_block(sigma):
     """Forty copies of one image, each another pixel off by one level, share the weight rightly."""

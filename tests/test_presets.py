@@ -2,6 +2,7 @@
 
 import dataclasses
 
+import numpy as np
 import pytest
 import torch
 
@@ -49,6 +50,14 @@ def test_without_images_the_models_that_need_them_are_left_out(capsys):
     assert "give --dataset" in capsys.readouterr().out
     with pytest.raises(UsageError, match="comes without images: give --dataset"):
         settings.load_dataset(SMALL, network)
+
+
+def test_images_that_the_parameters_are_not_of_are_named(tmp_path, capsys):
+    network = settings.load_network(SMALL, CPU)
+    np.save(tmp_path / "others.npy", np.zeros((2, 3, 32, 32), np.uint8))
+    others = dataclasses.replace(SMALL, dataset=str(tmp_path / "others.npy"))
+    assert list(settings.analytic_models(others, network))[2:] == ["exact point cloud"]
+    assert "was made from other images than those of" in capsys.readouterr().out
 
 
 def test_the_shipped_parts_belong_together():

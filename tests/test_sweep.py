@@ -21,13 +21,15 @@ from edm import checkpoint, fid
 from edm.checkpoint import network_digest
 from edm.precondition import build
 from experiments import presets, results, sweep
+from experiments.forecast import forecast
 from experiments.presets import SeedRange
 from experiments.sampling import Sampling, grid_of
 from experiments.teleports import flow_of
 from linear_structure import parameters
 from linear_structure.errors import UsageError, WorkError, run_command
 from linear_structure.gaussian import Gaussian, Isotropic
-from linear_structure.parameters import Parameters
+from linear_structure.mixture import GaussianMixture
+from linear_structure.parameters import Parameters, Story
 from linear_structure.points import PointCloud
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -397,6 +399,19 @@ def test_a_dry_run_says_what_it_knows_and_touches_nothing(
     output = capsys.readouterr().out
     assert all(words in output for words in ["images: 120", *said])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_the_steps_of_a_solved_teleport(small, tmp_path):
+    """A mixture takes 64 calls of three products for each component; a Gaussian's flow has two."""
+    gaussian = small.parameters.model
+    mixture = GaussianMixture(torch.ones(2).double() / 2, (gaussian, gaussian))
+    flops = []
+    for name, model in (("mixture", mixture), ("gaussian", gaussian)):
+        parameters.save(tmp_path / name, model, Story("none", "", 50, (1, 8, 8), 0.5))
+        preset = dataclasses.replace(small.preset, parameters=tmp_path / name, skips=(0, 2, 4))
+        flops.append(forecast(preset, torch.device("cpu")).work.flops)
+    product = 2 * gaussian.basis.numel()
+    assert flops[0] - flops[1] == 20 * 2 * product * (64 * 2 * 3 - 2)
 
 
 def test_a_dry_run_with_redirected_sources(call, tmp_path, capsys, monkeypatch):
