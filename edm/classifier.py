@@ -140,7 +140,12 @@ def load(path: Path) -> Classifier:
         with safe_open(path, framework="pt") as file:
             options = json.loads((file.metadata() or {})["classifier"])
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        network = Classifier(parse(Options, options, "the classifier"))
+        wanted = parse(Options, options, "the classifier")
+        with torch.device("meta"):  # nothing is allocated before the file is known to hold it
+            shapes = {name: t.shape for name, t in Classifier(wanted).state_dict().items()}
+        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
+            raise ValueError("its tensors are not those of its options")
+        network = Classifier(wanted)
         network.load_state_dict(tensors)
     except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
         raise UsageError(f"{path} is not a feature network of this project: {error}") from error

@@ -6,7 +6,6 @@ Published FIDs rest on one network, `edm.inception`; features of ours come from 
 
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Protocol
 
 import torch
@@ -16,6 +15,7 @@ from edm import classifier
 from edm.inception import Inception
 from linear_structure.download import Source, fetch
 from linear_structure.errors import UsageError
+from linear_structure.files import UNREADABLE_TENSORS
 
 RELEASES = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 MIRROR = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
@@ -86,7 +86,7 @@ def _is_safetensors(path: Path) -> bool:
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     try:
         state = torch.load(path, map_location="cpu", weights_only=True)
-    except (RuntimeError, UnpicklingError, EOFError) as error:
+    except UNREADABLE_TENSORS as error:
         raise UsageError(
             f"{path} is not a file of weights: expected safetensors or a state dict saved by torch"
         ) from error

@@ -7,7 +7,6 @@ so a state is tensors and plain values, in a file that `torch.load` reads with `
 import hashlib
 from collections.abc import Mapping
 from pathlib import Path
-from pickle import UnpicklingError
 from typing import Any
 
 import numpy as np
@@ -15,7 +14,7 @@ import torch
 from torch import Tensor
 
 from linear_structure.errors import UsageError, WorkError
-from linear_structure.files import replacing
+from linear_structure.files import UNREADABLE_TENSORS, replacing
 
 
 def mixed(*key: int) -> int:
@@ -51,5 +50,5 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     """
     try:
         return dict(torch.load(path, map_location=device, weights_only=True))
-    except (RuntimeError, UnpicklingError, EOFError, KeyError, TypeError, ValueError) as error:
+    except UNREADABLE_TENSORS as error:
         raise UsageError(f"{path} is not a training state: remove it to start anew") from error

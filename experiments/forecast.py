@@ -24,6 +24,7 @@ from edm.precondition import Preconditioned, build
 from experiments.presets import File, Preset
 from experiments.sampling import image_shape, nfe
 from experiments.settings import check_features
+from experiments.sweep import block_starts
 from experiments.teleports import check_shape, flow_of
 from linear_structure import parameters
 from linear_structure.datasets import NAMES, sources_of
@@ -60,7 +61,7 @@ class Forecast:
 
     Attributes:
         nfe: skipped steps -> network calls of an image.
-        images: images of the whole sweep.
+        images: images that the whole sweep computes: blocks are never cut.
         work: None where the network is not here and nothing is known of it.
         features: bytes of features that the sweep leaves on disk, None where these are not known.
         downloads: name and bytes at most, of the files that are not in the cache yet.
@@ -80,7 +81,7 @@ class Forecast:
         limit = f"at most, unless {SOURCES} says otherwise" if SOURCES in os.environ else "at most"
         lines = [
             f"network calls of an image, by skipped steps: {calls}",
-            f"images: {self.images:,}",
+            f"images computed, in whole blocks: {self.images:,}",
             *self._costs(),
             f"to download, {limit}: {fetched or 'nothing'}",
         ]
@@ -113,7 +114,7 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
             images.
     """
     extractor, config = _features(preset), _config(preset)
-    images = preset.seeds.count * len(preset.skips)
+    images = _images_of_a_skip(preset) * len(preset.skips)
     return Forecast(
         nfe={skip: nfe(preset.steps, skip, preset.sampler) for skip in preset.skips},
         images=images,
@@ -122,6 +123,10 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
         downloads=_downloads(preset),
         missing=tuple(_missing(preset)),
     )
+
+
+def _images_of_a_skip(preset: Preset) -> int:
+    return len(block_starts(preset)) * preset.block
 
 
 @dataclass(frozen=True)
@@ -141,7 +146,7 @@ def _work(
     calls = sum(nfe(preset.steps, skip, preset.sampler) for skip in preset.skips)
     features = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
     teleports = sum(skip > 0 for skip in preset.skips) * _teleport_flops(preset, blank)
-    flops = preset.seeds.count * (calls * one_call + features + teleports)
+    flops = _images_of_a_skip(preset) * (calls * one_call + features + teleports)
     return Work(
         flops=flops,
         flops_per_call=one_call,

@@ -18,15 +18,25 @@ from linear_structure.errors import UsageError
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
 REFERENCE_LIMIT = 34 * MEGABYTE  # mean and covariance of 2,048 features in float64
+MOST_SEEDS = 10_000_000
+SEED_LIMIT = 2**32  # generators are seeded modulo this
 File = Source | Path
 
 
 @dataclass(frozen=True)
 class SeedRange:
-    """An inclusive range of seeds."""
+    """An inclusive range of seeds.
+
+    Raises:
+        UsageError: there are too many of them, or generators do not tell them apart.
+    """
 
     first: int
     last: int
+
+    def __post_init__(self) -> None:
+        if self.count > MOST_SEEDS or self.last >= SEED_LIMIT:
+            raise UsageError(f"seeds {self}: expected at most {MOST_SEEDS:,}, each below 2^32")
 
     @property
     def count(self) -> int:
@@ -95,6 +105,11 @@ class Preset:
         """Whether the parameter directory is the preset's own, made from its images if absent."""
         own = find(self.name)
         return own.dataset is not None and self.parameters == own.parameters
+
+    @property
+    def names_images(self) -> bool:
+        """Whether the images are others than the preset's own: the user named them."""
+        return self.dataset != find(self.name).dataset
 
     def __post_init__(self) -> None:
         wrong = [k for k in self.skips if not 0 <= k < self.steps]

@@ -9,6 +9,7 @@
 
 import json
 import platform
+import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -33,6 +34,7 @@ PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, what
     "outputs": {"distance": int | float, "count": int, "nfe": int},
     "made": {"versions": dict},
 }
+FINITE = (("inputs", "sigma_skip"), ("outputs", "distance"))
 PER_RESULT = ("n_skip", "sigma_skip", "seeds")  # inputs that differ within one sweep
 
 
@@ -113,6 +115,9 @@ def _fault(content: Any) -> str | None:
         for name, kind in names.items():
             if not isinstance(content[part].get(name), kind):
                 return f"{part}.{name} is missing or of another type"
+    for part, name in FINITE:
+        if not abs(content[part][name]) <= sys.float_info.max:  # neither is NaN
+            return f"{part}.{name} is not finite"
     ends = content["inputs"]["seeds"]
     if not (len(ends) == 2 and all(isinstance(end, int) for end in ends)):
         return "inputs.seeds is no range"

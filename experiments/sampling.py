@@ -69,11 +69,6 @@ class Sampling:
     sampler: str = "heun"
     by_class: Mapping[int, Flow] = field(default_factory=dict)
 
-    def start(self, seeds: Iterable[int]) -> Tensor:
-        """State at sigmas[skip], (n, C, H, W) float64, of these seeds; errors as in `carry`."""
-        latents = Seeds.of(list(seeds), self.device).latents(self.shape)
-        return carry(latents, self.sigmas, self.skip, self.teleport)
-
     def pixels(self, denoise: Denoiser, seeds: Iterable[int]) -> Tensor:
         """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
         denoise, latents, teleport = self.drawn(denoise, seeds)

@@ -73,6 +73,7 @@ class Study:
             "block": self.preset.block,
             "device": self.device.type,
             "threads": self.threads,
+            **({"labels": "drawn"} if self.network.label_dim else {}),
         }
 
     def path(self, seeds: range) -> Path:
@@ -131,11 +132,13 @@ def compare(study: Study) -> dict[str, Comparison]:
 
 
 def _errors(study: Study, seeds: range) -> Tensor:
-    """(n, N, number of models) float64 of a block of seeds."""
-    x, sigmas = study.sampling.start(seeds), study.sampling.sigmas
+    """(n, N, number of models) float64 of a block of seeds, each of the class that it draws."""
+    network, latents, _ = study.sampling.drawn(study.network, seeds)
+    sigmas = study.sampling.sigmas
+    x = latents.double() * sigmas[0]
     denoisers = {name: model.denoise for name, model in study.models.items()}
     with torch.inference_mode():
-        return torch.stack(list(relative_errors(study.network, denoisers, x, sigmas)), 1)
+        return torch.stack(list(relative_errors(network, denoisers, x, sigmas)), 1)
 
 
 def write_table(path: Path, comparisons: Mapping[str, Comparison]) -> None:

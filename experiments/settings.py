@@ -1,7 +1,7 @@
 """From the words of a command line to a preset, a device and everything a sweep needs, loaded."""
 
 import argparse
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -114,6 +114,30 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
             raise UsageError(f"--{name}-sha256 goes with --{name}")
         given[name] = as_file(text, sha256) if text else None
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
+
+
+def check_images_count(preset: Preset) -> None:
+    """Refuse images that a sweep would not look at.
+
+    Raises:
+        UsageError: the user named images, and neither parameters nor reference come from them.
+    """
+    if preset.names_images and not preset.makes_parameters and preset.reference is not None:
+        raise UsageError(
+            f"--dataset {preset.dataset} would change nothing: this sweep has its parameters from "
+            f"{preset.parameters} and a reference of its own"
+        )
+
+
+def check_unused(options: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuse options of a preset that a command has no use for.
+
+    Raises:
+        UsageError: one of the names was given; the message ends with the reason.
+    """
+    for name in names:
+        if getattr(options, name) is not None:
+            raise UsageError(f"--{name.replace('_', '-')} would change nothing: {reason}")
 
 
 def check_scale(options: argparse.Namespace) -> None:
@@ -290,15 +314,32 @@ def load_parameters(preset: Preset, network: Preconditioned) -> Parameters:
             make_parameters(preset, network)
         distributed.wait_for([directory])
     loaded = parameters.load(directory, preset.eigenvalue_scale)
-    source, wanted = loaded.story.get("dataset"), Path(preset.dataset or "")
-    if default and source not in (None, wanted.name, wanted.stem):
-        raise UsageError(
-            f"{directory} was made from {source}, not from {preset.dataset}: "
-            "name another directory with --parameters"
-        )
+    if default and loaded.story:
+        check_source(preset, network, loaded)
     if loaded.notice and distributed.rank() == 0:
         print(loaded.notice)
     return loaded
+
+
+def check_source(preset: Preset, network: Preconditioned, loaded: Parameters) -> None:
+    """Refuse parameters of other images than the preset's.
+
+    Images that the user named, or that are read anyway, are compared pixel by pixel; others, which
+    may not be here, by their name.
+
+    Raises:
+        UsageError: they are of others, or the images cannot be read.
+    """
+    source = loaded.story.get("dataset")
+    if preset.reference is None or preset.names_images:
+        same = loaded.story.get("digest") == load_dataset(preset, network).digest()
+    else:
+        same = source == preset.dataset
+    if not same:
+        raise UsageError(
+            f"{preset.parameters} was made from other images ({source}) than {preset.dataset}: "
+            "name another directory with --parameters"
+        )
 
 
 def load_classes(preset: Preset, network: Preconditioned) -> dict[int, Parameters]:

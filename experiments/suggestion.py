@@ -70,3 +70,12 @@ def knee(distances: Mapping[int, float]) -> int:
     """The largest skip before the measured distance first exceeds 1.1 times that of skip 0."""
     limit = KNEE * distances[0]
     return max(takewhile(lambda skip: distances[skip] <= limit, sorted(distances)))
+
+
+def verdict(distances: Mapping[int, float]) -> str:
+    """What measured distances say of the knee, in a sentence; empty where only skip 0 is known."""
+    if len(distances) == 1:
+        return ""
+    last = knee(distances)
+    end = f"skip {last}, the highest measured" if last == max(distances) else f"skip {last}"
+    return f"Measured: the distance stays within {KNEE} times that of skip 0 up to {end}."

@@ -116,17 +116,11 @@ class Sweep:
             "sampler": self.preset.sampler,
             "sigmas": self.sigmas.tolist(),
             "network": self.network_digest,
-            "parameters": self.parameters.digest,
+            **teleport_inputs(self.parameters, self.by_class),
             "device": self.device.type,
             "threads": self.threads,
             **({"tf32": True} if self.tf32 else {}),
-            **({"by_class": self._classes} if self.by_class else {}),
-            **({} if has_closed_flow(self.parameters.model) else {"solver_steps": SOLVER_STEPS}),
         }
-
-    @property
-    def _classes(self) -> list[str]:
-        return [self.by_class[label].digest for label in sorted(self.by_class)]
 
     def sampling_inputs(self, skip: int) -> dict[str, Any]:
         """What the features of a seed depend on."""
@@ -140,6 +134,16 @@ class Sweep:
         """What a result depends on."""
         seeds = [self.preset.seeds.first, self.preset.seeds.last]
         return {**self.sampling_inputs(skip), "seeds": seeds, "reference": self.reference.digest}
+
+
+def teleport_inputs(own: Parameters, by_class: Mapping[int, Parameters]) -> dict[str, Any]:
+    """What a teleport depends on, beside the grid."""
+    classes = [by_class[label].digest for label in sorted(by_class)]
+    return {
+        "parameters": own.digest,
+        **({"by_class": classes} if classes else {}),
+        **({} if has_closed_flow(own.model) else {"solver_steps": SOLVER_STEPS}),
+    }
 
 
 def check_seeds(seeds: SeedRange) -> None:
@@ -203,15 +207,20 @@ class Block:
         return slice(max(seeds.first - self.first, 0), seeds.last + 1 - self.first)
 
 
+def block_starts(preset: Preset) -> range:
+    """The first seed of each of the blocks that cover the preset's seeds."""
+    first = preset.seeds.first - preset.seeds.first % preset.block
+    return range(first, preset.seeds.last + 1, preset.block)
+
+
 def blocks_of(sweep: Sweep, skip: int) -> list[Block]:
     """The blocks that cover the preset's seeds, in order."""
     preset = sweep.preset
     key = digest_of(sweep.sampling_inputs(skip))[:16]
     folder = sweep.root / preset.name / "features" / key
-    first = preset.seeds.first - preset.seeds.first % preset.block
     return [
         Block(skip, start, preset.block, folder / f"{start:06d}.npy")
-        for start in range(first, preset.seeds.last + 1, preset.block)
+        for start in block_starts(preset)
     ]
 
 

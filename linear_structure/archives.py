@@ -9,6 +9,7 @@ big-endian 32-bit integers, then the values.
 
 import gzip
 import io
+import math
 import pickle
 import struct
 import tarfile
@@ -173,8 +174,8 @@ def _idx(path: Path, axes: int) -> Tensor:
     except (EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"{path} is damaged or not gzipped: {error}") from error
     head = 4 + 4 * axes
-    shape = np.frombuffer(content[4:head], ">u4").tolist()
-    if content[:4] != bytes((0, 0, 8, axes)) or len(content) != head + np.prod(shape):
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, head, 4)]
+    if content[:4] != bytes((0, 0, 8, axes)) or len(content) != head + math.prod(shape):
         raise UsageError(f"{path} is not a whole IDX file of uint8 with {axes} axes")
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy())
 

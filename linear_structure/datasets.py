@@ -11,6 +11,7 @@ three axes is (n, H, W); of four, the channels (1 or 3) are the last axis, or el
 Folders, zips and `.npy` are read as they are asked for; the others are held in memory.
 """
 
+import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -63,6 +64,13 @@ class Dataset:
     def images(self) -> Tensor:
         """All images at once: uint8 (count, C, H, W)."""
         return self.read(0, self.count)
+
+    def digest(self, size: int = 1000) -> str:
+        """SHA-256 (64 hexadecimal digits) of the pixels in order, `size` images at a time."""
+        sha = hashlib.sha256()
+        for images, _ in self.blocks(size):
+            sha.update(images.contiguous().numpy().data)
+        return sha.hexdigest()
 
     def labels(self) -> Tensor | None:
         """All labels at once: int64 (count,), or None."""

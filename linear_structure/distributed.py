@@ -20,6 +20,7 @@ from threadpoolctl import threadpool_limits
 from linear_structure.errors import UsageError
 
 Item = TypeVar("Item")
+MOST_THREADS = 1024
 PATIENCE = timedelta(days=365)  # that processes have with each other: work may take long
 
 
@@ -49,10 +50,10 @@ def set_threads(count: int) -> None:
     Sums depend on it in the last bits, and `torchrun` gives BLAS one thread by the environment.
 
     Raises:
-        UsageError: it is less than one.
+        UsageError: it is less than one, or more than any machine has.
     """
-    if count < 1:
-        raise UsageError(f"--threads {count}: expected 1 or more")
+    if not 1 <= count <= MOST_THREADS:
+        raise UsageError(f"--threads {count}: expected 1 to {MOST_THREADS}")
     torch.set_num_threads(count)
     threadpool_limits(count)
 

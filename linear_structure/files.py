@@ -4,8 +4,10 @@ import hashlib
 import io
 import json
 import lzma
+import pickle
 import secrets
 import shutil
+import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -26,6 +28,21 @@ UNREADABLE_ARRAYS = (  # what numpy, zipfile and its decompressors raise on odd 
     zipfile.BadZipFile,
     zlib.error,
     lzma.LZMAError,
+)
+UNREADABLE_TENSORS = (  # what zipfile, torch and pickle raise on damaged or foreign files
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    pickle.UnpicklingError,
+    EOFError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
 )
 
 
@@ -51,10 +68,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     """Yield an empty folder beside `path`; put it there if the block ends well, else remove it.
 
     What was at `path` is moved aside first and then removed: at any moment `path` holds all of the
-    old, all of the new, or is not there.
+    old, all of the new, or is not there; then a process was killed between the two, and the next
+    call puts the old back.
     """
     path = path.resolve()
     beside, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
+    if old.exists() and not path.exists():
+        old.rename(path)
     for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
@@ -67,6 +87,17 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make and remove a file in a folder, or in the nearest above it: better before long work.
+
+    Raises:
+        OSError: none can be made.
+    """
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    with _blaming(nearest), tempfile.TemporaryFile(dir=nearest):
+        pass
 
 
 @contextmanager

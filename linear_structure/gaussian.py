@@ -82,7 +82,12 @@ class Gaussian:
 
         With fewer samples than dimensions the n x n Gram matrix of the centred samples X gives
         the same eigenvalues, and the axes as `X' v / |X' v|`: exact, and far cheaper.
+
+        Raises:
+            ValueError: there is no sample, or one holds NaN or infinity.
         """
+        if not len(samples) or not bool(torch.isfinite(samples.double().sum())):
+            raise ValueError("samples are needed, without NaN and infinity")
         if len(samples) > samples.shape[1]:
             moments = Moments.of(samples)
             return cls.from_covariance(moments.mean, moments.covariance, rank, overwrite=True)
@@ -90,8 +95,8 @@ class Gaussian:
         centred = (samples.double() - mean) / max(len(samples) - 1, 1) ** 0.5
         eigenvalues, vectors = _eigh_destroying(centred @ centred.T)
         inner = cls(mean, vectors, eigenvalues).truncated(rank)
-        basis = centred.T @ inner.basis / inner.eigenvalues.sqrt()
-        return cls(mean, basis, inner.eigenvalues)
+        axes = centred.T @ inner.basis
+        return cls(mean, axes / axes.norm(dim=0), inner.eigenvalues)
 
     def truncated(self, rank: int | None = None) -> "Gaussian":
         """Without the directions of the rank rule (lam <= 1e-12 lam_max), at most `rank` kept."""
@@ -192,8 +197,7 @@ class Isotropic:
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """`mu + s0^2 / (s0^2 + sigma^2) (x - mu)`: (B, *S)."""
-        variance = self.s0**2
-        return self._scaled(x, variance / (variance + expand(sigma, x) ** 2))
+        return self._scaled(x, self._gain(expand(sigma, x) ** 2, 1.0))
 
     def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
         """`mu + sqrt((s0^2 + stop^2) / (s0^2 + start^2)) (x - mu)`: (B, *S).
@@ -209,9 +213,8 @@ class Isotropic:
     def denoised_along(self, x: Tensor, start: Tensor | float, sigma: Tensor | float) -> Tensor:
         """`denoise(flow(x, start, sigma), sigma)` in closed form: (B, *S)."""
         _check_start(start)
-        variance = self.s0**2
-        before, after = variance + expand(start, x) ** 2, variance + expand(sigma, x) ** 2
-        return self._scaled(x, variance / (before * after).sqrt())
+        square, before = expand(sigma, x) ** 2, self.s0**2 + expand(start, x) ** 2
+        return self._scaled(x, self._gain(square, ((self.s0**2 + square) / before).sqrt()))
 
     def sample(
         self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
@@ -231,6 +234,11 @@ class Isotropic:
             raise ValueError("s0 = 0 and sigma = 0: there is no density")
         square = (x.flatten(1) - self.mean.to(x)).square().sum(1)
         return -(square / variance + len(self.mean) * (2 * math.pi * variance).log()) / 2
+
+    def _gain(self, square: Tensor, factor: Tensor | float) -> Tensor:
+        """`s0^2 / (s0^2 + square)` times a factor; zero for a point, at square = 0 too."""
+        variance = self.s0**2
+        return variance / (variance + square) * factor if variance else torch.zeros_like(square)
 
     def _scaled(self, x: Tensor, factor: Tensor) -> Tensor:
         mean = self.mean.to(x).reshape(x.shape[1:])

@@ -20,6 +20,7 @@ from tqdm import tqdm
 from linear_structure import datasets, mixture, parameters
 from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError, run_command
+from linear_structure.files import check_writable
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import HALF_RANGE, from_uint8
 from linear_structure.moments import Moments, PixelSums
@@ -133,7 +134,11 @@ def _seed(text: str) -> int:
 
 
 def _not_negative(text: str) -> float:
-    if not 0 <= float(text) < math.inf:
+    try:
+        fits = 0 <= float(text) < math.inf
+    except ValueError:
+        fits = False
+    if not fits:
         raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
     return float(text)
 
@@ -163,6 +168,7 @@ def main() -> None:
     labels = dataset.labels() if options.by_class else None
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
+    check_writable(options.save_dir.resolve().parent)
     model, story = _fit(options, dataset)
     print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")
     print(f"pixel standard deviation (sigma_data) {story.sigma_data:.4f} on the [-1, 1] scale")

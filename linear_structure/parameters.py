@@ -14,7 +14,6 @@ pixels in [-1, 1].
 import hashlib
 import io
 import json
-import pickle
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -28,7 +27,13 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from linear_structure.errors import UsageError
-from linear_structure.files import digest_of_file, replacing_folder, write_array, write_json
+from linear_structure.files import (
+    UNREADABLE_TENSORS,
+    digest_of_file,
+    replacing_folder,
+    write_array,
+    write_json,
+)
 from linear_structure.gaussian import RANK_TOLERANCE, Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
@@ -44,18 +49,6 @@ KINDS: dict[str, type] = {
 }
 CONTENTS = {STORY, *(f"{name}.pt" for name in ("mu", "U", "lambdas", "s0", "pi")), "points.npy"}
 BY_CLASS = "by_class"
-UNREADABLE = (  # what zipfile, torch and pickle raise on files that are damaged or not theirs
-    zipfile.BadZipFile,
-    pickle.UnpicklingError,
-    EOFError,
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    LookupError,
-    RuntimeError,
-    TypeError,
-    ValueError,
-)
 NEGATIVE_TOLERANCE = 1e-6  # of the sum of all: what rounding in float32 can leave
 ORTHONORMAL_TOLERANCE = 1e-3
 
@@ -280,7 +273,7 @@ def _read(directory: Path, name: str) -> Tensor:
         damaged = zipfile.ZipFile(content).testzip()
         content.seek(0)
         value = torch.load(content, map_location="cpu", weights_only=True)
-    except UNREADABLE as error:
+    except UNREADABLE_TENSORS as error:
         raise UsageError(f"{path} is no readable tensor file: make it again") from error
     if damaged:
         raise UsageError(f"{path} is damaged: make it again")
@@ -339,7 +332,7 @@ def _read_points(directory: Path) -> PointCloud:
     try:
         with path.open("rb") as file:
             points = np.lib.format.read_array(file, allow_pickle=False)
-    except UNREADABLE as error:
+    except UNREADABLE_TENSORS as error:
         raise UsageError(f"{path} is no readable array: make the directory again") from error
     if points.dtype != np.uint8 or points.ndim != 2 or not points.size:
         raise UsageError(f"{path}: expected uint8 of shape (N, D), N >= 1")

@@ -9,8 +9,8 @@ a folder has no such file, from its top-level folders, in sorted order, if there
 import io
 import json
 import os
+import struct
 import zipfile
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
@@ -21,6 +21,7 @@ from PIL import Image
 from torch import Tensor
 
 from linear_structure.errors import UsageError
+from linear_structure.files import UNREADABLE_ARRAYS
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 FILE_LIMIT = 1 << 28  # bytes of one unpacked file of a zip
@@ -81,9 +82,10 @@ def open_zip(path: Path) -> Pictures:
     Raises:
         UsageError: it is no zip, has no images, the first is damaged, or the labels do not fit.
     """
+    file = path.open("rb")
     try:
-        archive = zipfile.ZipFile(path)
-    except zipfile.BadZipFile as error:
+        archive = zipfile.ZipFile(file)
+    except UNREADABLE_ARRAYS as error:
         raise UsageError(f"{path} is damaged or not a zip file: {error}") from error
 
     def content(name: str) -> bytes:
@@ -130,7 +132,7 @@ def _unpacked(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
         raise UsageError(f"{name} in {path} is larger than {FILE_LIMIT} bytes")
     try:
         return archive.read(name)
-    except (zipfile.BadZipFile, zlib.error, EOFError, RuntimeError) as error:
+    except UNREADABLE_ARRAYS as error:
         raise UsageError(f"{name} in {path} cannot be unpacked: {error}") from error
 
 
@@ -141,7 +143,7 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
         image.load()
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} in {where}: {error}") from error
-    except (OSError, SyntaxError, ValueError, EOFError) as error:
+    except (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error) as error:
         raise UsageError(
             f"{name} in {where} is damaged, or not an image ({', '.join(FORMATS)})"
         ) from error

@@ -55,10 +55,17 @@ class PointCloud:
     Attributes:
         points: (N, D), floats in the units of x, or uint8 pixels that stand for [-1, 1].
         block: points at a time, of which a float32 copy is made if they are not float32.
+
+    Raises:
+        ValueError: there is no point.
     """
 
     points: Tensor
     block: int = 4096
+
+    def __post_init__(self) -> None:
+        if not len(self.points):
+            raise ValueError("a point cloud needs at least one point")
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Posterior mean of the data: x (B, *S), sigma > 0, () or (B,) -> (B, *S).

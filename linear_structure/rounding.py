@@ -1,30 +1,42 @@
-"""To what the factors of float32 matrix products are rounded, whatever the process was set to."""
+"""To what the factors of float32 matrix products are rounded, whatever the process was set to.
 
+Torch keeps this setting for the whole process: while a block below runs, products of other threads
+are rounded alike, and a second block waits for the first.
+"""
+
+import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 import torch
+
+_ALONE = threading.RLock()  # or two blocks that overlap would leave the setting of the other behind
+
+
+@contextmanager
+def _factors(precision: str, *backends: Any) -> Iterator[None]:
+    with _ALONE:
+        before = [backend.fp32_precision for backend in backends]
+        for backend in backends:
+            backend.fp32_precision = precision
+        try:
+            yield
+        finally:
+            for backend, value in zip(backends, before, strict=True):
+                backend.fp32_precision = value
 
 
 @contextmanager
 def factors_in_bfloat16() -> Iterator[None]:
     """On CPUs that have units for it: 8 bits of mantissa, several times faster; sums in float32."""
-    cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
-    before = cpu.fp32_precision
-    cpu.fp32_precision = "bf16"
-    try:
+    with _factors("bf16", torch.backends.mkldnn.matmul):  # type: ignore[attr-defined]
         yield
-    finally:
-        cpu.fp32_precision = before
 
 
 @contextmanager
 def factors_in_float32() -> Iterator[None]:
     """No rounding, on CPUs and NVIDIA GPUs."""
     cpu, gpu = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    before = cpu.fp32_precision, gpu.fp32_precision
-    cpu.fp32_precision = gpu.fp32_precision = "ieee"
-    try:
+    with _factors("ieee", cpu, gpu):
         yield
-    finally:
-        cpu.fp32_precision, gpu.fp32_precision = before

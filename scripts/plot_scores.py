@@ -10,6 +10,7 @@ from linear_structure.errors import run_command
 
 FOLDER = Path("scores")
 SEEDS = 1000
+UNUSED = ("sampler", "by_class", "features", "reference")
 
 
 def _parse() -> argparse.Namespace:
@@ -22,6 +23,7 @@ def _parse() -> argparse.Namespace:
 def main() -> None:
     """Compare or continue; then write the numbers, their settings, and the picture of them."""
     options = _parse()
+    settings.check_unused(options, UNUSED, "scores are compared along Heun's whole trajectory")
     preset = settings.chosen_preset(options)
     device, threads = settings.chosen_device(options, preset)
     if options.seeds is None:

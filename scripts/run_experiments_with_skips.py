@@ -33,6 +33,7 @@ def main() -> None:
     options = _parse()
     preset = settings.chosen_preset(options)
     sweep.check_seeds(preset.seeds)
+    settings.check_images_count(preset)
     device, threads = settings.chosen_device(options, preset)
     if options.dry_run:
         print(forecast.forecast(preset, device))

@@ -8,6 +8,7 @@ A measured sweep of the preset, where there is one, is named beside it.
 
 import argparse
 import sys
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -18,7 +19,8 @@ from edm.precondition import Preconditioned
 from experiments import report, results, settings
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of, image_shape, nfe
-from experiments.suggestion import TOLERANCE, Offset, knee, offsets, within
+from experiments.suggestion import TOLERANCE, Offset, offsets, verdict, within
+from experiments.sweep import teleport_inputs
 from experiments.teleports import check_shape, flow_of, flows_of
 from linear_structure.errors import UsageError, run_command
 from linear_structure.parameters import Parameters
@@ -41,13 +43,16 @@ def _parse() -> argparse.Namespace:
 
 
 def suggested(
-    preset: Preset, network: Preconditioned, own: Parameters, options: argparse.Namespace
+    preset: Preset,
+    network: Preconditioned,
+    own: Parameters,
+    by_class: Mapping[int, Parameters],
+    options: argparse.Namespace,
 ) -> list[Offset]:
     """The offsets up to the last skip within the tolerance, with a bar."""
     sigmas, flow = grid_of(preset, network), flow_of(own.model)
-    classes = flows_of(settings.load_classes(preset, network))
     device = next(network.parameters()).device
-    sampling = Sampling(image_shape(network), sigmas, 0, flow, device, by_class=classes)
+    sampling = Sampling(image_shape(network), sigmas, 0, flow, device, by_class=flows_of(by_class))
     seeds = range(preset.seeds.first, preset.seeds.first + options.count)
     denoise, latents, teleport = sampling.drawn(network, seeds)
     found = offsets(denoise, teleport or flow, latents.double() * sigmas[0], sigmas)
@@ -57,7 +62,7 @@ def suggested(
 
 
 def measured(preset: Preset, settled: dict[str, Any]) -> str:
-    """What the latest sweep of the preset says, in one sentence, if it was of these settings."""
+    """What the latest sweep of the preset says in a sentence, if it was of these settings."""
     try:
         sweep = results.latest_sweep(results.ROOT, preset.name)
     except UsageError as error:
@@ -68,8 +73,7 @@ def measured(preset: Preset, settled: dict[str, Any]) -> str:
     distances = {row.skip: row.mean for row in report.rows(sweep)}
     if 0 not in distances:
         return "The latest sweep has no distance without skips to compare with."
-    last = knee(distances)
-    return f"Measured: the distance stays within 1.1 times that of skip 0 up to skip {last}."
+    return verdict(distances)
 
 
 def main() -> None:
@@ -82,7 +86,8 @@ def main() -> None:
     network = settings.load_network(preset, device)
     own = settings.load_parameters(preset, network)
     check_shape(own.model, network)
-    found = suggested(preset, network, own, options)
+    by_class = settings.load_classes(preset, network)
+    found = suggested(preset, network, own, by_class, options)
     print("skip   sigma  deviation / sigma, RMS of a pixel, median of the seeds")
     for offset in found:
         print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}")
@@ -91,11 +96,13 @@ def main() -> None:
     print(f"Skip {best} of {preset.steps} steps: {calls} network calls, not {full}.")
     settled = {
         "network": network_digest(network),
-        "parameters": own.digest,
         "sigmas": grid_of(preset, network).tolist(),
         "sampler": preset.sampler,
+        **dict.fromkeys(("by_class", "solver_steps")),  # None where a sweep does not have them
+        **teleport_inputs(own, by_class),
     }
-    print(measured(preset, settled))
+    if said := measured(preset, settled):
+        print(said)
 
 
 if __name__ == "__main__":

@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import json
 import resource
 import sys
 from pathlib import Path
@@ -10,6 +11,7 @@ from types import ModuleType
 import numpy as np
 import pytest
 import torch
+from safetensors.torch import save as serialize
 from torch import Tensor
 
 from edm import features
@@ -103,6 +105,15 @@ def test_another_file_is_refused(name: str) -> None:
         load(WEIGHTS / name)
 
 
+def test_a_file_that_claims_a_giant_network_is_refused_unbuilt(tmp_path: Path) -> None:
+    options = {**dataclasses.asdict(load(SHIPPED).options), "widths": [4096] * 8, "blocks": 64}
+    path = tmp_path / "giant.safetensors"
+    metadata = {"classifier": json.dumps(options), "provenance": "{}"}
+    path.write_bytes(serialize({"weight": torch.zeros(1)}, metadata))
+    with pytest.raises(UsageError, match="not those of its options"):
+        load(path)
+
+
 def training(folder: Path, **changes: object) -> Training:
     digits = datasets.load("digits")
     recipe = dataclasses.replace(SHORT, **changes)
@@ -155,7 +166,7 @@ def script() -> ModuleType:
     "words, complaint",
     [
         (("--device", "abacus"), "--device abacus: there is no such device here"),
-        (("--threads", "0"), "--threads 0: expected 1 or more"),
+        (("--threads", "0"), "--threads 0: expected 1 to 1024"),
         (("--epochs", "0"), "'epochs' is 0: expected 1"),
         (("--seed", "-1"), "'seed' is -1: expected 0"),
         (("--seed", str(2**64)), "'seed' is 18446744073709551616: expected 0"),

@@ -3,6 +3,7 @@
 import gzip
 import hashlib
 import io
+import itertools
 import json
 import pickle
 import struct
@@ -221,7 +222,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, pack: Callable, kind: str) -
 
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
-    kind=st.sampled_from(["png", "jpg", "gif", "bmp", "ppm", "webp"]),
+    kind=st.sampled_from(["png", "jpg", "gif", "bmp", "ppm", "webp", "tiff"]),
     noise=st.dictionaries(st.integers(30, 10_000), st.integers(0, 255), min_size=1, max_size=4),
 )
 def test_noise_in_an_image_is_pixels_or_one_sentence(kind: str, noise: dict[int, int]) -> None:
@@ -249,6 +250,20 @@ def test_a_zip_bomb_is_refused(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
 )
 def test_what_is_not_8_bit_grey_or_rgb_is_refused(tmp_path: Path, pixels: np.ndarray) -> None:
     assert "8-bit grey or RGB" in complaint(folder_of(tmp_path, {"a.png": encoded(pixels)}))
+
+
+@pytest.mark.parametrize("method", [0, 8, 12, 14], ids=["stored", "deflate", "bzip2", "lzma"])
+def test_any_damaged_byte_of_a_zip_is_one_sentence_or_none(tmp_path: Path, method: int) -> None:
+    path = tmp_path / "packed.zip"
+    with zipfile.ZipFile(path, "w", method) as archive:
+        archive.writestr("a.ppm", encoded(GREY[0, :2, :2], "ppm"))
+    whole = path.read_bytes()
+    for place, bit in itertools.product(range(len(whole)), (1, 8, 128)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ bit]) + whole[place + 1 :])
+        try:
+            load(path).images()
+        except UsageError as error:
+            assert "packed.zip" in str(error)
 
 
 @pytest.mark.parametrize("damage", [b"no zip at all", b"", "cut", "flip"])
@@ -601,8 +616,10 @@ def test_mnist_is_read(tmp_path: Path) -> None:
         idx(RGB),
         gzip.compress(gzip.decompress(idx(GREY)).replace(b"\x08", b"\x0d", 1)),
         idx(GREY[:6]),
+        gzip.compress(b"\0\0\x08\x03\0\0"),
+        gzip.compress(b"\0\0\x08\x03" + 2 * b"\x80\0\0\0" + b"\0\0\0\4"),
     ],
-    ids=["empty", "no gzip", "cut", "short", "no head", "4 axes", "floats", "fewer"],
+    ids=["empty", "no gzip", "cut", "short", "no head", "4 axes", "floats", "fewer", "odd", "huge"],
 )
 def test_a_damaged_mnist_file_is_named(tmp_path: Path, images: bytes) -> None:
     with pytest.raises(UsageError, match=r"images\.gz"):

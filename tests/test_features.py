@@ -164,6 +164,18 @@ def test_files_that_hold_no_weights_are_refused(tmp_path, weights):
     assert not marker.exists()
 
 
+def test_any_damaged_byte_of_weights_is_one_sentence_or_none(tmp_path):
+    path = tmp_path / "w.pth"
+    torch.save({"weight": torch.zeros(1)}, path)
+    whole = path.read_bytes()
+    for place in range(len(whole)):
+        path.write_bytes(whole[:place] + bytes([whole[place] ^ 8]) + whole[place + 1 :])
+        try:
+            features._state_dict(path)
+        except UsageError as error:
+            assert "w.pth" in str(error)
+
+
 def test_published_weights_are_pinned(tmp_path, monkeypatch, weights):
     monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path))
     monkeypatch.setenv("LINEAR_STRUCTURE_OFFLINE", "1")

@@ -234,7 +234,7 @@ def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, monkeypatch):
         "1 of few: a distance needs two images": (few, "digits", "--num", "1"),
         "1 of lone: a distance needs two images": (tmp_path / "lone", "digits"),
         "0 of few: a distance needs two images": (few, "digits", "--num", "0"),
-        "--threads 0: expected 1 or more": (few, "digits", "--threads", "0"),
+        "--threads 0: expected 1 to 1024": (few, "digits", "--threads", "0"),
         "--device abacus: there is no such device": (few, "digits", "--device", "abacus"),
         "few is a folder: expected the name of a file": (few, "digits", "--json", few),
         "neither a known dataset": (tmp_path / "nowhere", "digits"),

@@ -66,6 +66,23 @@ def test_what_a_killed_process_left_beside_a_folder_is_not_taken_over(tmp_path):
     assert names(tmp_path) == ["folder"]
 
 
+def test_a_folder_that_a_killed_process_had_moved_aside_comes_back(tmp_path):
+    (tmp_path / ".folder.old").mkdir()
+    (tmp_path / ".folder.old" / "good").touch()
+    with pytest.raises(ValueError), files.replacing_folder(tmp_path / "folder"):
+        raise ValueError
+    assert names(tmp_path / "folder") == ["good"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_takes_no_file_is_found_before_the_work(tmp_path):
+    files.check_writable(tmp_path / "not" / "yet")
+    assert names(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        files.check_writable(tmp_path / "file" / "below")
+
+
 def test_the_current_folder_can_be_replaced(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")

@@ -214,3 +214,17 @@ def test_another_number_of_sigmas_is_refused(model, x):
     for call in (model.denoise, model.log_prob, lambda x, s: model.flow(x, 80.0, s)):
         with pytest.raises(ValueError, match="one for each"):
             call(x, torch.ones(3))
+
+
+def test_few_samples_are_refused_as_many_are_where_they_hold_nan():
+    samples = torch.zeros(3, 8)
+    samples[1, 2] = torch.nan
+    for wrong in (samples, samples[:0], samples.repeat(4, 1)):
+        with pytest.raises(ValueError, match="NaN"):
+            Gaussian.from_samples(wrong)
+
+
+def test_a_point_denoises_to_itself_without_noise():
+    point, x = Isotropic(torch.ones(4).double()), torch.zeros(2, 4).double()
+    assert torch.equal(point.denoise(x, 0.0), torch.ones(2, 4).double())
+    assert torch.equal(point.denoised_along(x, 80.0, 0.0), torch.ones(2, 4).double())

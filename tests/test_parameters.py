@@ -290,6 +290,19 @@ def test_random_damage_never_escapes_as_another_error(tmp_path):
             assert "\n" not in str(error)
 
 
+def test_a_damaged_length_never_escapes_as_another_error(tmp_path):
+    """One bit of each byte: some make zlib fail."""
+    whole = (bare(tmp_path) / "lambdas.pt").read_bytes()
+    for place in range(len(whole)):
+        damaged = bytearray(whole)
+        damaged[place] ^= 8
+        (tmp_path / "lambdas.pt").write_bytes(damaged)
+        try:
+            parameters.load(tmp_path)
+        except UsageError as error:
+            assert "\n" not in str(error)
+
+
 class Canary:
     """Leaves a file behind if it is unpickled."""
 

@@ -79,6 +79,25 @@ def test_small_noise_on_images_in_float32():
     assert torch.allclose(PointCloud(pixels).denoise(x, 0.002), denoised, atol=1e-6)
 
 
+def test_no_query_and_no_point():
+    assert PointCloud(POINTS).denoise(X[:0], 1.0).shape == (0, 3, 4)
+    with pytest.raises(ValueError, match="at least one point"):
+        PointCloud(POINTS[:0])
+
+
+@pytest.mark.parametrize("sigma", [0.002, 0.3, 1.0, 2.0, 4.0])
+def test_points_of_unlike_size_in_float32_are_within_the_bound(sigma):
+    """Weights that count, where some points are ten times as large as others."""
+    points = torch.randn(900, 256, generator=GENERATOR)
+    points[::3] /= 10
+    x = points[:30].double() + sigma * torch.randn(30, 256, generator=GENERATOR)
+    exact = PointCloud(points.double()).posterior(x, sigma)
+    found = PointCloud(points).posterior(x, sigma)
+    assert torch.equal(found.nearest, exact.nearest)
+    assert float((found.log_prob - exact.log_prob).abs().max()) < 1e-3
+    assert torch.allclose(found.denoised, exact.denoised, rtol=0, atol=1e-3)
+
+
 def test_a_process_that_rounds_its_products_changes_nothing():
     """At the size and level where bfloat16 factors would show, on CPUs that have them."""
     points = torch.randn(500, 256, generator=GENERATOR)

@@ -9,7 +9,7 @@ import torch
 from edm import features, fid
 from experiments import presets, settings, sweep
 from experiments.presets import SeedRange, find, shipped
-from linear_structure import parameters
+from linear_structure import datasets, parameters
 from linear_structure.errors import UsageError
 
 CPU = torch.device("cpu")
@@ -58,6 +58,33 @@ def test_images_that_the_parameters_are_not_of_are_named(tmp_path, capsys):
     others = dataclasses.replace(SMALL, dataset=str(tmp_path / "others.npy"))
     assert list(settings.analytic_models(others, network))[2:] == ["exact point cloud"]
     assert "was made from other images than those of" in capsys.readouterr().out
+
+
+def test_a_default_directory_of_other_images_is_refused_whatever_their_name(tmp_path, monkeypatch):
+    """Two arrays of one name: the second is not teleported by the first one's Gaussian."""
+    monkeypatch.chdir(tmp_path)
+    digits = find("digits")
+    network = settings.load_network(digits, CPU)
+    images = datasets.load("digits").images().squeeze(1).numpy()
+    for folder, pixels in (("a", images), ("b", 255 - images)):
+        (tmp_path / folder).mkdir()
+        np.save(tmp_path / folder / "digits.npy", pixels)
+    a, b = (dataclasses.replace(digits, dataset=f"{name}/digits.npy") for name in "ab")
+    settings.load_parameters(a, network)
+    settings.load_parameters(digits, network)
+    with pytest.raises(UsageError, match="was made from other images"):
+        settings.load_parameters(b, network)
+    unknown = dataclasses.replace(digits, dataset="nosuch")
+    with pytest.raises(UsageError, match="neither a known dataset"):
+        settings.load_parameters(unknown, network)
+
+
+def test_images_that_change_nothing_are_refused():
+    for preset in (SMALL, find("cifar10"), find("digits")):
+        settings.check_images_count(preset)
+    with pytest.raises(UsageError, match="would change nothing"):
+        settings.check_images_count(dataclasses.replace(SMALL, dataset="CIFAR10"))
+    settings.check_images_count(dataclasses.replace(find("cifar10"), dataset="CIFAR100"))
 
 
 def test_the_shipped_parts_belong_together():

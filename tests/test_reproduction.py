@@ -4,15 +4,19 @@ import csv
 import json
 import runpy
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
 
+from experiments import presets
 from linear_structure import datasets, get_parameters, parameters
 from linear_structure.errors import run_command
+from linear_structure.points import PointCloud
 
 SCRIPTS = Path(__file__).parents[1] / "scripts"
+CONDITIONAL = str(presets.shipped("digits-conditional.safetensors"))
 FIGURES = {
     "figure1",
     "figure2a",
@@ -27,12 +31,15 @@ FIGURES = {
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory) -> Path:
-    """Twenty-four digits, their Gaussian, and one for each class."""
+    """Twenty-four digits, as points too, and their Gaussian, also in the place of each class's."""
     folder = tmp_path_factory.mktemp("digits")
     images = datasets.load("digits").images()[:24]
     np.savez(folder / "few.npz", images=images.numpy())
     model, story = get_parameters.fit_gaussian(datasets.load(str(folder / "few.npz")))
     parameters.save(folder / "gaussian", model, story)
+    classes = [(model, replace(story, label=label)) for label in range(10)]
+    parameters.save(folder / "by-class", model, story, classes)
+    parameters.save(folder / "points", PointCloud(images.flatten(1)), story)
     return folder
 
 
@@ -84,6 +91,32 @@ def test_a_skip_is_suggested_and_compared_with_a_sweep_of_the_same_settings(run,
     assert run("suggest_skip.py", *words, "--sampler", "unipc") == 0
     said = capsys.readouterr().out
     assert "calls, not 10." in said and "another sampler" in said
+
+
+def test_a_sweep_is_quoted_only_where_both_teleport_by_class_or_neither(run, files, capsys):
+    own = ("--network", CONDITIONAL, "--parameters", str(files / "by-class"))
+    words = (*own, "--steps", "10", "--skips", "0,2")
+    sweep = (*words, "--seeds", "0-9", "--block", "10")
+    for swept, other in (((), ("--by-class",)), (("--by-class",), ())):
+        assert run("run_experiments_with_skips.py", *sweep, *swept) == 0
+        capsys.readouterr()
+        assert run("suggest_skip.py", *words, "--count", "4", *swept) == 0
+        assert "Measured: the distance" in capsys.readouterr().out
+        assert run("suggest_skip.py", *words, "--count", "4", *other) == 0
+        assert "The latest sweep was of another by_class:" in capsys.readouterr().out
+
+
+def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
+    run, files, capsys, monkeypatch
+):
+    words = ("--parameters", str(files / "points"), "--steps", "10", "--skips", "0,2")
+    assert run("run_experiments_with_skips.py", *words, "--seeds", "0-9", "--block", "10") == 0
+    capsys.readouterr()
+    assert run("suggest_skip.py", *words, "--count", "4") == 0
+    assert "Measured: the distance" in capsys.readouterr().out
+    monkeypatch.setattr("experiments.sweep.SOLVER_STEPS", 16)
+    assert run("suggest_skip.py", *words, "--count", "4") == 0
+    assert "The latest sweep was of another solver_steps:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(

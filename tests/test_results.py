@@ -1,6 +1,7 @@
 """Result files: reused only where every input is equal, and never lost."""
 
 import json
+import math
 import os
 from dataclasses import asdict
 
@@ -94,6 +95,12 @@ def test_no_result_says_what_to_run(tmp_path):
         results.latest_sweep(tmp_path, "digits")
 
 
+def with_value(part: str, name: str, value: float) -> str:
+    content = asdict(make(0, 1.0, SeedRange(0, 9)))
+    content[part][name] = value
+    return json.dumps(content)
+
+
 def without(part: str, name: str) -> str:
     content = asdict(make(0, 1.0, SeedRange(0, 9)))
     del content[part][name]
@@ -111,6 +118,9 @@ def without(part: str, name: str) -> str:
         (without("inputs", "seeds"), "inputs\\.seeds is missing"),
         (without("outputs", "distance"), "outputs\\.distance is missing"),
         (without("made", "versions"), "made\\.versions is missing"),
+        (with_value("outputs", "distance", math.nan), "outputs\\.distance is not finite"),
+        (with_value("outputs", "distance", 10**400), "outputs\\.distance is not finite"),
+        (with_value("inputs", "sigma_skip", -math.inf), "inputs\\.sigma_skip is not finite"),
         (without("inputs", "preset").replace("[0, 9]", '[0, "9"], "preset": "p"'), "no range"),
     ],
 )

@@ -8,12 +8,16 @@ import torch
 from edm.samplers import heun
 from edm.schedule import sigma_grid
 from edm.seeds import Seeds
-from experiments.sampling import Sampling, nfe
+from experiments.sampling import Sampling, carry, nfe
 from linear_structure.errors import UsageError, WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 
 SHAPE = (1, 4, 4)
+
+
+def start(seeds, sigmas, skip=0, teleport=None):
+    return carry(Seeds.of(seeds).latents(SHAPE), sigmas, skip, teleport)
 
 
 @pytest.fixture
@@ -41,10 +45,10 @@ def test_teleport_replaces_a_converged_solver(gaussian, skip):
     sigmas = sigma_grid(17)
     stride = 112
     assert torch.allclose(fine[::stride][:17], sigmas[:17], rtol=1e-12)
-    x = Sampling(SHAPE, sigmas).start([0, 1])
+    x = start([0, 1], sigmas)
     skip = min(skip, 16)
     *_, solved = heun(gaussian.denoise, x, fine[: skip * stride + 1])
-    jumped = Sampling(SHAPE, sigmas, skip, gaussian).start([0, 1])
+    jumped = start([0, 1], sigmas, skip, gaussian)
     assert torch.allclose(jumped, solved.x, rtol=0, atol=2e-5 * float(sigmas[0]))
 
 
@@ -66,8 +70,8 @@ def test_cost_is_what_the_formula_says(gaussian):
 def test_isotropic_with_no_variance_only_shrinks_the_noise():
     sigmas = sigma_grid(18)
     mean = torch.full((16,), 0.25)
-    plain = Sampling(SHAPE, sigmas).start([7])
-    jumped = Sampling(SHAPE, sigmas, 6, Isotropic(mean)).start([7])
+    plain = start([7], sigmas)
+    jumped = start([7], sigmas, 6, Isotropic(mean))
     expected = 0.25 + (plain - 0.25) * float(sigmas[6] / sigmas[0])
     assert torch.allclose(jumped, expected, rtol=1e-12)
 
@@ -75,12 +79,12 @@ def test_isotropic_with_no_variance_only_shrinks_the_noise():
 @pytest.mark.parametrize("skip", [-1, 18, 19])
 def test_skip_out_of_the_grid_is_refused(gaussian, skip):
     with pytest.raises(UsageError, match="expected 0 to 17"):
-        Sampling(SHAPE, sigma_grid(18), skip, gaussian).start([0])
+        start([0], sigma_grid(18), skip, gaussian)
 
 
 def test_skip_without_a_model_is_refused():
     with pytest.raises(UsageError, match="needs a model"):
-        Sampling(SHAPE, sigma_grid(18), 1).start([0])
+        start([0], sigma_grid(18), 1)
 
 
 def test_nan_of_a_network_is_said(gaussian):

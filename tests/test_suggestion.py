@@ -8,7 +8,7 @@ import torch
 
 from edm.schedule import sigma_grid
 from experiments.presets import find
-from experiments.suggestion import knee, offsets, within
+from experiments.suggestion import knee, offsets, verdict, within
 from experiments.teleports import flow_of
 from linear_structure.errors import WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -44,6 +44,12 @@ def test_the_knee_is_the_last_skip_before_the_distance_grows():
     assert knee(find("cifar10").published) == 7
     assert knee({0: 1.0, 2: 1.05, 4: 1.2, 6: 1.0}) == 2
     assert knee({0: 1.0}) == 0
+
+
+def test_a_knee_that_no_distance_passes_is_said_to_be_the_end_of_the_sweep():
+    assert verdict({0: 1.0, 2: 1.05, 4: 1.2}).endswith("1.1 times that of skip 0 up to skip 2.")
+    assert verdict({0: 1.0, 2: 1.05}).endswith("up to skip 2, the highest measured.")
+    assert verdict({0: 1.0}) == ""
 
 
 def test_models_without_a_closed_flow_are_compared_too():

@@ -20,7 +20,8 @@ from PIL import Image
 from edm import checkpoint, fid
 from edm.checkpoint import network_digest
 from edm.precondition import build
-from experiments import presets, results, sweep
+from edm.seeds import Seeds
+from experiments import presets, results, scores, sweep
 from experiments.forecast import forecast
 from experiments.presets import SeedRange
 from experiments.sampling import Sampling, grid_of
@@ -58,9 +59,9 @@ class Corners:
         return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
-def random_network():
+def random_network(**changes):
     torch.manual_seed(0)
-    network = build(CONFIG).eval().requires_grad_(False)
+    network = build({**CONFIG, **changes}).eval().requires_grad_(False)
     for parameter in network.parameters():
         torch.nn.init.normal_(parameter, std=0.1)
     return network
@@ -361,6 +362,8 @@ def call(tmp_path, monkeypatch):
         (["digits", "--parameters", "nowhere"], "nowhere is no directory"),
         (["digits", "--network", "nowhere.pkl"], "nowhere.pkl does not exist"),
         (["digits", "--seeds", "9-1"], "FIRST-LAST"),
+        (["digits", "--seeds", "0-99999999999"], "at most 10,000,000, each below 2^32"),
+        (["digits", "--seeds", "4294967290-4294967296"], "at most 10,000,000, each below 2^32"),
         (["digits", "--seeds", "0-0"], "a distance needs at least two images"),
         (["digits", "--seeds", "0-0", "--dry-run"], "a distance needs at least two images"),
         (["digits", "--rho", "0.001"], "rho is 0.001: float64 cannot hold a grid"),
@@ -397,8 +400,19 @@ def test_a_dry_run_says_what_it_knows_and_touches_nothing(
     monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path / "cache"))
     assert call("digits", "--dry-run", "--seeds", "0-9", *arguments) == 0
     output = capsys.readouterr().out
-    assert all(words in output for words in ["images: 120", *said])
+    assert all(words in output for words in ["images computed, in whole blocks: 3,000", *said])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_counts_whole_blocks(small, tmp_path):
+    """Seeds 3 to 7 touch two blocks of five, which cost what seeds 0 to 9 do."""
+    parts, whole = (
+        forecast(dataclasses.replace(small.preset, seeds=seeds), torch.device("cpu"))
+        for seeds in (SeedRange(3, 7), SeedRange(0, 9))
+    )
+    assert parts.images == whole.images == 20
+    assert parts.features == whole.features
+    assert parts.work.flops == whole.work.flops
 
 
 def test_a_dry_run_counts_the_steps_of_a_solved_teleport(small, tmp_path):
@@ -464,6 +478,21 @@ def test_scores_continue_and_say_what_they_are_of(call, tmp_path, monkeypatch):
     assert call(*words, script="plot_scores.py") == 0
     with pytest.raises(TypeError):
         call(*words, "--rho", "5", script="plot_scores.py")
+
+
+def test_scores_are_of_the_classes_that_the_seeds_draw(small, tmp_path):
+    """Blocks of a network with classes that was told none are not read; others stay valid."""
+    network, isotropic = random_network(label_dim=3), Isotropic(torch.zeros(64).double())
+    study = scores.Study(
+        small.preset, network, {"isotropic": isotropic}, small.device, small.threads, tmp_path
+    )
+    seeds = Seeds.of(range(5))
+    latents, denoise = seeds.latents((1, 8, 8)), network.bind(seeds.labels(3))
+    x, models = latents.double() * small.sigmas[0], {"isotropic": isotropic.denoise}
+    errors = torch.cat(list(scores.relative_errors(denoise, models, x, small.sigmas)), 1).T
+    assert torch.equal(scores.compare(study)["isotropic"].errors[:, :5], errors)
+    assert study.inputs["labels"] == "drawn"
+    assert "labels" not in dataclasses.replace(study, network=small.network).inputs
 
 
 def test_eigenvalues_of_other_units_are_rescaled(call, tmp_path):

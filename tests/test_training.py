@@ -188,8 +188,8 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_snapshot(tmp_pa
     ("words", "complaint"),
     [
         (("--device", "abacus"), "--device abacus: there is no such device here"),
-        (("--threads", "0"), "--threads 0: expected 1 or more"),
-        (("--threads", "-2"), "--threads -2: expected 1 or more"),
+        (("--threads", "0"), "--threads 0: expected 1 to 1024"),
+        (("--threads", "-2"), "--threads -2: expected 1 to 1024"),
         (("--duration", "0"), "'duration' is 0: expected 1"),
         (("--seed", "-1"), "'seed' is -1: expected 0"),
     ],
