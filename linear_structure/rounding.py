@@ -37,6 +37,6 @@ def factors_in_bfloat16() -> Iterator[None]:
 @contextmanager
 def factors_in_float32() -> Iterator[None]:
     """No rounding, on CPUs and NVIDIA GPUs."""
-    cpu, gpu = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
-    with _factors("ieee", cpu, gpu):
+    cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    with _factors("ieee", cpu, torch.backends.cuda.matmul):
         yield
