@@ -20,7 +20,7 @@ from edm.schedule import Churn, sigma_grid
 from edm.seeds import Seeds
 from experiments import presets
 from experiments.generation import Generation
-from experiments.sampling import Sampling, final, grid_of
+from experiments.sampling import carry, final, grid_of
 from experiments.settings import prepared
 from linear_structure import parameters
 from linear_structure.errors import UsageError, run_command
@@ -110,7 +110,7 @@ def plain_network():
 def sampled(solver, skip=0):
     """The images of seeds 0 to 2 at 4 steps."""
     sigmas = sigma_grid(4)
-    x = Sampling(SHAPE, sigmas, skip, gaussian()).start(range(3))
+    x = carry(Seeds.of(range(3)).latents(SHAPE), sigmas, skip, gaussian())
     return to_uint8(final(solver(plain_network(), x, sigmas[skip:])))
 
 

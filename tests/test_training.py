@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import re
 import resource
 import signal
 import subprocess
@@ -344,7 +345,8 @@ def test_shipped_denoiser_is_what_its_card_says() -> None:
         network(torch.zeros(1, 1, 8, 8), torch.tensor(1.0))
     flops = counter.get_total_flops()
     assert flops <= 20e6
-    assert f"{flops / 1e6:.2f} MFLOP" in card
+    stated = float(re.search(r"([0-9.]+) MFLOP for one image", card)[1])
+    assert flops / 1e6 == pytest.approx(stated, rel=0.01)  # torch's count varies by version
     assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in card
 
 
