@@ -1,7 +1,8 @@
 """The analytic denoisers beside the plain formulations of the same values.
 
 Teleport and Gaussian score: thin products against the D x D matrix that published reproductions
-build for each sigma. Point cloud: one pass over the points against its two matrix products alone.
+build for each sigma. Point cloud: one pass over the points against its two matrix products alone,
+at levels where all points count, where many nearly do, and where one does.
 Repetitions alternate, so that all meet the same machine; times are medians. The arithmetic limit
 is the rate of a large matrix product of the same type, measured here.
 """
@@ -12,9 +13,11 @@ from functools import partial
 from itertools import accumulate
 
 import torch
+from moments import natural
 from timing import alternate, medians, peak
 from torch import Tensor
 
+from linear_structure import datasets
 from linear_structure.denoise import score
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
@@ -23,6 +26,7 @@ from linear_structure.points import PointCloud
 DIM = 3072
 START, STOP = 80.0, 3.0
 SIGMA = 0.5
+LEVELS = (80.0, 3.0, 1.0, 0.3, 0.002)
 
 
 def extra_memory(call: Callable[[], object]) -> int:
@@ -80,38 +84,44 @@ def report_gaussian(dtype: torch.dtype, batch: int, repeats: int) -> None:
     print(f"teleport with the basis in float32, as files keep it: {taken:.1f} ms")
 
 
-def report_points(count: int, batch: int, repeats: int) -> None:
+def report_points(pixels: Tensor, batch: int, repeats: int) -> None:
     """Times of the point-cloud denoiser, in multiples of its matrix products, and its memory."""
-    pixels = torch.randint(0, 256, (count, DIM), dtype=torch.uint8)
-    points = from_uint8(pixels)
-    x = points[:batch] + SIGMA * torch.randn(batch, DIM)
-    clouds = {"float32": PointCloud(points), "uint8": PointCloud(pixels)}
-    extra = {name: extra_memory(partial(cloud.denoise, x, SIGMA)) for name, cloud in clouds.items()}
-    weights = torch.rand(batch, count)
-    works: dict[str, Callable[[], object]] = {
-        "products": lambda: (x @ points.T, weights @ points)
-    } | {name: partial(cloud.denoise, x, SIGMA) for name, cloud in clouds.items()}
-    seconds = medians(alternate(works, repeats))
+    points, count = from_uint8(pixels), len(pixels)
     flop, limit = 4 * batch * count * DIM, peak(torch.float32)
     print(f"\n{batch} queries, {count:,} points: {flop / 1e9:.0f} GFLOP,", end=" ")
     print(f"{2 * points.nbytes / 1e9:.1f} GB in two passes; peak {limit / 1e9:.0f} GFLOP/s")
-    for name, taken in seconds.items():
-        print(f"{name:9} {taken * 1e3:6.0f} ms:", end=" ")
-        print(f"{taken / seconds['products']:.2f} of the products,", end=" ")
-        print(f"{flop / taken / limit:.0%} of the peak")
-    print(", ".join(f"extra memory {name}: {value / 1e6:.0f} MB" for name, value in extra.items()))
+    clouds = {"float32": PointCloud(points), "uint8": PointCloud(pixels)}
+    weights, noise = torch.rand(batch, count), torch.randn(batch, DIM)
+    for sigma in LEVELS:
+        x = points[:: count // batch][:batch] + sigma * noise
+        products = {"products": partial(two_products, x, points, weights)}
+        denoisers = {name: partial(cloud.denoise, x, sigma) for name, cloud in clouds.items()}
+        seconds = medians(alternate(products | denoisers, repeats))
+        print(f"sigma {sigma:g}: products {seconds['products'] * 1e3:.0f} ms", end="")
+        for name, denoise in denoisers.items():
+            ratio, extra = seconds[name] / seconds["products"], extra_memory(denoise) / 1e6
+            print(f"; points in {name} {ratio:.2f} of them, {extra:.0f} MB extra", end="")
+        print()
+
+
+def two_products(x: Tensor, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
+    """What a denoiser of points needs at least: all inner products, and one weighted sum."""
+    return x @ points.T, weights @ points
 
 
 def main() -> None:
     """Print every ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="images or queries at a time")
-    parser.add_argument("--points", type=int, default=50_000, help="points of the cloud")
+    parser.add_argument("--images", help="points: a dataset's name or path; default: synthetic")
+    parser.add_argument("--points", type=int, default=50_000, help="how many synthetic points")
     parser.add_argument("--repeats", type=int, default=7)
     options = parser.parse_args()
     torch.manual_seed(0)
     print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, D = {DIM}")
-    report_points(options.points, options.batch, options.repeats)
+    images = datasets.load(options.images).images().numpy() if options.images else None
+    pixels = natural(options.points) if images is None else images
+    report_points(torch.from_numpy(pixels).flatten(1), options.batch, options.repeats)
     for dtype in (torch.float32, torch.float64):
         report_gaussian(dtype, options.batch, options.repeats)
 

@@ -44,8 +44,10 @@ def distance_against_skips(
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.subplots()
         skips = [row.skip for row in rows]
-        axes.plot(skips, [row.mean for row in rows], "o-", color=COLORS[0], label="measured, mean")
-        if (ranges := range_count(rows)) != "1":
+        several = (ranges := range_count(rows)) != "1"
+        label = "measured, mean" if several else "measured"
+        axes.plot(skips, [row.mean for row in rows], "o-", color=COLORS[0], label=label)
+        if several:
             lows, highs = zip(*(row.spread for row in rows), strict=True)
             label = f"smallest to largest of {ranges} seed ranges"
             axes.fill_between(skips, lows, highs, color=COLORS[0], alpha=0.25, label=label)
@@ -55,7 +57,7 @@ def distance_against_skips(
         means = [row.mean for row in rows]
         if max(means) > LOG_FROM * min(means) > 0:
             axes.set_yscale("log")
-        axes.set(xlabel="skipped steps", ylabel=f"{name}  ({count:,} images a range)")
+        axes.set(xlabel="skipped steps", ylabel=f"{name} of {count:,} images")
         axes.set_xticks(skips)
         axes.legend(loc="upper left")
         _label_skips(axes, rows)
