@@ -14,27 +14,14 @@ Data `N(mu, U diag(lam) U')` with orthonormal U (D, r). Every operator below has
 import math
 from dataclasses import dataclass
 
-import scipy.linalg
 import torch
 from torch import Tensor
 
 from linear_structure.denoise import expand
+from linear_structure.eigen import eigh_destroying
 from linear_structure.moments import Moments
 
 RANK_TOLERANCE = 1e-12  # directions with lam <= 1e-12 lam_max are dropped
-
-
-def _eigh_destroying(matrix: Tensor) -> tuple[Tensor, Tensor]:
-    """Eigenvalues, descending, and eigenvectors of a symmetric matrix, which is overwritten.
-
-    LAPACK through scipy has twice torch's speed on some CPUs and a tenth less on others; of its
-    drivers, and of the two triangles, these were the fastest.
-    The eigenvalues of the negative matrix, ascending, are those of the matrix, descending.
-    """
-    negative, vectors = scipy.linalg.eigh(
-        matrix.neg_().numpy().T, lower=False, driver="evd", overwrite_a=True, check_finite=False
-    )
-    return -torch.from_numpy(negative), torch.from_numpy(vectors)
 
 
 def _check_start(start: Tensor | float) -> None:
@@ -64,7 +51,7 @@ class Gaussian:
         rank: int | None = None,
         overwrite: bool = False,
     ) -> "Gaussian":
-        """Decompose a covariance (D, D) on the CPU once, keep at most `rank` directions.
+        """Decompose a covariance (D, D) in float64, once, and keep at most `rank` directions.
 
         With `overwrite` the covariance is destroyed, which saves the memory of a copy.
 
@@ -73,7 +60,8 @@ class Gaussian:
         """
         if not bool(torch.isfinite(covariance.sum())):
             raise ValueError("the covariance holds NaN or infinity")
-        eigenvalues, basis = _eigh_destroying(covariance if overwrite else covariance.clone())
+        own = covariance.to(torch.float64, copy=not overwrite)
+        eigenvalues, basis = eigh_destroying(own)
         return cls(mean, basis, eigenvalues).truncated(rank)
 
     @classmethod
@@ -93,7 +81,7 @@ class Gaussian:
             return cls.from_covariance(moments.mean, moments.covariance, rank, overwrite=True)
         mean = samples.double().mean(0)
         centred = (samples.double() - mean) / max(len(samples) - 1, 1) ** 0.5
-        eigenvalues, vectors = _eigh_destroying(centred @ centred.T)
+        eigenvalues, vectors = eigh_destroying(centred @ centred.T)
         inner = cls(mean, vectors, eigenvalues).truncated(rank)
         axes = centred.T @ inner.basis
         return cls(mean, axes / axes.norm(dim=0), inner.eigenvalues)

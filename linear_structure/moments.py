@@ -23,7 +23,7 @@ from linear_structure.rounding import factors_in_bfloat16
 OFFSET = 128
 ROWS = 256  # images at a time: even of extreme pixels, their squares sum to 2^22 at most
 ROOM = 2.0**24 - ROWS * OFFSET**2  # a sum up to here takes another block exactly, in float32
-PANEL = 512  # columns of a symmetric matrix at a time, each from its diagonal block down
+PANEL = 256  # columns of a symmetric matrix at a time, each from its diagonal block down
 
 
 def _panels(dim: int) -> Iterator[tuple[slice, slice]]:
