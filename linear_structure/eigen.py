@@ -19,7 +19,7 @@ REFLECTIONS = 256  # applied at once
 
 
 def _blocks(reflections: Tensor, tau: Tensor) -> Iterator[tuple[int, Tensor, Tensor]]:
-    """First row, V' and `S^-T V'` of the blocks of reflections, last first.
+    """First coordinate, V' and `S^-T V'` of the blocks of reflections, last first.
 
     Reflection i is `I - tau_i v v'`, v = (0, ..., 0, 1, reflections[i, i + 2:]), its 1 at i + 1.
     Where tau_i is zero, v counts as zero.
