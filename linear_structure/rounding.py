@@ -27,6 +27,12 @@ def _factors(precision: str, *backends: Any) -> Iterator[None]:
                 backend.fp32_precision = value
 
 
+def bfloat16_units() -> bool:
+    """Whether this CPU multiplies bfloat16 faster than float32."""
+    capabilities = torch.cpu.get_capabilities()
+    return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
+
+
 @contextmanager
 def factors_in_bfloat16() -> Iterator[None]:
     """On CPUs that have units for it: 8 bits of mantissa, several times faster; sums in float32."""
