@@ -24,9 +24,9 @@ from tqdm import trange
 
 from edm.digest import digest_of_network
 from edm.networks.options import option, parse, plain
-from edm.resume import digest_of_tensor, mixed, read_state, write_state
+from edm.resume import mixed, read_state, write_state
 from linear_structure.errors import UsageError
-from linear_structure.files import digest_of, replacing
+from linear_structure.files import digest_of, digest_of_tensor, replacing
 from linear_structure.images import from_uint8
 
 

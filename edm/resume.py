@@ -4,14 +4,12 @@ A generator that is seeded from what it is for (run, purpose, position) has no s
 so a state is tensors and plain values, in a file that `torch.load` reads with `weights_only=True`.
 """
 
-import hashlib
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
 
 from linear_structure.errors import UsageError, WorkError
 from linear_structure.files import UNREADABLE_TENSORS, replacing
@@ -20,11 +18,6 @@ from linear_structure.files import UNREADABLE_TENSORS, replacing
 def mixed(*key: int) -> int:
     """A 64-bit seed made of several integers, not negative; other keys give unrelated seeds."""
     return int(np.random.SeedSequence(key).generate_state(1, np.uint64)[0])
-
-
-def digest_of_tensor(values: Tensor) -> str:
-    """SHA-256 (64 hexadecimal digits) of a tensor's values in order."""
-    return hashlib.sha256(values.cpu().contiguous().numpy().data).hexdigest()
 
 
 def write_state(path: Path, state: Mapping[str, Any]) -> None:

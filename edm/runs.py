@@ -32,7 +32,7 @@ from edm.loss import denoising_loss
 from edm.networks.options import plain
 from edm.precondition import Preconditioned, build
 from edm.recipes import Recipe
-from edm.resume import digest_of_tensor, read_state, write_state
+from edm.resume import read_state, write_state
 from edm.samplers import heun
 from edm.schedule import sigma_grid
 from edm.seeds import Seeds
@@ -40,7 +40,7 @@ from edm.training import Data, State, Trainer
 from linear_structure.datasets import Dataset
 from linear_structure.distributed import rank, world_size
 from linear_structure.errors import UsageError, WorkError
-from linear_structure.files import replacing, write_text
+from linear_structure.files import digest_of_tensor, replacing, write_text
 from linear_structure.images import grid, save_png, to_uint8
 
 STATE = "training-state.pt"

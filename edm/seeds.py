@@ -16,13 +16,15 @@ from torch import Generator, Tensor
 
 from linear_structure.errors import UsageError
 
+LARGEST_RANGE = 10**7  # as a list 0.4 GB: a slip of the finger, not a plan
+
 
 def parse_seeds(text: str) -> list[int]:
     """Seeds in the order given, from a comma list of numbers and inclusive ranges: "0-63,70".
 
     Raises:
-        UsageError: nothing between commas, not a number or range, a range that runs backwards, or
-            a seed that comes twice.
+        UsageError: nothing between commas, not a number or range, a range that runs backwards or
+            has more than 10^7 seeds, or a seed that comes twice.
     """
     seeds = [seed for part in text.split(",") for seed in _parse_range(part.strip(), text)]
     if len(set(seeds)) < len(seeds):
@@ -38,6 +40,8 @@ def _parse_range(part: str, text: str) -> range:
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
         raise UsageError(f"seeds {text!r} run backwards in {part!r}: expected {last}-{first}")
+    if last - first >= LARGEST_RANGE:
+        raise UsageError(f"seeds {text!r} hold {part!r}: expected at most {LARGEST_RANGE} of them")
     return range(first, last + 1)
 
 

@@ -1,7 +1,7 @@
 """What a sweep will cost, before anything is fetched or written.
 
-Operations are counted on the meta device, which computes nothing; the speed is that of one real
-call of a network of the same configuration, with random weights where the file is not here yet.
+Operations are counted on the meta device, which computes nothing; the speed is that of real
+calls of a network of the same configuration, with random weights where the file is not here yet.
 """
 
 import os
@@ -30,7 +30,6 @@ from linear_structure import parameters
 from linear_structure.datasets import NAMES, sources_of
 from linear_structure.download import Source, cache_dir
 
-PROBE = 8  # images of the call that is timed
 WORKING_SET = 6  # largest activations alive at once within a block
 FLOAT = 4  # bytes
 SOURCES = "LINEAR_STRUCTURE_SOURCES"
@@ -45,7 +44,7 @@ class Work:
         flops_per_call: of the network, for one image.
         weights: bytes of the network's weights.
         activations: bytes that one block of images needs beside them, estimated.
-        seconds: estimated from one timed call on this device.
+        seconds: estimated from timed calls on this device.
     """
 
     flops: float
@@ -152,7 +151,7 @@ def _work(
         flops_per_call=one_call,
         weights=FLOAT * sum(p.numel() for p in blank.parameters()),
         activations=preset.block * _kept_activations(blank),
-        seconds=flops / _speed(config, device),
+        seconds=flops / _speed(config, preset.block, device),
     )
 
 
@@ -249,15 +248,23 @@ def _missing(preset: Preset) -> Iterator[str]:
         yield preset.dataset
 
 
-def _speed(config: dict[str, Any], device: torch.device) -> float:
-    """Operations a second of one call, after one that warms up."""
+def _speed(config: dict[str, Any], block: int, device: torch.device) -> float:
+    """Operations a second of a call for a block of images, or for as many as take a second."""
     network = build(config).eval().to(device)
-    x, sigma = _images(network, PROBE, device), torch.ones((), device=device)
-    flops = _flops(network, x, sigma)
+    one_call = _flops(network, _images(network, 1, device), torch.ones((), device=device))
+    count, seconds = 1, _timed_call(network, 1, device)
+    while count < block and seconds < 1:
+        count = min(4 * count, block)
+        seconds = _timed_call(network, count, device)
+    return count * one_call / seconds
+
+
+def _timed_call(network: Preconditioned, count: int, device: torch.device) -> float:
+    x, sigma = _images(network, count, device), torch.ones((), device=device)
     started = time.perf_counter()
     with torch.inference_mode():
         network(x, sigma).sum().item()  # waits for the device
-    return flops / (time.perf_counter() - started)
+    return time.perf_counter() - started
 
 
 def _duration(seconds: float) -> str:

@@ -15,7 +15,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edm.precondition import Preconditioned
-from edm.resume import digest_of_tensor
 from edm.samplers import Step, heun
 from experiments import figures, models
 from experiments.findings import Settling, settling, summary
@@ -25,7 +24,7 @@ from experiments.report import write_table
 from experiments.sampling import Sampling, final, grid_of, image_shape
 from experiments.trajectories import REFINEMENT, compared, on_noised, solution
 from linear_structure.denoise import Denoiser
-from linear_structure.files import write_json
+from linear_structure.files import digest_of_tensor, write_json
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
 

@@ -13,7 +13,6 @@ from tqdm import tqdm
 from edm import checkpoint, features, fid
 from edm.features import Features
 from edm.precondition import Preconditioned
-from edm.resume import digest_of_tensor
 from experiments import presets, results
 from experiments.presets import Preset, SeedRange, as_file, locate
 from experiments.sampling import SAMPLERS, image_shape
@@ -22,6 +21,7 @@ from experiments.teleports import check_classes, check_shape
 from linear_structure import datasets, distributed, get_parameters, parameters
 from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError
+from linear_structure.files import digest_of_tensor
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.parameters import Model, Parameters
 from linear_structure.points import PointCloud

@@ -10,7 +10,7 @@ down to the level where the median over seeds passes the tolerance.
 """
 
 import math
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from itertools import islice, takewhile
 
@@ -61,9 +61,14 @@ def offsets(network: Denoiser, teleport: Flow, x: Tensor, sigmas: Tensor) -> Ite
         yield Offset(k, float(step.sigma), float(relative.median()))
 
 
-def within(found: Iterator[Offset], tolerance: float) -> list[Offset]:
-    """The offsets up to the first one above the tolerance; the last of them is the suggestion."""
-    return list(takewhile(lambda offset: offset.median <= tolerance, found))
+def until_above(found: Iterable[Offset], tolerance: float) -> list[Offset]:
+    """The offsets up to and with the first one above the tolerance."""
+    shown = []
+    for offset in found:
+        shown.append(offset)
+        if offset.median > tolerance:
+            break
+    return shown
 
 
 def knee(distances: Mapping[int, float]) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+from torch import Tensor
 
 UNREADABLE_ARRAYS = (  # what numpy, zipfile and its decompressors raise on odd .npy and .npz files
     ValueError,
@@ -139,3 +140,8 @@ def digest_of_file(path: Path) -> str:
     """SHA-256 (64 hexadecimal digits) of a file's bytes."""
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_tensor(values: Tensor) -> str:
+    """SHA-256 (64 hexadecimal digits) of a tensor's values in order."""
+    return hashlib.sha256(values.cpu().contiguous().numpy().data).hexdigest()

@@ -20,7 +20,7 @@ from tqdm import tqdm
 from linear_structure import datasets, mixture, parameters
 from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError, run_command
-from linear_structure.files import check_writable
+from linear_structure.files import check_writable, digest_of_tensor
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import HALF_RANGE, from_uint8
 from linear_structure.moments import Moments, PixelSums
@@ -85,8 +85,7 @@ def _story(dataset: Dataset, digest: str, sigma_data: float) -> Story:
 
 
 def _story_of_images(dataset: Dataset, images: Tensor) -> Story:
-    digest = hashlib.sha256(images.contiguous().numpy().data).hexdigest()
-    return _story(dataset, digest, _deviation(images))
+    return _story(dataset, digest_of_tensor(images), _deviation(images))
 
 
 def _deviation(images: Tensor) -> float:

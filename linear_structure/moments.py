@@ -1,10 +1,11 @@
 """Streaming mean and covariance, in one pass, mergeable.
 
 Pixels are integers: sums of u = v - 128 and of u u' stay exact in float64 below 2^53 (128^2 n, so n
-up to 5e11 images), whatever the block size, the order or the number of processes. The products are
-summed in float32 as long as they are exact there: no partial sum exceeds the largest sum of squares
-(Cauchy and Schwarz), which may not pass 2^24. The scaling to [-1, 1] happens once, at the end.
-Floats are accumulated in float64 as centred moments and merged by Chan, Golub and LeVeque (1979):
+up to 5e11 images), whatever the block size, the order or the number of processes. Products of as
+many images are summed in float32 as stay exact there: no partial sum exceeds the largest sum of
+squares (Cauchy and Schwarz), which may not pass 2^24. The scaling to [-1, 1] happens once, at the
+end. Floats are accumulated in float64 as centred moments and merged by Chan, Golub and LeVeque
+(1979):
 
     S = S_a + S_b + (n_a n_b / n) (m_a - m_b)(m_a - m_b)'
 """
@@ -19,8 +20,8 @@ from linear_structure.images import HALF_RANGE
 from linear_structure.products import add_products, mirror
 
 OFFSET = 128
-ROWS = 256  # images at a time: even of extreme pixels, their squares sum to 2^22 at most
-ROOM = 2.0**24 - ROWS * OFFSET**2  # a sum up to here takes another block exactly, in float32
+ROWS = 2000  # images at a time; natural ones of so many have exact products
+EXACT = 2.0**24  # below it float32 holds every integer
 
 
 @dataclass(frozen=True)
@@ -72,7 +73,7 @@ class PixelSums:
         self.count = 0
         self._total = np.zeros(dim)
         self._products = np.zeros((dim, dim))  # its lower triangle counts
-        self._recent = np.zeros((dim, dim), np.float32)  # likewise, not yet in the products
+        self._waiting: list[np.ndarray] = []  # images that are counted, but not yet summed
 
     def add(self, images: Tensor) -> None:
         """Add uint8 images (n, *S) with prod(S) = dim.
@@ -82,28 +83,34 @@ class PixelSums:
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 images, got {images.dtype}")
+        self.count += len(images)
         for rows in images.flatten(1).split(ROWS):
-            self._add(np.subtract(rows.numpy(), OFFSET, dtype=np.float32))
-
-    def _add(self, pixels: np.ndarray) -> None:
-        if self._recent.diagonal().max() > ROOM:
-            self._settle()
-        self.count += len(pixels)
-        self._total += pixels.sum(0)
-        add_products(self._recent, pixels)
+            self._waiting.append(rows.numpy().copy())
+            if sum(map(len, self._waiting)) >= ROWS:
+                self._settle()
 
     def _settle(self) -> None:
-        """Move the recent products to float64."""
-        self._products += self._recent
-        self._recent.fill(0)
+        """Sum the images that wait."""
+        if self._waiting:
+            images = np.concatenate(self._waiting)
+            self._waiting.clear()
+            self._sum(np.subtract(images, OFFSET, dtype=np.float32))
+
+    def _sum(self, pixels: np.ndarray) -> None:
+        if np.einsum("ij,ij->j", pixels, pixels).max() >= EXACT:
+            for half in np.array_split(pixels, 2):
+                self._sum(half)
+        else:
+            self._total += pixels.sum(0)
+            add_products(self._products, pixels)
 
     def merge(self, other: "PixelSums") -> None:
         """Add the sums of another part of the images."""
         self._settle()
+        other._settle()
         self.count += other.count
         self._total += other._total
         self._products += other._products
-        self._products += other._recent
 
     def moments(self) -> Moments:
         """Moments of the pixels on the [-1, 1] scale.

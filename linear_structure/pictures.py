@@ -86,6 +86,7 @@ def open_zip(path: Path) -> Pictures:
     try:
         archive = zipfile.ZipFile(file)
     except UNREADABLE_ARRAYS as error:
+        file.close()
         raise UsageError(f"{path} is damaged or not a zip file: {error}") from error
 
     def content(name: str) -> bytes:

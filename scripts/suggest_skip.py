@@ -19,7 +19,7 @@ from edm.precondition import Preconditioned
 from experiments import report, results, settings
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of, image_shape, nfe
-from experiments.suggestion import TOLERANCE, Offset, offsets, verdict, within
+from experiments.suggestion import TOLERANCE, Offset, offsets, until_above, verdict
 from experiments.sweep import teleport_inputs
 from experiments.teleports import check_shape, flow_of, flows_of
 from linear_structure.errors import UsageError, run_command
@@ -49,7 +49,7 @@ def suggested(
     by_class: Mapping[int, Parameters],
     options: argparse.Namespace,
 ) -> list[Offset]:
-    """The offsets up to the last skip within the tolerance, with a bar."""
+    """The offsets up to the first skip above the tolerance, with a bar."""
     sigmas, flow = grid_of(preset, network), flow_of(own.model)
     device = next(network.parameters()).device
     sampling = Sampling(image_shape(network), sigmas, 0, flow, device, by_class=flows_of(by_class))
@@ -58,7 +58,7 @@ def suggested(
     found = offsets(denoise, teleport or flow, latents.double() * sigmas[0], sigmas)
     bar = tqdm(found, total=preset.steps, desc="levels", unit=" levels", leave=False)
     with torch.inference_mode():
-        return within(iter(bar), options.tolerance)
+        return until_above(bar, options.tolerance)
 
 
 def measured(preset: Preset, settled: dict[str, Any]) -> str:
@@ -90,8 +90,9 @@ def main() -> None:
     found = suggested(preset, network, own, by_class, options)
     print("skip   sigma  deviation / sigma, RMS of a pixel, median of the seeds")
     for offset in found:
-        print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}")
-    best = found[-1].skip
+        above = f"  above {options.tolerance:g}" if offset.median > options.tolerance else ""
+        print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}{above}")
+    best = max(offset.skip for offset in found if offset.median <= options.tolerance)
     calls, full = (nfe(preset.steps, skip, preset.sampler) for skip in (best, 0))
     print(f"Skip {best} of {preset.steps} steps: {calls} network calls, not {full}.")
     settled = {

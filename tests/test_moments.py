@@ -101,6 +101,13 @@ def test_reading_the_moments_does_not_end_the_summing():
     assert bits(made.moments()) == bits(sums([PIXELS]).moments())
 
 
+def test_the_callers_buffer_may_be_used_again():
+    made, buffer = PixelSums(48), torch.empty_like(PIXELS[:100])
+    for part in PIXELS.split(100):
+        made.add(buffer.copy_(part))
+    assert bits(made.moments()) == bits(sums([PIXELS]).moments())
+
+
 def test_floats_merge_in_any_order():
     x = torch.randn(301, 9, generator=GENERATOR, dtype=torch.float64) + 1e6
     whole = Moments.of(x)

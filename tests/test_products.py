@@ -16,7 +16,7 @@ def test_products_are_added_exactly(monkeypatch, units, dim):
     """On any CPU both ways are taken, though only one is fast there."""
     monkeypatch.setattr(products, "bfloat16_units", lambda: units)
     blocks = [GENERATOR.integers(-128, 128, (count, dim)) for count in (256, 1, 77)]
-    sums = np.zeros((dim, dim), np.float32)
+    sums = np.zeros((dim, dim))
     for block in blocks:
         add_products(sums, block.astype(np.float32))
     exact = sum(block.T @ block for block in blocks)
@@ -26,7 +26,7 @@ def test_products_are_added_exactly(monkeypatch, units, dim):
 def test_the_precision_of_the_process_is_left_as_it_was(monkeypatch):
     monkeypatch.setattr(products, "bfloat16_units", lambda: True)
     before = torch.backends.mkldnn.matmul.fp32_precision
-    add_products(np.zeros((2, 2), np.float32), np.ones((3, 2), np.float32))
+    add_products(np.zeros((2, 2)), np.ones((3, 2), np.float32))
     assert torch.backends.mkldnn.matmul.fp32_precision == before
 
 

@@ -89,6 +89,7 @@ def test_parse_seeds(text, seeds):
         ("1-2-3", "'1-2-3'"),
         ("4,9-3", "backwards in '9-3': expected 3-9"),
         ("1-5,3", "twice"),
+        ("0-99999999999999999999", "at most 10000000 of them"),
     ],
 )
 def test_parse_seeds_names_the_mistake(text, message):

@@ -8,7 +8,7 @@ import torch
 
 from edm.schedule import sigma_grid
 from experiments.presets import find
-from experiments.suggestion import knee, offsets, verdict, within
+from experiments.suggestion import knee, offsets, until_above, verdict
 from experiments.teleports import flow_of
 from linear_structure.errors import WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -24,7 +24,7 @@ def test_a_network_that_is_the_gaussian_needs_no_steps_of_it():
     found = list(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS))
     assert [offset.skip for offset in found] == list(range(18))
     assert found[0].median == 0
-    assert within(iter(found), 0.02)[-1].skip >= 12
+    assert until_above(found, 0.02)[-1].skip > 12
 
 
 def test_a_worse_model_may_skip_less_and_calls_stop_there():
@@ -34,10 +34,11 @@ def test_a_worse_model_may_skip_less_and_calls_stop_there():
         calls.append(float(sigma))
         return GAUSSIAN.denoise(x, sigma)
 
-    worse = within(offsets(network, Isotropic(GAUSSIAN.mean), X, SIGMAS), 0.02)
-    better = within(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS), 0.02)
-    assert 0 < worse[-1].skip < better[-1].skip
-    assert min(calls) >= float(SIGMAS[worse[-1].skip + 3])
+    worse = until_above(offsets(network, Isotropic(GAUSSIAN.mean), X, SIGMAS), 0.02)
+    better = until_above(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS), 0.02)
+    assert 1 < worse[-1].skip < better[-1].skip
+    assert [offset.median > 0.02 for offset in worse] == [False] * worse[-1].skip + [True]
+    assert min(calls) >= float(SIGMAS[worse[-1].skip + 2])
 
 
 def test_the_knee_is_the_last_skip_before_the_distance_grows():
