@@ -124,20 +124,25 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
 
 
 def table(results: Sequence[Result]) -> str:
-    """Markdown: for each number of skipped steps its cost, its distance and spread; a caption."""
+    """Markdown: for each number of skipped steps its cost and distance; a caption.
+
+    Where a row averages several ranges of seeds, each row says how many, and their extremes.
+    """
     by_skip = rows(results)
     full = max(row.nfe for row in by_skip)
-    name = distance_name(results)
-    head = f"| skipped steps | sigma | NFE | calls saved | {name} | min | max | ranges |"
-    lines = [head, "|---:" * 8 + "|"]
+    several = range_count(by_skip) != "1"
+    head = ["skipped steps", "sigma", "NFE", "calls saved", distance_name(results)]
+    head += ["min", "max", "ranges"] if several else []
+    lines = [_table_row(head), "|---:" * len(head) + "|"]
     for row in by_skip:
-        low, high = row.spread
-        saved = f"{1 - row.nfe / full:.0%}"
-        lines.append(
-            f"| {row.skip} | {row.sigma:.3g} | {row.nfe} | {saved} "
-            f"| {row.mean:.3f} | {low:.3f} | {high:.3f} | {len(row.ranges)} |"
-        )
+        cells = [f"{row.skip}", f"{row.sigma:.3g}", f"{row.nfe}", f"{1 - row.nfe / full:.0%}"]
+        cells += [f"{value:.3f}" for value in (row.mean, *(row.spread if several else ()))]
+        lines.append(_table_row([*cells, f"{len(row.ranges)}"] if several else cells))
     return "\n".join([*lines, "", caption(results)])
+
+
+def _table_row(cells: Sequence[str]) -> str:
+    return f"| {' | '.join(cells)} |"
 
 
 def caption(results: Sequence[Result]) -> str:
