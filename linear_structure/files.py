@@ -1,6 +1,5 @@
 """Files that appear whole or not at all, and their fingerprints."""
 
-import glob
 import hashlib
 import io
 import json
@@ -9,7 +8,6 @@ import pickle
 import secrets
 import shutil
 import tempfile
-import time
 import zipfile
 import zlib
 from collections.abc import Iterator
@@ -72,14 +70,13 @@ def replacing_folder(path: Path) -> Iterator[Path]:
 
     What was at `path` is moved aside first and then removed: at any moment `path` holds all of the
     old, all of the new, or is not there; then a process was killed between the two, and the next
-    call puts the old back. Of two processes at once the later one's folder stays.
+    call puts the old back.
     """
     path = path.resolve()
-    beside = path.with_name(f".{path.name}.{secrets.token_hex(4)}.part")
-    old = path.with_name(f".{path.name}.old")
+    beside, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
     if old.exists() and not path.exists():
         old.rename(path)
-    for leftover in (old, *_abandoned(path)):
+    for leftover in (beside, old):
         shutil.rmtree(leftover, ignore_errors=True)
     beside.mkdir(parents=True)
     try:
@@ -91,13 +88,6 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     finally:
         shutil.rmtree(beside, ignore_errors=True)
     shutil.rmtree(old, ignore_errors=True)
-
-
-def _abandoned(path: Path) -> list[Path]:
-    """Folders beside `path` that killed processes left: nothing was put into them for an hour."""
-    before = time.time() - 3600
-    parts = path.parent.glob(f".{glob.escape(path.name)}.*.part")
-    return [part for part in parts if part.stat().st_mtime < before]
 
 
 def check_writable(folder: Path) -> None:
