@@ -16,7 +16,7 @@ from torch import Generator, Tensor
 
 from linear_structure.errors import UsageError
 
-LARGEST_RANGE = 10**7  # as a list 0.4 GB: a slip of the finger, not a plan
+LARGEST_RANGE = 10**7  # more is a slip of the finger, and fills the memory
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -33,7 +33,7 @@ def parse_seeds(text: str) -> list[int]:
 
 
 def _parse_range(part: str, text: str) -> range:
-    match = re.fullmatch(r"(\d+)(?:-(\d+))?", part)
+    match = re.fullmatch(r"(\d{1,30})(?:-(\d{1,30}))?", part)
     if match is None:
         found = f"hold {part!r}" if part else "have an empty part"
         raise UsageError(f"seeds {text!r} {found}: expected numbers and ranges, such as 0-63,70")

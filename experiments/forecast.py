@@ -30,6 +30,7 @@ from linear_structure import parameters
 from linear_structure.datasets import NAMES, sources_of
 from linear_structure.download import Source, cache_dir
 
+PROBE = 64  # images at most of a call that is timed
 WORKING_SET = 6  # largest activations alive at once within a block
 FLOAT = 4  # bytes
 SOURCES = "LINEAR_STRUCTURE_SOURCES"
@@ -249,21 +250,24 @@ def _missing(preset: Preset) -> Iterator[str]:
 
 
 def _speed(config: dict[str, Any], block: int, device: torch.device) -> float:
-    """Operations a second of a call for a block of images, or for as many as take a second."""
+    """Operations a second of a call for as many images as take a second, PROBE or a block."""
     network = build(config).eval().to(device)
     one_call = _flops(network, _images(network, 1, device), torch.ones((), device=device))
-    count, seconds = 1, _timed_call(network, 1, device)
-    while count < block and seconds < 1:
-        count = min(4 * count, block)
-        seconds = _timed_call(network, count, device)
+    most = min(PROBE, block)
+    count, seconds = 1, _seconds_of_call(network, 1, device)
+    while count < most and seconds < 1:
+        count = min(4 * count, most)
+        seconds = _seconds_of_call(network, count, device)
     return count * one_call / seconds
 
 
-def _timed_call(network: Preconditioned, count: int, device: torch.device) -> float:
+def _seconds_of_call(network: Preconditioned, count: int, device: torch.device) -> float:
+    """Of the second call of this shape: the first one prepares."""
     x, sigma = _images(network, count, device), torch.ones((), device=device)
-    started = time.perf_counter()
-    with torch.inference_mode():
-        network(x, sigma).sum().item()  # waits for the device
+    for _ in range(2):
+        started = time.perf_counter()
+        with torch.inference_mode():
+            network(x, sigma).sum().item()  # waits for the device
     return time.perf_counter() - started
 
 

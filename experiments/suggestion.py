@@ -71,6 +71,11 @@ def until_above(found: Iterable[Offset], tolerance: float) -> list[Offset]:
     return shown
 
 
+def best_skip(found: Iterable[Offset], tolerance: float) -> int:
+    """The largest skip within the tolerance; skip 0, which moves nothing, always is."""
+    return max(offset.skip for offset in found if offset.median <= tolerance)
+
+
 def knee(distances: Mapping[int, float]) -> int:
     """The largest skip before the measured distance first exceeds 1.1 times that of skip 0."""
     limit = KNEE * distances[0]

@@ -20,7 +20,7 @@ from linear_structure.images import HALF_RANGE
 from linear_structure.products import add_products, mirror
 
 OFFSET = 128
-ROWS = 2000  # images at a time; natural ones of so many have exact products
+ROWS = 2000  # images that wait for each other; of photographs, so many have exact products
 EXACT = 2.0**24  # below it float32 holds every integer
 
 
@@ -79,12 +79,15 @@ class PixelSums:
         """Add uint8 images (n, *S) with prod(S) = dim.
 
         Raises:
-            ValueError: the images are not uint8.
+            ValueError: the images are not uint8, or of another size.
         """
         if images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 images, got {images.dtype}")
-        self.count += len(images)
-        for rows in images.flatten(1).split(ROWS):
+        flat, dim = images.flatten(1), len(self._total)
+        if flat.shape[1] != dim:
+            raise ValueError(f"expected images of {dim} values, got {flat.shape[1]}")
+        self.count += len(flat)
+        for rows in flat.split(ROWS):
             self._waiting.append(rows.numpy().copy())
             if sum(map(len, self._waiting)) >= ROWS:
                 self._settle()

@@ -14,6 +14,7 @@ pixels in [-1, 1].
 import hashlib
 import io
 import json
+import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -26,9 +27,11 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
+from linear_structure.distributed import alone
 from linear_structure.errors import UsageError
 from linear_structure.files import (
     UNREADABLE_TENSORS,
+    digest_of,
     digest_of_file,
     replacing_folder,
     write_array,
@@ -106,6 +109,8 @@ def save(
 ) -> None:
     """Write a parameter directory whole or not at all, in place of an earlier one.
 
+    Of several processes of one machine that write it at once, each waits for the one before.
+
     Args:
         directory: made, with its parents, if it does not exist.
         model: for all images.
@@ -117,7 +122,9 @@ def save(
         ValueError: a point cloud is not of uint8 pixels.
     """
     check_target(directory)
-    with replacing_folder(directory) as folder:
+    name = f"linear-structure-{digest_of(str(directory.resolve()))[:16]}.lock"
+    lock = Path(tempfile.gettempdir()) / name
+    with alone(lock, f"writes {directory}"), replacing_folder(directory) as folder:
         _write(folder, model, story)
         for class_model, class_story in by_class:
             _write(folder / BY_CLASS / str(class_story.label), class_model, class_story)

@@ -12,8 +12,10 @@ import os
 import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import ExitStack
 from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
+from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -82,11 +84,17 @@ def open_zip(path: Path) -> Pictures:
     Raises:
         UsageError: it is no zip, has no images, the first is damaged, or the labels do not fit.
     """
-    file = path.open("rb")
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("rb"))
+        pictures = _pictures_of_zip(path, file)
+        opened.pop_all()  # all went well: the file stays open
+    return pictures
+
+
+def _pictures_of_zip(path: Path, file: BinaryIO) -> Pictures:
     try:
         archive = zipfile.ZipFile(file)
     except UNREADABLE_ARRAYS as error:
-        file.close()
         raise UsageError(f"{path} is damaged or not a zip file: {error}") from error
 
     def content(name: str) -> bytes:

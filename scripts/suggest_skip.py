@@ -19,7 +19,7 @@ from edm.precondition import Preconditioned
 from experiments import report, results, settings
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of, image_shape, nfe
-from experiments.suggestion import TOLERANCE, Offset, offsets, until_above, verdict
+from experiments.suggestion import TOLERANCE, Offset, best_skip, offsets, until_above, verdict
 from experiments.sweep import teleport_inputs
 from experiments.teleports import check_shape, flow_of, flows_of
 from linear_structure.errors import UsageError, run_command
@@ -92,9 +92,11 @@ def main() -> None:
     for offset in found:
         above = f"  above {options.tolerance:g}" if offset.median > options.tolerance else ""
         print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}{above}")
-    best = max(offset.skip for offset in found if offset.median <= options.tolerance)
+    best = best_skip(found, options.tolerance)
     calls, full = (nfe(preset.steps, skip, preset.sampler) for skip in (best, 0))
-    print(f"Skip {best} of {preset.steps} steps: {calls} network calls, not {full}.")
+    end = ", the highest there is" if best == found[-1].skip else ""
+    said = f"Skip {best} of {preset.steps} steps{end}: NFE {calls}, not {full}."
+    print(said if best else "Skip nothing: the first step is above the tolerance already.")
     settled = {
         "network": network_digest(network),
         "sigmas": grid_of(preset, network).tolist(),

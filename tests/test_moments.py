@@ -80,6 +80,19 @@ def test_many_extreme_pixels_stay_exact():
     assert torch.allclose(made.moments().scatter, expected, rtol=1e-14, atol=0)
 
 
+def test_odd_sums_that_float32_does_not_hold_are_exact():
+    """One pixel that differs: an odd sum of squares above 2^24, and odd products beside it."""
+    pixels = torch.full((2000, 2), 255, dtype=torch.uint8)
+    pixels[5, 0] = 128
+    pixels[:7, 1] = 3
+    made = PixelSums(2)
+    made.add(pixels)
+    exact = pixels.long()
+    scaled = 2000 * (exact.T @ exact) - torch.outer(exact.sum(0), exact.sum(0))
+    expected = scaled.double() / (2000 * 127.5**2)
+    assert torch.allclose(made.moments().scatter, expected, rtol=1e-13, atol=0)
+
+
 def test_products_of_any_size_are_exact():
     """More columns and rows than the panels and blocks that the products are made of."""
     pixels = torch.randint(0, 256, (700, 1100), generator=GENERATOR, dtype=torch.uint8)
@@ -128,6 +141,8 @@ def test_one_sample_has_no_spread():
 def test_what_is_no_pixel_is_refused():
     with pytest.raises(ValueError, match="uint8"):
         PixelSums(48).add(PIXELS.float())
+    with pytest.raises(ValueError, match="expected images of 48 values, got 1"):
+        PixelSums(48).add(PIXELS[:, :1, :1, :1])
     with pytest.raises(ValueError, match="no image"):
         PixelSums(48).moments()
 

@@ -10,6 +10,7 @@ import shutil
 import signal
 import sys
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 
@@ -549,6 +550,22 @@ def test_a_killed_save_leaves_the_old_directory_whole_or_nothing(tmp_path):
         assert not target.exists() or content(target) in (old, new)
         saved(target)
         assert [path.name for path in target.parent.iterdir()] == ["p"]
+
+
+def test_saves_at_the_same_time_wait_for_each_other(tmp_path):
+    """Each takes its lock anew, so threads stand for processes here."""
+
+    def save_often(seed: int) -> None:
+        for _ in range(20):
+            parameters.save(tmp_path / "p", gaussian(seed=seed), DIGITS)
+
+    with ThreadPoolExecutor() as pool:
+        list(pool.map(save_often, (1, 2, 3)))
+    written = [content(tmp_path / "p")]
+    for seed in (1, 2, 3):
+        parameters.save(tmp_path / "p", gaussian(seed=seed), DIGITS)
+        written.append(content(tmp_path / "p"))
+    assert written[0] in written[1:]
 
 
 @pytest.mark.parametrize("kind", ["gaussian", "pointcloud"])

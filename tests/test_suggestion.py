@@ -8,7 +8,7 @@ import torch
 
 from edm.schedule import sigma_grid
 from experiments.presets import find
-from experiments.suggestion import knee, offsets, until_above, verdict
+from experiments.suggestion import best_skip, knee, offsets, until_above, verdict
 from experiments.teleports import flow_of
 from linear_structure.errors import WorkError
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -24,7 +24,10 @@ def test_a_network_that_is_the_gaussian_needs_no_steps_of_it():
     found = list(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS))
     assert [offset.skip for offset in found] == list(range(18))
     assert found[0].median == 0
-    assert until_above(found, 0.02)[-1].skip > 12
+    shown = until_above(found, 0.02)
+    assert 12 <= best_skip(shown, 0.02) == shown[-1].skip - 1
+    assert best_skip(found, 1e-30) == 0
+    assert best_skip(until_above(found, 1e9), 1e9) == 17
 
 
 def test_a_worse_model_may_skip_less_and_calls_stop_there():
@@ -38,7 +41,7 @@ def test_a_worse_model_may_skip_less_and_calls_stop_there():
     better = until_above(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS), 0.02)
     assert 1 < worse[-1].skip < better[-1].skip
     assert [offset.median > 0.02 for offset in worse] == [False] * worse[-1].skip + [True]
-    assert min(calls) >= float(SIGMAS[worse[-1].skip + 2])
+    assert min(calls) >= float(SIGMAS[worse[-1].skip])
 
 
 def test_the_knee_is_the_last_skip_before_the_distance_grows():

@@ -415,6 +415,20 @@ def test_a_dry_run_counts_whole_blocks(small, tmp_path):
     assert parts.work.flops == whole.work.flops
 
 
+def test_a_dry_runs_time_is_that_of_timed_calls(small, monkeypatch):
+    """Of calls that take 10 ms an image: the last of 1, 4 and 5 images, which are a block."""
+    counts = []
+
+    def seconds(network, count, device):
+        counts.append(count)
+        return 0.01 * count
+
+    monkeypatch.setattr("experiments.forecast._seconds_of_call", seconds)
+    work = forecast(small.preset, torch.device("cpu")).work
+    assert counts == [1, 4, 5]
+    assert work.seconds == pytest.approx(0.01 * work.flops / work.flops_per_call, 0.01)
+
+
 def test_a_dry_run_counts_the_steps_of_a_solved_teleport(small, tmp_path):
     """A mixture takes 64 calls of three products for each component; a Gaussian's flow has two."""
     gaussian = small.parameters.model
