@@ -152,7 +152,7 @@ def _work(
         flops_per_call=one_call,
         weights=FLOAT * sum(p.numel() for p in blank.parameters()),
         activations=preset.block * _kept_activations(blank),
-        seconds=flops / _speed(config, preset.block, device),
+        seconds=flops / one_call * _seconds_per_image(config, preset.block, device),
     )
 
 
@@ -249,16 +249,15 @@ def _missing(preset: Preset) -> Iterator[str]:
         yield preset.dataset
 
 
-def _speed(config: dict[str, Any], block: int, device: torch.device) -> float:
-    """Operations a second of a call for as many images as take a second, PROBE or a block."""
+def _seconds_per_image(config: dict[str, Any], block: int, device: torch.device) -> float:
+    """Of a call for as many images as take a second, PROBE or a block."""
     network = build(config).eval().to(device)
-    one_call = _flops(network, _images(network, 1, device), torch.ones((), device=device))
     most = min(PROBE, block)
     count, seconds = 1, _seconds_of_call(network, 1, device)
     while count < most and seconds < 1:
         count = min(4 * count, most)
         seconds = _seconds_of_call(network, count, device)
-    return count * one_call / seconds
+    return seconds / count
 
 
 def _seconds_of_call(network: Preconditioned, count: int, device: torch.device) -> float:

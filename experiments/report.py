@@ -130,14 +130,14 @@ def table(results: Sequence[Result]) -> str:
     """
     by_skip = rows(results)
     full = max(row.nfe for row in by_skip)
-    several = range_count(by_skip) != "1"
-    head = ["skipped steps", "sigma", "NFE", "calls saved", distance_name(results)]
-    head += ["min", "max", "ranges"] if several else []
-    lines = [_table_row(head), "|---:" * len(head) + "|"]
+    name = distance_name(results)
+    head = ["skipped steps", "sigma", "NFE", "calls saved", name, "min", "max", "ranges"]
+    columns = len(head) if range_count(by_skip) != "1" else head.index("min")
+    lines = [_table_row(head[:columns]), "|---:" * columns + "|"]
     for row in by_skip:
         cells = [f"{row.skip}", f"{row.sigma:.3g}", f"{row.nfe}", f"{1 - row.nfe / full:.0%}"]
-        cells += [f"{value:.3f}" for value in (row.mean, *(row.spread if several else ()))]
-        lines.append(_table_row([*cells, f"{len(row.ranges)}"] if several else cells))
+        cells += [*(f"{value:.3f}" for value in (row.mean, *row.spread)), f"{len(row.ranges)}"]
+        lines.append(_table_row(cells[:columns]))
     return "\n".join([*lines, "", caption(results)])
 
 
