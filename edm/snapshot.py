@@ -277,8 +277,8 @@ def _storage(owned: dict[int, Any], args: tuple[Any, ...]) -> Storage:
 
 def _decode_storage(memory: memoryview) -> Storage:
     """Type and count of a storage's values and where they start, all parts checked."""
-    header = io.BytesIO(memory[:HEADER_LIMIT])
-    match _header(header):
+    stream = io.BytesIO(memory[:HEADER_LIMIT])
+    match _header(stream, memory):
         case [
             magic,
             version,
@@ -286,8 +286,8 @@ def _decode_storage(memory: memoryview) -> Storage:
             ("storage", Global(kind), str(key), str(), int(count), None),
             [again],
         ] if (magic, version, again) == (MAGIC, STORAGE_VERSION, key):
-            repeated = int.from_bytes(header.read(COUNT_BYTES), "little")
-            storage = Storage(memory, header.tell(), count, STORAGES[kind])
+            repeated = int.from_bytes(stream.read(COUNT_BYTES), "little")
+            storage = Storage(memory, stream.tell(), count, STORAGES[kind])
         case _:
             raise Malformed("a storage has an unknown header")
     size, item = len(memory) - storage.start, storage.dtype.itemsize
@@ -296,12 +296,12 @@ def _decode_storage(memory: memoryview) -> Storage:
     return storage
 
 
-def _header(stream: io.BytesIO) -> list[Any]:
+def _header(stream: io.BytesIO, memory: memoryview) -> list[Any]:
     """The five pickles of a storage; only the fourth names a global, the type."""
     nothing, types = frozenset[str](), frozenset(STORAGES)
     try:
         return [
-            evaluate(stream, stream.getbuffer(), {}, markers)
+            evaluate(stream, memory, {}, markers)
             for markers in (nothing, nothing, nothing, types, nothing)
         ]
     except Malformed as offence:

@@ -195,6 +195,7 @@ def test_float16_is_for_cuda_only() -> None:
         assert 1e-5 < relative(narrow, full) < 0.05
 
 
+@pytest.mark.filterwarnings("ignore:Guards may run slower:RuntimeWarning")  # on Python 3.13.0
 @pytest.mark.parametrize("model", ["SongUNet", "DhariwalUNet"])
 def test_the_graph_has_no_breaks(model: str) -> None:
     made = network(model_type=model, label_dim=4)
