@@ -16,23 +16,27 @@ from torch import Generator, Tensor
 
 from linear_structure.errors import UsageError
 
-LARGEST_RANGE = 10**7  # more is a slip of the finger, and fills the memory
+MOST = 10**7  # more is a slip of the finger, and fills the memory
 
 
 def parse_seeds(text: str) -> list[int]:
     """Seeds in the order given, from a comma list of numbers and inclusive ranges: "0-63,70".
 
     Raises:
-        UsageError: nothing between commas, not a number or range, a range that runs backwards or
-            has more than 10^7 seeds, or a seed that comes twice.
+        UsageError: nothing between commas, not a number or range, a range that runs backwards, a
+            seed that comes twice, or more than 10^7 seeds.
     """
-    seeds = [seed for part in text.split(",") for seed in _parse_range(part.strip(), text)]
+    ranges = [_parse_range(part.strip(), text) for part in text.split(",")]
+    if (count := sum(last + 1 - first for first, last in ranges)) > MOST:
+        raise UsageError(f"seeds {text!r} are {count:,}: expected at most {MOST:,}")
+    seeds = [seed for first, last in ranges for seed in range(first, last + 1)]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {text!r} name a seed twice: expected each of them once")
     return seeds
 
 
-def _parse_range(part: str, text: str) -> range:
+def _parse_range(part: str, text: str) -> tuple[int, int]:
+    """First and last seed of a part of the text."""
     match = re.fullmatch(r"(\d{1,30})(?:-(\d{1,30}))?", part)
     if match is None:
         found = f"hold {part!r}" if part else "have an empty part"
@@ -40,9 +44,7 @@ def _parse_range(part: str, text: str) -> range:
     first, last = int(match[1]), int(match[2] or match[1])
     if last < first:
         raise UsageError(f"seeds {text!r} run backwards in {part!r}: expected {last}-{first}")
-    if last - first >= LARGEST_RANGE:
-        raise UsageError(f"seeds {text!r} hold {part!r}: expected at most {LARGEST_RANGE} of them")
-    return range(first, last + 1)
+    return first, last
 
 
 def format_seeds(seeds: Iterable[int]) -> str:

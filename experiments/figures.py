@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from experiments.plots import COLORS, LOG_FROM, STYLE, save
+from experiments.plots import COLORS, LOG_FROM, STYLE, save, style_of
 from experiments.report import Row
 from linear_structure.images import grid, to_uint8
 
@@ -24,36 +24,15 @@ ROUNDING = 1e-9  # deviations below are those of equal states: they have no plac
 NOISE_LEVEL = "noise level sigma (pixels in [-1, 1]), from noise to image"
 
 
-def styles(names: Sequence[str]) -> dict[str, dict[str, Any]]:
-    """How each model's curve looks, the same in all figures: mixtures darken with their number."""
-    fixed = {"isotropic": COLORS[4], "Gaussian": COLORS[0], "point cloud": "#000000"}
-    counts = sorted({_components(name) for name in names if name.startswith("mixture")})
-    shades = mpl.colormaps["RdPu"](np.linspace(0.35, 0.95, max(len(counts), 1)))
-    return {
-        name: {"color": fixed[name], "zorder": 3}
-        if name in fixed
-        else {
-            "color": shades[counts.index(_components(name))],
-            "linestyle": "--" if "rank" in name else "-",
-            "linewidth": 1.2,
-        }
-        for name in names
-    }
-
-
-def _components(name: str) -> int:
-    return int(name.removeprefix("mixture of ").partition(",")[0])
-
-
 def overview(path: Path, numbers: Numbers, title: str) -> None:
     """Figure 1 B and C: a few models' scores, and their solutions, against the network's."""
     few = {name: numbers[name] for name in FEW if name in numbers}
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, TALL), layout="constrained")
         left, right = figure.subplots(1, 2)
-        for name, style in styles(list(few)).items():
-            _band(left, few[name]["trajectory"], "error", style, name)
-            _band(right, few[name]["solution"], "state", style, name)
+        for name in few:
+            _band(left, few[name]["trajectory"], "error", name)
+            _band(right, few[name]["solution"], "state", name)
         _noise_axis(left, "relative error of the score")
         _noise_axis(right, "relative deviation of the state x")
         left.set_title("score, along the network's trajectories", fontsize=10)
@@ -73,8 +52,8 @@ def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
         figure = Figure(figsize=(WIDE, 2 * TALL), layout="constrained")
         panels = figure.subplots(2, 2)
         for (left, right), (states, where) in zip(panels, rows.items(), strict=True):
-            for name, style in styles(list(numbers)).items():
-                agreement = numbers[name][states]
+            for name, parts in numbers.items():
+                agreement, style = parts[states], style_of(name)
                 left.plot(agreement["sigma"], _median(agreement["error"]), **style, label=name)
                 right.plot(agreement["sigma"], 1 - np.array(agreement["explained"]), **style)
             _noise_axis(left, "relative error of the score, median")
@@ -97,8 +76,8 @@ def solution_deviation(path: Path, numbers: Numbers, part: str, label: str, titl
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(WIDE, TALL), layout="constrained")
         axes = figure.subplots()
-        for name, style in styles(list(numbers)).items():
-            _band(axes, numbers[name]["solution"], part, style, name)
+        for name, parts in numbers.items():
+            _band(axes, parts["solution"], part, name)
         _noise_axis(axes, label)
         _legend_beside(figure, axes)
         figure.suptitle(title)
@@ -183,10 +162,9 @@ def teleport_quality(
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, TALL), layout="constrained")
         axes = figure.subplots()
-        for color, (model, rows) in zip(COLORS, curves.items(), strict=False):
-            axes.plot(
-                [r.skip for r in rows], [r.mean for r in rows], "o-", color=color, label=model
-            )
+        for model, rows in curves.items():
+            means = [r.mean for r in rows]
+            axes.plot([r.skip for r in rows], means, marker="o", label=model, **style_of(model))
         axes.set(yscale=_scale(curves), xlabel="skipped steps", ylabel=name)
         axes.legend()
         figure.suptitle(title)
@@ -199,15 +177,13 @@ def _scale(curves: Mapping[str, Sequence[Row]]) -> str:
     return "log" if max(distances) > LOG_FROM * min(distances) else "linear"
 
 
-def _band(
-    axes: Axes, numbers: Mapping[str, Any], part: str, style: Mapping[str, Any], label: str
-) -> None:
+def _band(axes: Axes, numbers: Mapping[str, Any], part: str, model: str) -> None:
     """Median and quartile band; of the many mixtures, the median alone."""
     low, median, high = np.array(numbers[part]).T
-    shown = median > ROUNDING
+    shown, style = median > ROUNDING, style_of(model)
     sigma = np.array(numbers["sigma"])[shown]
-    axes.plot(sigma, median[shown], **style, label=label)
-    if not label.startswith("mixture"):
+    axes.plot(sigma, median[shown], **style, label=model)
+    if not model.startswith("mixture"):
         axes.fill_between(sigma, low[shown], high[shown], color=style["color"], alpha=0.15)
 
 

@@ -1,5 +1,6 @@
 """Pictures, made from numbers that are on disk already; each function draws one."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -23,9 +24,26 @@ STYLE: dict[Any, Any] = {
     "lines.linewidth": 1.8,
 }
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
+MODEL_COLORS = {
+    "isotropic": COLORS[4],
+    "Gaussian": COLORS[0],
+    "Gaussian of each class": COLORS[2],
+    "point cloud": "#000000",
+}
+MIXTURES = "RdPu"  # the colour map in which they darken with the number of components, up to 100
 DPI = 150
 LINE = 110  # characters of small print across a figure
 LOG_FROM = 8  # a curve that spans more than this factor is drawn on a logarithmic axis
+
+
+def style_of(model: str) -> dict[str, Any]:
+    """How the curve of a model looks, by its name: the same in all figures."""
+    if model in MODEL_COLORS:
+        return {"color": MODEL_COLORS[model], "zorder": 3}
+    components = int(model.removeprefix("mixture of ").partition(",")[0])
+    shade = 0.35 + 0.3 * math.log10(min(components, 100))
+    line = "--" if "rank" in model else "-"
+    return {"color": mpl.colormaps[MIXTURES](shade), "linestyle": line, "linewidth": 1.2}
 
 
 def distance_against_skips(
@@ -81,10 +99,11 @@ def score_errors(path: Path, comparisons: Mapping[str, Comparison], title: str) 
     with mpl.rc_context(STYLE):
         figure = Figure(figsize=(7.2, 4.6), layout="constrained")
         axes = figure.subplots()
-        for color, (name, comparison) in zip(COLORS, comparisons.items(), strict=False):
+        for name, comparison in comparisons.items():
             low, median, high = comparison.quartiles.T
-            axes.plot(comparison.sigmas, median, "o-", ms=4, color=color, label=name)
-            axes.fill_between(comparison.sigmas, low, high, color=color, alpha=0.2)
+            style = style_of(name)
+            axes.plot(comparison.sigmas, median, marker="o", ms=4, label=name, **style)
+            axes.fill_between(comparison.sigmas, low, high, color=style["color"], alpha=0.2)
         axes.set(xscale="log", yscale="log")
         axes.invert_xaxis()
         axes.set_xlabel("noise level sigma (pixels in [-1, 1]), from noise to image")

@@ -261,9 +261,7 @@ def analytic_models(preset: Preset, network: Preconditioned) -> dict[str, Model]
     check_shape(model, network)
     models: dict[str, Model] = {"isotropic": Isotropic(model.mean), "Gaussian": model}
     images = images_at_hand(preset, network, loaded)
-    return (
-        models if images is None else {**models, "exact point cloud": PointCloud(images.flatten(1))}
-    )
+    return models if images is None else {**models, "point cloud": PointCloud(images.flatten(1))}
 
 
 def images_at_hand(preset: Preset, network: Preconditioned, loaded: Parameters) -> Tensor | None:

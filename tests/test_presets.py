@@ -56,7 +56,7 @@ def test_images_that_the_parameters_are_not_of_are_named(tmp_path, capsys):
     network = settings.load_network(SMALL, CPU)
     np.save(tmp_path / "others.npy", np.zeros((2, 3, 32, 32), np.uint8))
     others = dataclasses.replace(SMALL, dataset=str(tmp_path / "others.npy"))
-    assert list(settings.analytic_models(others, network))[2:] == ["exact point cloud"]
+    assert list(settings.analytic_models(others, network))[2:] == ["point cloud"]
     assert "was made from other images than those of" in capsys.readouterr().out
 
 

@@ -89,7 +89,8 @@ def test_parse_seeds(text, seeds):
         ("1-2-3", "'1-2-3'"),
         ("4,9-3", "backwards in '9-3': expected 3-9"),
         ("1-5,3", "twice"),
-        ("0-99999999999999999999", "at most 10000000 of them"),
+        ("0-99999999999999999999", "at most 10,000,000"),
+        ("0-5999999,6000000-11999999", "are 12,000,000: expected at most 10,000,000"),
     ],
 )
 def test_parse_seeds_names_the_mistake(text, message):

@@ -478,7 +478,7 @@ def test_scores_continue_and_say_what_they_are_of(call, tmp_path, monkeypatch):
     table, record = (tmp_path / "scores" / f"scores.{end}" for end in ("csv", "json"))
     first, inputs = table.read_text(), json.loads(record.read_text())["inputs"]
     assert (inputs["preset"], inputs["seeds"], len(inputs["sigmas"])) == ("digits", [0, 9], 5)
-    assert [name for name, _ in inputs["models"]] == ["isotropic", "Gaussian", "exact point cloud"]
+    assert [name for name, _ in inputs["models"]] == ["isotropic", "Gaussian", "point cloud"]
 
     blocks = sorted((tmp_path / "scores" / "blocks").rglob("*.npy"))
     assert [path.name for path in blocks] == ["000000-000004.npy", "000005-000009.npy"]
