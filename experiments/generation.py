@@ -158,11 +158,11 @@ def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
     """Draws in the published order: latents, classes, then the noise of every step, skipped too."""
     network, skip = generation.network, generation.skip
     drawn = Seeds.of(seeds, generation.device)
-    latents = drawn.latents(image_shape(network))
+    start = drawn.latents(image_shape(network)).double() * generation.schedule.sigmas[0]
     denoise: Denoiser = network
     if network.label_dim:
         denoise = network.bind(drawn.labels(network.label_dim, generation.label))
-    x = carry(latents, generation.schedule.sigmas, skip, generation.teleport)
+    x = carry(start, generation.schedule.sigmas, skip, generation.teleport)
     if not generation.settings.churn.s_churn:
         return generation.steps(denoise, x, None)
     discard(drawn.noise, x, skip)

@@ -21,7 +21,7 @@ from experiments.findings import Settling, settling, summary
 from experiments.kept import kept
 from experiments.presets import Preset
 from experiments.report import write_table
-from experiments.sampling import Sampling, final, grid_of, image_shape
+from experiments.sampling import Sampling, carry, final, grid_of, image_shape
 from experiments.trajectories import REFINEMENT, compared, on_noised, solution
 from linear_structure.denoise import Denoiser
 from linear_structure.files import digest_of_tensor, write_json
@@ -72,8 +72,8 @@ class Reproduction:
         """The denoiser of the first seeds, told their classes if it has any, and their states."""
         (seeds,) = self.preset.seeds.head(count).blocks(count)
         sampling = Sampling(image_shape(self.network), self.sigmas, device=self.device)
-        denoise, latents, _ = sampling.drawn(self.network, seeds)
-        return denoise, latents.double() * self.sigmas[0]
+        denoise, start, _ = sampling.drawn(self.network, seeds)
+        return denoise, start
 
     @cached_property
     def noised(self) -> list[Step]:
@@ -138,11 +138,9 @@ class Reproduction:
     def samples(self, skip: int, seeds: int) -> Tensor:
         """Images (seeds, C, H, W) of the first trajectories, their first steps teleported."""
         denoise, start = self._drawn(seeds)
-        sigmas = self.sigmas
-        x = self.gaussian.flow(start, sigmas[0], sigmas[skip]) if skip else start
+        x = carry(start, self.sigmas, skip, self.gaussian)
         with torch.inference_mode():
-            *_, last = heun(denoise, x, sigmas[skip:])
-        return last.x
+            return final(heun(denoise, x, self.sigmas[skip:]))
 
 
 def write_comparisons(r: Reproduction) -> None:

@@ -71,28 +71,28 @@ class Sampling:
 
     def pixels(self, denoise: Denoiser, seeds: Iterable[int]) -> Tensor:
         """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
-        denoise, latents, teleport = self.drawn(denoise, seeds)
-        x = carry(latents, self.sigmas, self.skip, teleport)
+        denoise, start, teleport = self.drawn(denoise, seeds)
+        x = carry(start, self.sigmas, self.skip, teleport)
         return to_uint8(final(SAMPLERS[self.sampler](denoise, x, self.sigmas[self.skip :])))
 
     def drawn(
         self, denoise: Denoiser, seeds: Iterable[int]
     ) -> tuple[Denoiser, Tensor, Flow | None]:
-        """The denoiser, the latents (n, C, H, W) and the flow of these seeds.
+        """The denoiser, the states at sigmas[0], (n, C, H, W) float64, and the flow of these seeds.
 
         A network with classes gets those that the seeds draw after the latents.
         """
         drawn = Seeds.of(list(seeds), self.device)
-        latents = drawn.latents(self.shape)
+        start = drawn.latents(self.shape).double() * self.sigmas[0]
         if not (isinstance(denoise, Preconditioned) and denoise.label_dim):
-            return denoise, latents, self.teleport
+            return denoise, start, self.teleport
         labels = drawn.labels(denoise.label_dim)
         teleport = ByClass(self.by_class, labels) if self.by_class else self.teleport
-        return denoise.bind(labels), latents, teleport
+        return denoise.bind(labels), start, teleport
 
 
-def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> Tensor:
-    """Latents (n, C, H, W), carried to sigmas[skip] by a model's flow: float64.
+def carry(x: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> Tensor:
+    """States x (n, C, H, W) at sigmas[0], carried to sigmas[skip] by a model's flow.
 
     With skip = 0 the analytic model is not called.
 
@@ -100,7 +100,6 @@ def carry(latents: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> 
         UsageError: skip > 0 without a model, or out of the grid's range.
     """
     check_skip(skip, len(sigmas) - 1)
-    x = latents.double() * sigmas[0]
     if skip == 0:
         return x
     if teleport is None:

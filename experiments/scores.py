@@ -133,12 +133,10 @@ def compare(study: Study) -> dict[str, Comparison]:
 
 def _errors(study: Study, seeds: range) -> Tensor:
     """(n, N, number of models) float64 of a block of seeds, each of the class that it draws."""
-    network, latents, _ = study.sampling.drawn(study.network, seeds)
-    sigmas = study.sampling.sigmas
-    x = latents.double() * sigmas[0]
+    network, x, _ = study.sampling.drawn(study.network, seeds)
     denoisers = {name: model.denoise for name, model in study.models.items()}
     with torch.inference_mode():
-        return torch.stack(list(relative_errors(network, denoisers, x, sigmas)), 1)
+        return torch.stack(list(relative_errors(network, denoisers, x, study.sampling.sigmas)), 1)
 
 
 def write_table(path: Path, comparisons: Mapping[str, Comparison]) -> None:

@@ -54,8 +54,8 @@ def suggested(
     device = next(network.parameters()).device
     sampling = Sampling(image_shape(network), sigmas, 0, flow, device, by_class=flows_of(by_class))
     seeds = range(preset.seeds.first, preset.seeds.first + options.count)
-    denoise, latents, teleport = sampling.drawn(network, seeds)
-    found = offsets(denoise, teleport or flow, latents.double() * sigmas[0], sigmas)
+    denoise, start, teleport = sampling.drawn(network, seeds)
+    found = offsets(denoise, teleport or flow, start, sigmas)
     bar = tqdm(found, total=preset.steps, desc="levels", unit=" levels", leave=False)
     with torch.inference_mode():
         return until_above(bar, options.tolerance)

@@ -110,7 +110,8 @@ def plain_network():
 def sampled(solver, skip=0):
     """The images of seeds 0 to 2 at 4 steps."""
     sigmas = sigma_grid(4)
-    x = carry(Seeds.of(range(3)).latents(SHAPE), sigmas, skip, gaussian())
+    start = Seeds.of(range(3)).latents(SHAPE).double() * sigmas[0]
+    x = carry(start, sigmas, skip, gaussian())
     return to_uint8(final(solver(plain_network(), x, sigmas[skip:])))
 
 

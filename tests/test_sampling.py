@@ -17,7 +17,8 @@ SHAPE = (1, 4, 4)
 
 
 def start(seeds, sigmas, skip=0, teleport=None):
-    return carry(Seeds.of(seeds).latents(SHAPE), sigmas, skip, teleport)
+    x = Seeds.of(seeds).latents(SHAPE).double() * sigmas[0]
+    return carry(x, sigmas, skip, teleport)
 
 
 @pytest.fixture

@@ -65,10 +65,10 @@ def test_a_conditional_network_gets_the_classes_of_the_seeds_and_their_flows():
     )
     Sampling((1, 4, 4), sigmas, 2, GAUSSIAN, by_class=flows).pixels(network, range(5))
     drawn = Seeds.of(range(5))
-    latents, labels = drawn.latents((1, 4, 4)), drawn.labels(3)
+    start, labels = drawn.latents((1, 4, 4)).double() * sigmas[0], drawn.labels(3)
     x, told = seen[0]
     assert torch.equal(told.argmax(1), labels)
-    assert torch.equal(x, carry(latents, sigmas, 2, ByClass(flows, labels)).to(x))
+    assert torch.equal(x, carry(start, sigmas, 2, ByClass(flows, labels)).to(x))
     assert len(labels.unique()) > 1
 
 
