@@ -27,11 +27,14 @@ def main() -> None:
     preset = presets.find(found[0].inputs["preset"])
     rows, count = report.rows(found), found[0].outputs["count"]
     report.write_two_columns(TABLE, found)
-    report.write_csv(EVERYTHING, found, preset.published)
+    published = report.published_beside(preset, found)
+    report.write_csv(EVERYTHING, found, published)
     title = f"{preset.name}: quality against skipped steps"
     distance = report.distance_name(found)
-    plots.distance_against_skips(GRAPH, rows, distance, count, preset.published, title)
+    plots.distance_against_skips(GRAPH, rows, distance, count, published, title)
     print(report.table(found))
+    if preset.published and not published:
+        print("The published figures are of other settings, or another count: they are left out.")
     print(f"wrote {TABLE}, {EVERYTHING} and {GRAPH}")
 
 

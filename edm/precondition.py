@@ -28,6 +28,7 @@ from edm.networks import ADM, ADMOptions, DDPMpp, DDPMppOptions
 from edm.networks.options import count, option, parse, plain
 from linear_structure.denoise import Denoiser, expand
 from linear_structure.errors import UsageError
+from linear_structure.rounding import factors_in_float32
 
 
 class Coefficients(NamedTuple):
@@ -317,7 +318,9 @@ class IDDPM(Preconditioned):
 
     def _index(self, sigma: Tensor) -> Tensor:
         """`cdist`, not a difference: near ties its rounding decides, as in the published code."""
-        return torch.cdist(sigma.reshape(-1, 1), self.u[:, None]).argmin(1).reshape(sigma.shape)
+        with factors_in_float32():
+            distances = torch.cdist(sigma.reshape(-1, 1), self.u[:, None])
+        return distances.argmin(1).reshape(sigma.shape)
 
 
 def noise_levels(count: int, c_1: float, c_2: float) -> Tensor:

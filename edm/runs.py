@@ -176,9 +176,10 @@ class Job:
         saved = read_state(path, self.device)
         before, now = json.loads(saved.get("identity", "{}")), self.identity
         if changed := [name for name in now if before.get(name) != now[name]]:
+            piece = f"--piece {before['piece']} among it, " if "piece" in changed else ""
             raise UsageError(
                 f"{path} belongs to a run with other {', '.join(changed)}: "
-                "give what that run was given, or another folder"
+                f"give what that run was given, {piece}or another folder"
             )
         state.network.load_state_dict(saved["network"])
         state.average.load_state_dict(saved["average"])

@@ -3,7 +3,8 @@
 No generator's state is carried along. The order of the images is a function of (seed, position),
 and each piece of a batch seeds the generators with (seed, position of its first image) before
 dropout, sigmas, augmentation and noise are drawn. So `images_seen` is the whole random state: a run
-that stops and continues, and one shared by any number of processes, draw the same numbers.
+that stops and continues, and one shared by any number of processes in pieces of the same size, draw
+the same numbers.
 
 A batch is cut into pieces, each one forward and one backward pass; process r of R takes the pieces
 r, r + R, ... The gradient is that of the batch mean of the summed squared errors, as published

@@ -7,8 +7,10 @@ from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
-from experiments.presets import SeedRange
+from edm.schedule import sigma_grid
+from experiments.presets import Preset, SeedRange
 from experiments.results import Result
+from experiments.sampling import nfe
 from linear_structure.files import write_text
 
 
@@ -123,13 +125,26 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
     }
 
 
+def published_beside(preset: Preset, results: Sequence[Result]) -> Mapping[int, float]:
+    """The preset's published figures, or none if the results do not compare with them.
+
+    Those are FIDs of as many images as the preset's, by its sampler on its grid.
+    """
+    inputs, count = results[0].inputs, results[0].outputs["count"]
+    grid = sigma_grid(preset.steps, preset.sigma_min, preset.sigma_max, preset.rho).tolist()
+    theirs = ("FID", preset.seeds.count, preset.sampler, grid)
+    ours = (inputs["distance_name"], count, inputs["sampler"], inputs["sigmas"])
+    return preset.published if ours == theirs else {}
+
+
 def table(results: Sequence[Result]) -> str:
     """Markdown: for each number of skipped steps its cost and distance; a caption.
 
     Where a row averages several ranges of seeds, each row says how many, and their extremes.
     """
     by_skip = rows(results)
-    full = max(row.nfe for row in by_skip)
+    inputs = results[0].inputs
+    full = nfe(len(inputs["sigmas"]) - 1, 0, inputs["sampler"])
     name = distance_name(results)
     head = ["skipped steps", "sigma", "NFE", "calls saved", name, "min", "max", "ranges"]
     columns = len(head) if range_count(by_skip) != "1" else head.index("min")

@@ -9,6 +9,7 @@
 
 import json
 import platform
+import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -20,7 +21,7 @@ from typing import Any
 
 from experiments.presets import SeedRange
 from linear_structure.errors import UsageError
-from linear_structure.files import digest_of, write_json
+from linear_structure.files import digest_of_file, write_json
 
 ROOT = Path("images_with_skips")
 PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, whatever else it has
@@ -29,6 +30,8 @@ PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, what
         "n_skip": int,
         "sigma_skip": int | float,
         "seeds": list,
+        "sampler": str,
+        "sigmas": list,
         "distance_name": str,
     },
     "outputs": {"distance": int | float, "count": int, "nfe": int},
@@ -72,21 +75,22 @@ def path_of(root: Path, preset: str, seeds: SeedRange, skip: int) -> Path:
 
 def write(path: Path, result: Result) -> None:
     """Write a result whole; one of other settings that stood there is kept beside it."""
-    if path.exists() and (inputs := _inputs_of(path)) != result.inputs:
-        path.rename(path.with_suffix(f".{digest_of(inputs)[:8]}.json"))
+    if path.exists() and reusable(path, result.inputs) is None:
+        path.rename(path.with_suffix(f".{digest_of_file(path)[:8]}.json"))
     write_json(path, asdict(result))
 
 
 def reusable(path: Path, inputs: dict[str, Any]) -> Result | None:
     """The result at this path if it is whole and was made from exactly these inputs."""
-    return read(path) if path.exists() and _inputs_of(path) == inputs else None
+    found = _found(path)
+    return found if found is not None and found.inputs == inputs else None
 
 
-def _inputs_of(path: Path) -> dict[str, Any] | None:
-    """The inputs of the result at a path, None if it is damaged or no result file."""
+def _found(path: Path) -> Result | None:
+    """The result at a path, None if there is none, or a damaged one."""
     try:
-        return read(path).inputs
-    except UsageError:
+        return read(path)
+    except (FileNotFoundError, UsageError):
         return None
 
 
@@ -143,16 +147,17 @@ def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
     Raises:
         UsageError: there is no result, or two ranges of seeds overlap.
     """
-    paths = [p for p in root.glob(f"{preset or '*'}/*/*.json") if p.stem.isdecimal()]
+    named = re.compile(r"\d+(\.[0-9a-f]{8})?\.json")  # the latter: kept by `write`
+    paths = [p for p in root.glob(f"{preset or '*'}/*/*.json") if named.fullmatch(p.name)]
     if not paths:
         command = f"bash run_experiments_with_skips.sh {preset or ''}".strip()
         raise UsageError(f"no result in {root / (preset or '')}: run {command}")
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
     results = [read(path) for path in paths if path.parents[1] == newest.parents[1]]
     wanted = read(newest).settings
-    chosen = [result for result in results if result.settings == wanted]
-    _check_disjoint({result.seeds for result in chosen})
-    return sorted(chosen, key=lambda result: (result.seeds.first, result.skip))
+    chosen = {(r.seeds.first, r.seeds, r.skip): r for r in results if r.settings == wanted}
+    _check_disjoint({result.seeds for result in chosen.values()})
+    return [chosen[place] for place in sorted(chosen, key=lambda place: (place[0], place[2]))]
 
 
 def _check_disjoint(ranges: Iterable[SeedRange]) -> None:

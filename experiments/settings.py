@@ -25,6 +25,7 @@ from linear_structure.files import digest_of_tensor
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.parameters import Model, Parameters
 from linear_structure.points import PointCloud
+from linear_structure.rounding import set_tf32
 
 REFERENCE_BATCH = 500
 
@@ -107,6 +108,8 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
     grid = ("steps", "sigma_min", "sigma_max", "rho")
     given: dict[str, Any] = {name: getattr(options, name) for name in (*plain, *grid)}
     given["by_class"] = options.by_class
+    if options.steps is not None and options.skips is None:
+        given["skips"] = tuple(skip for skip in preset.skips if skip < options.steps)
     given["knowledge"] = {} if options.network else None  # it is of the preset's own network
     for name in ("network", "features", "reference"):
         text, sha256 = getattr(options, name), getattr(options, f"{name}_sha256")
@@ -226,11 +229,9 @@ def prepared(
     Raises:
         UsageError: half precision or TF32 on a CPU.
     """
-    if tf32 and device.type == "cpu":
-        raise UsageError("--tf32 is for GPUs: a CPU computes in float32")
     if dtype in (torch.float16, torch.bfloat16) and device.type == "cpu":
         raise UsageError(f"{dtype} is for GPUs: expected float32 on a CPU")
-    set_tf32(tf32)
+    allow_tf32(tf32, device)
     network.to(device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
     network.compute_dtype = dtype
     if compiled:
@@ -238,14 +239,15 @@ def prepared(
     return network
 
 
-def set_tf32(allowed: bool) -> None:
-    """Let NVIDIA GPUs round the factors of float32 products and convolutions to 10 bits, or not.
+def allow_tf32(allowed: bool, device: torch.device) -> None:
+    """Let the device round the factors of float32 products to 10 bits, or not, in this process.
 
-    Torch's default is to do so in convolutions.
+    Raises:
+        UsageError: TF32 on a CPU.
     """
-    precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+    if allowed and device.type == "cpu":
+        raise UsageError("--tf32 is for GPUs: a CPU computes in float32")
+    set_tf32(allowed)
 
 
 def analytic_models(preset: Preset, network: Preconditioned) -> dict[str, Model]:
@@ -332,7 +334,7 @@ def check_source(preset: Preset, network: Preconditioned, loaded: Parameters) ->
     if preset.reference is None or preset.names_images:
         same = loaded.story.get("digest") == load_dataset(preset, network).digest()
     else:
-        same = source == preset.dataset
+        same = source in (preset.dataset, Path(str(preset.dataset)).stem)  # name or path of a zip
     if not same:
         raise UsageError(
             f"{preset.parameters} was made from other images ({source}) than {preset.dataset}: "

@@ -17,7 +17,7 @@ import torch
 from filelock import FileLock, Timeout
 from threadpoolctl import threadpool_limits
 
-from linear_structure.errors import UsageError
+from linear_structure.errors import UsageError, WorkError
 
 Item = TypeVar("Item")
 MOST_THREADS = 1024
@@ -59,18 +59,23 @@ def set_threads(count: int) -> None:
 
 
 def chosen_device(name: str = "auto") -> torch.device:
-    """The device of a name such as cpu, cuda or cuda:1.
+    """The device of a name such as cpu, cuda or cuda:1; a GPU becomes torch's current one.
 
     Args:
         name: "auto" is the GPU where there is one; "cuda" is that of this process.
 
     Raises:
         UsageError: there is no such device here.
+        WorkError: it has no memory left.
     """
     kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
     try:
         device = torch.device(f"cuda:{local_rank()}" if kind == "cuda" else kind)
         torch.zeros(1, device=device).cpu()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    except torch.OutOfMemoryError as error:
+        raise WorkError(f"--device {name}: its memory is full") from error
     except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
         raise UsageError(f"--device {name}: there is no such device here") from error
     return device

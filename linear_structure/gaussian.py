@@ -127,7 +127,7 @@ class Gaussian:
         _check_start(start)
         g, offset, start = self._prepare(x, start)
         lam, sigma = g.eigenvalues, expand(sigma, offset)
-        gain = lam / ((lam + sigma**2) * (lam + start**2)).sqrt()
+        gain = lam / (lam + sigma**2).sqrt() / (lam + start**2).sqrt()  # float16 holds both
         return (g.mean + (offset @ g.basis * gain) @ g.basis.T).view_as(x)
 
     def sample(

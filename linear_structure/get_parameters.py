@@ -120,6 +120,15 @@ def _fit_classes(
         yield model, replace(story, label=label)
 
 
+def _check_classes(labels: Tensor, components: int) -> None:
+    """Refuse, before any work, classes with fewer images than components."""
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        if count < components:
+            raise UsageError(
+                f"class {label} has {count} images: {components} components cannot be fitted to it"
+            )
+
+
 def _positive(text: str) -> int:
     if not text.isdecimal() or int(text) < 1:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 1 or more")
@@ -167,12 +176,14 @@ def main() -> None:
     labels = dataset.labels() if options.by_class else None
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
+    if options.kind == "mixture" and labels is not None:
+        _check_classes(labels, options.components)
     check_writable(options.save_dir.resolve().parent)
     model, story = _fit(options, dataset)
-    print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")
-    print(f"pixel standard deviation (sigma_data) {story.sigma_data:.4f} on the [-1, 1] scale")
     classes = () if labels is None else _fit_classes(options, dataset, labels)
     parameters.save(options.save_dir, model, story, classes)
+    print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")
+    print(f"pixel standard deviation (sigma_data) {story.sigma_data:.4f} on the [-1, 1] scale")
     print(f"{options.kind} parameters written to {options.save_dir}")
 
 

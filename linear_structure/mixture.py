@@ -36,15 +36,16 @@ class GaussianMixture:
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """Posterior mean of the data: x (B, *S), sigma () or (B,) -> (B, *S)."""
-        log_prob = torch.full_like(x.flatten(1)[:, 0], -torch.inf)
-        denoised = torch.zeros_like(x)
-        for log_weight, component in zip(self._log_weights(x), self.components, strict=True):
-            log_k, denoised_k = component.posterior(x, sigma)
+        wide = _wide(x)
+        log_prob = torch.full_like(wide.flatten(1)[:, 0], -torch.inf)
+        denoised = torch.zeros_like(wide)
+        for log_weight, component in zip(self._log_weights(wide), self.components, strict=True):
+            log_k, denoised_k = component.posterior(wide, sigma)
             total = torch.logaddexp(log_prob, log_weight + log_k)
-            share = expand((log_weight + log_k - total).exp(), x)
+            share = expand((log_weight + log_k - total).exp(), wide)
             denoised = denoised + share * (denoised_k - denoised)
             log_prob = total
-        return denoised
+        return denoised.to(x.dtype)
 
     def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
         """Log density in nats of the noised data at x (B, *S): (B,)."""
@@ -55,11 +56,17 @@ class GaussianMixture:
         return self._joint(x, sigma).softmax(1)
 
     def _joint(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        x = _wide(x)
         terms = [component.log_prob(x, sigma) for component in self.components]
         return self._log_weights(x) + torch.stack(terms, 1)
 
     def _log_weights(self, x: Tensor) -> Tensor:
         return self.weights.to(x).log()
+
+
+def _wide(x: Tensor) -> Tensor:
+    """x in float32 at least: log densities are in the thousands."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
 
 
 def cluster(samples: Tensor, components: int, seed: int = 0) -> Tensor:

@@ -14,7 +14,6 @@ pixels in [-1, 1].
 import hashlib
 import io
 import json
-import tempfile
 import zipfile
 from collections.abc import Callable, Iterable
 from dataclasses import asdict, dataclass
@@ -31,7 +30,6 @@ from linear_structure.distributed import alone
 from linear_structure.errors import UsageError
 from linear_structure.files import (
     UNREADABLE_TENSORS,
-    digest_of,
     digest_of_file,
     replacing_folder,
     write_array,
@@ -109,7 +107,8 @@ def save(
 ) -> None:
     """Write a parameter directory whole or not at all, in place of an earlier one.
 
-    Of several processes of one machine that write it at once, each waits for the one before.
+    Of several processes that write it at once, each waits for the one before: a hidden lock stays
+    beside it.
 
     Args:
         directory: made, with its parents, if it does not exist.
@@ -122,8 +121,9 @@ def save(
         ValueError: a point cloud is not of uint8 pixels.
     """
     check_target(directory)
-    name = f"linear-structure-{digest_of(str(directory.resolve()))[:16]}.lock"
-    lock = Path(tempfile.gettempdir()) / name
+    place = directory.resolve()
+    place.parent.mkdir(parents=True, exist_ok=True)
+    lock = place.with_name(f".{place.name}.lock")
     with alone(lock, f"writes {directory}"), replacing_folder(directory) as folder:
         _write(folder, model, story)
         for class_model, class_story in by_class:
@@ -312,7 +312,8 @@ def _checked(mean: Tensor, basis: Tensor, eigenvalues: Tensor, directory: Path) 
     gaussian = Gaussian(mean.double(), basis, eigenvalues).truncated()
     probe = torch.linspace(1, 2, gaussian.basis.shape[1])  # no zeros: every column counts
     error = gaussian.basis.T @ (gaussian.basis @ probe) - probe
-    if float(error.norm()) > ORTHONORMAL_TOLERANCE * float(probe.norm()):
+    stretched = (gaussian.basis.norm(dim=0) - 1).abs() > ORTHONORMAL_TOLERANCE
+    if bool(stretched.any()) or float(error.norm()) > ORTHONORMAL_TOLERANCE * float(probe.norm()):
         raise UsageError(f"{directory}: the columns of U are not orthonormal")
     return gaussian
 

@@ -6,7 +6,7 @@ For data points y_i of equal weight,
 
 Blocks of points pass once, with a running maximum and sum of the weights (an online softmax), so
 memory does not grow with the number of points. The distances of a block come from one float32
-matrix product. Its error, below 2 eps (|x| + 2 |y|) |y|, is many nats once divided by a small
+matrix product. Its error, about 2 eps (|x| + 2 |y|) |y|, is many nats once divided by a small
 sigma^2; but there few points weigh anything. Where the error passes 1e-3 nats, every point of a
 block that may be within 40 nats of the nearest so far is measured again, by differences in float64.
 The products keep float32's factors, also where the process rounds them to TF32 or bfloat16.
@@ -142,7 +142,7 @@ class PointCloud:
         count = int(close.sum(1).max())
         if count == 0:
             return half
-        leading = half.topk(count, dim=1, largest=False).indices
+        leading = torch.where(close, half, torch.inf).topk(count, dim=1, largest=False).indices
         return half.scatter_(1, leading, self._measured(flat, first + leading))
 
     def _measured(self, flat: Tensor, index: Tensor) -> Tensor:

@@ -33,6 +33,16 @@ def bfloat16_units() -> bool:
     return bool(capabilities.get("amx_bf16") or capabilities.get("avx512_bf16"))
 
 
+def set_tf32(allowed: bool) -> None:
+    """Let NVIDIA GPUs round the factors of float32 products and convolutions to 10 bits, or not.
+
+    Torch's default is to do so in convolutions.
+    """
+    precision = "tf32" if allowed else "ieee"
+    torch.backends.cuda.matmul.fp32_precision = precision
+    torch.backends.cudnn.conv.fp32_precision = precision  # type: ignore[attr-defined]
+
+
 @contextmanager
 def factors_in_bfloat16() -> Iterator[None]:
     """On CPUs that have units for it: 8 bits of mantissa, several times faster; sums in float32."""

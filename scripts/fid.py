@@ -34,6 +34,7 @@ from linear_structure.distributed import (
 from linear_structure.download import cache_dir
 from linear_structure.errors import UsageError, run_command
 from linear_structure.files import digest_of, write_json
+from linear_structure.rounding import set_tf32
 
 
 @contextmanager
@@ -56,7 +57,10 @@ def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
     """The feature network, which has to suit the images."""
     device = chosen_device(args.device)
     set_threads(usable_cores() if args.threads is None else args.threads)
+    set_tf32(False)  # what --tf32 is about, Inception sets by itself
     path = None
+    if args.features == "inception" and args.features_sha256:
+        raise UsageError("--features-sha256 goes with --features: that of Inception is known")
     if args.features != "inception":
         path = locate(as_file(args.features, args.features_sha256))
     features = networks.load(path, args.tf32, device)
@@ -68,6 +72,8 @@ def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
 def reference(args: argparse.Namespace) -> Selection | fid.Statistics:
     """What the images are compared with: a set of images, or a file of statistics."""
     if not args.ref.endswith(".npz"):
+        if args.ref_sha256:
+            raise UsageError("--ref-sha256 goes with statistics: expected an .npz as --ref")
         return Selection.of(args.ref)
     if args.kid or args.precision_recall:
         raise UsageError(

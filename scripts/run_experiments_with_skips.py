@@ -36,6 +36,7 @@ def main() -> None:
     settings.check_images_count(preset)
     device, threads = settings.chosen_device(options, preset)
     if options.dry_run:
+        settings.allow_tf32(options.tf32, device)
         print(forecast.forecast(preset, device))
         return
     loaded = settings.load_sweep(preset, device, threads, options.save_images, options.tf32)

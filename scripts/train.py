@@ -26,6 +26,7 @@ from linear_structure.distributed import (
     world_size,
 )
 from linear_structure.errors import run_command
+from linear_structure.rounding import set_tf32
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -77,6 +78,7 @@ def main() -> None:
     shared = max(usable_cores() // world_size(), 1)
     set_threads(shared if arguments.threads is None else arguments.threads)
     torch.backends.cudnn.benchmark = True
+    set_tf32(False)  # as the published networks were trained
     job = Job(
         recipe,
         datasets.load(arguments.dataset, arguments.data_dir),

@@ -19,6 +19,7 @@ from linear_structure import datasets
 from linear_structure.datasets import Dataset
 from linear_structure.distributed import chosen_device, set_threads, usable_cores
 from linear_structure.errors import UsageError, run_command
+from linear_structure.rounding import set_tf32
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -71,6 +72,7 @@ def main() -> None:
     recipe = recipe_of(arguments)
     device = chosen_device(arguments.device)
     set_threads(arguments.threads)
+    set_tf32(False)
     dataset = datasets.load(arguments.dataset, arguments.data_dir)
     images, labels = labelled(dataset)
     if arguments.test:

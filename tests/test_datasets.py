@@ -220,6 +220,7 @@ def test_a_truncated_image_is_named(tmp_path: Path, pack: Callable, kind: str) -
         assert f"003.{kind}" in complaint(pack(tmp_path, content | {name: cut}))
 
 
+@pytest.mark.filterwarnings("ignore::PIL.Image.DecompressionBombWarning")
 @settings(deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(
     kind=st.sampled_from(["png", "jpg", "gif", "bmp", "ppm", "webp", "tiff"]),

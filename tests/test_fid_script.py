@@ -246,15 +246,15 @@ def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, monkeypatch):
         "subsets of 1 images": (few, "digits", "--kid", "1"),
         "need more than 5 images": (few, "digits", "--precision-recall", "5"),
     }
-    monkeypatch.setattr(
-        extraction.Extraction, "compute", lambda self: pytest.fail("work has begun")
-    )
-    for complaint, words in cases.items():
-        images, reference, options = split(words)
-        code, _, error = run("calc", "--images", *images, "--ref", reference, *options)
-        assert (code, error.count("\n")) == (2, 1), error
-        assert complaint in error
-    monkeypatch.undo()
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            extraction.Extraction, "compute", lambda self: pytest.fail("work has begun")
+        )
+        for complaint, words in cases.items():
+            images, reference, options = split(words)
+            code, _, error = run("calc", "--images", *images, "--ref", reference, *options)
+            assert (code, error.count("\n")) == (2, 1), error
+            assert complaint in error
     assert run("calc", "--images", mixed, "--ref", "digits")[0] == 2  # seen where it is read
 
 

@@ -59,6 +59,19 @@ def test_each_sample_has_its_own_sigma():
     assert torch.allclose(MIXTURE.denoise(X, sigma), torch.cat(alone), rtol=0, atol=1e-13)
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sigma", [3.0, 80.0])
+def test_half_precision_rounds_only_what_goes_in_and_out(dtype, sigma):
+    """At the size of images, where log densities are in the thousands."""
+    samples = torch.randn(40, 3072, generator=GENERATOR) / 2
+    mixture = fit(samples, torch.arange(40) % 4)
+    x = (samples[:5] + sigma * torch.randn(5, 3072, generator=GENERATOR)).to(dtype)
+    expected = mixture.denoise(x.double(), sigma)
+    assert torch.allclose(mixture.denoise(x, sigma).double(), expected, rtol=0.01, atol=5e-3)
+    chosen = mixture.responsibilities(x, sigma).double()
+    assert torch.allclose(chosen, mixture.responsibilities(x.double(), sigma), atol=0.01)
+
+
 def test_fit_recovers_separate_clusters():
     labels = torch.arange(600) % 3
     centers = torch.eye(3, DIM).double() * 20

@@ -52,8 +52,9 @@ every_kind = pytest.mark.parametrize("kind", MODELS)
 
 
 def content(directory: Path) -> dict[str, bytes]:
-    """Every file below a directory."""
-    paths = sorted(path for path in directory.rglob("*") if path.is_file())
+    """Every file below a directory, but the lock beside parameters."""
+    files = (path for path in directory.rglob("*") if path.is_file())
+    paths = sorted(path for path in files if path.suffix != ".lock")
     return {str(path.relative_to(directory)): path.read_bytes() for path in paths}
 
 
@@ -454,7 +455,7 @@ def test_an_earlier_directory_is_replaced_with_all_its_files(tmp_path):
     parameters.save(tmp_path / "p", MODELS["mixture"], DIGITS, classes)
     saved(tmp_path / "p", "isotropic")
     assert content(tmp_path / "p").keys() == {"mu.pt", "s0.pt", STORY}
-    assert [path.name for path in tmp_path.iterdir()] == ["p"]
+    assert {path.name for path in tmp_path.iterdir()} == {"p", ".p.lock"}
 
 
 def test_an_empty_directory_may_be_filled(tmp_path):
@@ -549,7 +550,7 @@ def test_a_killed_save_leaves_the_old_directory_whole_or_nothing(tmp_path):
         assert in_a_child(partial(save_counting, target, last)) == -signal.SIGKILL
         assert not target.exists() or content(target) in (old, new)
         saved(target)
-        assert [path.name for path in target.parent.iterdir()] == ["p"]
+        assert {path.name for path in target.parent.iterdir()} == {"p", ".p.lock"}
 
 
 def test_saves_at_the_same_time_wait_for_each_other(tmp_path):
@@ -581,7 +582,7 @@ def test_a_full_disk_is_one_sentence_and_leaves_nothing(tmp_path, kind):
 
     assert in_a_child(save_on_a_full_disk) == 1
     assert re.fullmatch(rf"error: File too large \({tmp_path}/\S*out\S*\)\n", said.read_text())
-    assert list(tmp_path.iterdir()) == [said]
+    assert {path.name for path in tmp_path.iterdir()} == {".out.lock", said.name}
 
 
 def test_bytes_do_not_depend_on_how_a_tensor_lay_in_memory(tmp_path):

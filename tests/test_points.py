@@ -7,6 +7,7 @@ import pytest
 import torch
 
 from linear_structure.gaussian import Gaussian
+from linear_structure.images import from_uint8
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
 
@@ -96,6 +97,22 @@ def test_points_of_unlike_size_in_float32_are_within_the_bound(sigma):
     assert torch.equal(found.nearest, exact.nearest)
     assert float((found.log_prob - exact.log_prob).abs().max()) < 1e-3
     assert torch.allclose(found.denoised, exact.denoised, rtol=0, atol=1e-3)
+
+
+@pytest.mark.parametrize("sigma", [0.1, 0.03])
+def test_many_small_points_do_not_hide_a_large_one(sigma):
+    """Those near the origin need no second look; one of large norm, as likely as they, does."""
+    grey = torch.randint(127, 129, (100, 3072), generator=GENERATOR, dtype=torch.uint8)
+    noise = torch.randint(0, 256, (16, 3072), generator=GENERATOR, dtype=torch.uint8)
+    cloud = PointCloud(torch.cat([grey, noise]))
+    values = from_uint8(cloud.points, torch.float64)
+    low, high = 0.4, 0.6  # between them, on the way to a noise image, that weighs a fifth
+    for _ in range(60):
+        share = (low + high) / 2
+        weights = definition(share * values[100:101], values, sigma).exp()
+        low, high = (share, high) if weights[0, 100] < 0.2 else (low, share)
+    found = cloud.denoise(share * values[100:101], sigma)
+    assert torch.allclose(found, weights @ values, rtol=0, atol=2e-3)
 
 
 def test_a_process_that_rounds_its_products_changes_nothing():

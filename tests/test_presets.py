@@ -1,6 +1,7 @@
 """Presets: each value fits the others, and what is shipped is enough where no image is needed."""
 
 import dataclasses
+import zipfile
 
 import numpy as np
 import pytest
@@ -11,6 +12,7 @@ from experiments import presets, settings, sweep
 from experiments.presets import SeedRange, find, shipped
 from linear_structure import datasets, parameters
 from linear_structure.errors import UsageError
+from linear_structure.images import save_png
 
 CPU = torch.device("cpu")
 SMALL = find("cifar10-small")
@@ -77,6 +79,20 @@ def test_a_default_directory_of_other_images_is_refused_whatever_their_name(tmp_
     unknown = dataclasses.replace(digits, dataset="nosuch")
     with pytest.raises(UsageError, match="neither a known dataset"):
         settings.load_parameters(unknown, network)
+
+
+def test_a_default_directory_made_from_a_zip_is_taken_again(tmp_path, monkeypatch):
+    """A preset whose images are an archive with a reference of its own, as ffhq64."""
+    monkeypatch.chdir(tmp_path)
+    preset, network = find("ffhq64"), settings.load_network(find("digits"), CPU)
+    (tmp_path / "datasets").mkdir()
+    with zipfile.ZipFile(preset.dataset, "w") as archive:
+        for i, image in enumerate(datasets.load("digits").images()[:5]):
+            save_png(tmp_path / f"{i}.png", image)
+            archive.write(tmp_path / f"{i}.png", f"{i}.png")
+    made, again = (settings.load_parameters(preset, network) for _ in range(2))
+    assert made.story["count"] == 5
+    assert made.digest == again.digest
 
 
 def test_images_that_change_nothing_are_refused():

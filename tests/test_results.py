@@ -7,8 +7,9 @@ from dataclasses import asdict
 
 import pytest
 
+from edm.schedule import sigma_grid
 from experiments import plots, report, results
-from experiments.presets import SeedRange
+from experiments.presets import SeedRange, find
 from experiments.results import Result
 from linear_structure.errors import UsageError
 
@@ -19,7 +20,8 @@ def make(skip: int, distance: float, seeds: SeedRange, **changed) -> Result:
         "n_skip": skip,
         "sigma_skip": 80.0 / (skip + 1),
         "seeds": [seeds.first, seeds.last],
-        "sigmas": [80.0, 0.002, 0.0],
+        "sampler": "heun",
+        "sigmas": sigma_grid(18).tolist(),
         "distance_name": "FD-digits",
         "network": "n",
     }
@@ -200,3 +202,30 @@ def test_tables(tmp_path):
     fid = [make(0, 1.0, SeedRange(0, 9), distance_name="FID")]
     report.write_two_columns(tmp_path / "f.txt", fid)
     assert (tmp_path / "f.txt").read_text().startswith("n_skip  fid\n")
+
+
+def test_a_result_that_was_kept_is_found_again(tmp_path):
+    """Of two settings in turns: the latest one's sweep is whole, each result once."""
+    for when, (skip, network) in enumerate([(0, "a"), (2, "a"), (2, "b"), (0, "b"), (0, "a")], 1):
+        put(tmp_path, make(skip, 1.0, SeedRange(0, 9), network=network), when)
+    found = results.latest_sweep(tmp_path)
+    assert [(r.skip, r.inputs["network"]) for r in found] == [(0, "a"), (2, "a")]
+
+
+def test_saved_calls_are_counted_from_no_skip():
+    """Also where that was not measured."""
+    assert "| 9 | 8 | 17 | 51% |" in report.table([make(9, 1.0, SeedRange(0, 9))])
+
+
+def test_published_figures_stand_beside_their_like_alone():
+    preset = find("cifar10")
+    like = make(0, 2.0, preset.seeds, preset="cifar10", distance_name="FID")
+    assert report.published_beside(preset, [like]) == preset.published
+    others = (
+        make(0, 2.0, SeedRange(0, 999), preset="cifar10", distance_name="FID"),
+        make(0, 2.0, preset.seeds, preset="cifar10"),
+        make(0, 2.0, preset.seeds, distance_name="FID", sampler="unipc"),
+        make(0, 2.0, preset.seeds, distance_name="FID", sigmas=sigma_grid(6).tolist()),
+    )
+    for other in others:
+        assert report.published_beside(preset, [other]) == {}
