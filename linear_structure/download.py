@@ -36,6 +36,12 @@ CHUNK = 1 << 16  # bytes, the most that a cut connection loses
 TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two pieces
 ATTEMPTS = 4  # in a row that bring nothing new, for each mirror
 PAUSE = 0.5  # seconds after the first such attempt; doubled after each further one
+REPLACED = {  # what a file of sources may say of each, and of what type
+    "urls": list,
+    "sha256": str | None,
+    "md5": str | None,
+    "size_limit": int,
+}
 
 
 @dataclass(frozen=True)
@@ -97,6 +103,9 @@ def _redirected(source: Source) -> Source:
         entry = json.loads(Path(chosen).read_text()).get(Path(source.name).name)
         if entry is None:
             return source
+        wrong = [name for name, value in entry.items() if not isinstance(value, REPLACED[name])]
+        if wrong or not all(isinstance(url, str) for url in entry["urls"]):
+            raise TypeError(f"of another type: {', '.join(wrong or ['urls'])}")
         given = {**entry, "urls": tuple(entry["urls"])}
         return replace(source, **{"sha256": None, "md5": None, **given})
     except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:

@@ -531,7 +531,9 @@ def test_a_file_of_sources_puts_other_urls_and_digests_in_place(
     elsewhere.write_text(json.dumps({"file.bin": {"urls": [server.url]}}))
     published = server.source(urls=("http://127.0.0.1:9/",), sha256="0" * 64, name="a/file.bin")
     assert fetch(published).read_bytes() == CONTENT
-    for text in ("{", "[]", '{"file.bin": {}}', '{"file.bin": {"urls": 3}}'):
+    odd = ({}, {"urls": 3}, {"urls": "http://a"}, {"urls": [3]}, {"urls": [], "size_limit": "9"})
+    odd = (*odd, {"urls": [], "sha256": 5}, {"urls": [], "name": "b"})
+    for text in ("{", "[]", *(json.dumps({"file.bin": entry}) for entry in odd)):
         elsewhere.write_text(text)
         with pytest.raises(UsageError, match="LINEAR_STRUCTURE_SOURCES"):
             fetch(published)
