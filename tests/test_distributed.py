@@ -5,7 +5,7 @@ import torch
 from threadpoolctl import threadpool_info
 
 from linear_structure import distributed
-from linear_structure.errors import UsageError
+from linear_structure.errors import UsageError, WorkError
 
 
 @pytest.fixture(params=[1, 2, 3, 8])
@@ -72,8 +72,20 @@ def test_each_process_has_its_own_gpu_and_without_one_the_cpu(monkeypatch):
     assert distributed.chosen_device() == distributed.chosen_device("cpu") == torch.device("cpu")
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch, "zeros", lambda _, device: torch.empty(0))
+    current = []
+    monkeypatch.setattr(torch.cuda, "set_device", current.append)
     assert distributed.chosen_device() == torch.device("cuda:1")
     assert distributed.chosen_device("cuda:0") == torch.device("cuda:0")
+    assert current == [torch.device("cuda:1"), torch.device("cuda:0")]
+
+
+def test_a_full_gpu_is_not_called_absent(monkeypatch):
+    def full(count, device):
+        raise torch.OutOfMemoryError
+
+    monkeypatch.setattr(torch, "zeros", full)
+    with pytest.raises(WorkError, match="its memory is full"):
+        distributed.chosen_device("cuda:0")
 
 
 def test_waiting_ends_when_the_files_are_there(tmp_path, monkeypatch):
