@@ -10,7 +10,7 @@ from linear_structure.errors import run_command
 
 FOLDER = Path("scores")
 SEEDS = 1000
-UNUSED = ("sampler", "skips", "by_class", "features", "reference")
+UNUSED = ("sampler", "by_class", "features", "reference")
 
 
 def _parse() -> argparse.Namespace:

@@ -25,7 +25,7 @@ from experiments.teleports import check_shape, flow_of, flows_of
 from linear_structure.errors import UsageError, run_command
 from linear_structure.parameters import Parameters
 
-UNUSED = ("skips", "block", "features", "reference")
+UNUSED = ("features", "reference")
 
 
 def _parse() -> argparse.Namespace:
@@ -83,7 +83,7 @@ def main() -> None:
     options = _parse()
     if options.count < 1 or not options.tolerance > 0:
         raise UsageError("--count and --tolerance must be above 0")
-    settings.check_unused(options, UNUSED, "all skips are tried, and no distance is computed")
+    settings.check_unused(options, UNUSED, "no distance is computed")
     preset = settings.chosen_preset(options)
     device, _ = settings.chosen_device(options, preset)
     network = settings.load_network(preset, device)

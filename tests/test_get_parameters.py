@@ -268,7 +268,7 @@ def test_a_class_that_cannot_be_fitted_leaves_the_old_parameters(tmp_path, comma
     arguments = ("digits", "mixture", tmp_path / "p", "--by-class", "--components", 180)
     code, _, said = command(*arguments)
     assert code == 2
-    assert "180 components cannot be fitted to 178 images" in said
+    assert "class 0 has 178 images: 180 components cannot be fitted" in said
     assert parameters.load(tmp_path / "p").digest == before
     assert [path.name for path in tmp_path.iterdir()] == ["p"]
 
