@@ -176,7 +176,8 @@ class Job:
         saved = read_state(path, self.device)
         before, now = json.loads(saved.get("identity", "{}")), self.identity
         if changed := [name for name in now if before.get(name) != now[name]]:
-            piece = f"--piece {before['piece']} among it, " if "piece" in changed else ""
+            shared = "piece" in changed and "piece" in before
+            piece = f"--piece {before['piece']} among it, " if shared else ""
             raise UsageError(
                 f"{path} belongs to a run with other {', '.join(changed)}: "
                 f"give what that run was given, {piece}or another folder"

@@ -12,13 +12,13 @@ from typing import Any
 
 from edm.features import WEIGHTS as INCEPTION
 from edm.schedule import sigma_grid
+from edm.seeds import MOST
 from linear_structure.download import Source, fetch, given
 from linear_structure.errors import UsageError
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
 REFERENCE_LIMIT = 34 * MEGABYTE  # mean and covariance of 2,048 features in float64
-MOST_SEEDS = 10_000_000
 SEED_LIMIT = 2**32  # generators are seeded modulo this
 File = Source | Path
 
@@ -35,8 +35,8 @@ class SeedRange:
     last: int
 
     def __post_init__(self) -> None:
-        if self.count > MOST_SEEDS or self.last >= SEED_LIMIT:
-            raise UsageError(f"seeds {self}: expected at most {MOST_SEEDS:,}, each below 2^32")
+        if self.count > MOST or self.last >= SEED_LIMIT:
+            raise UsageError(f"seeds {self}: expected at most {MOST:,}, each below 2^32")
 
     @property
     def count(self) -> int:

@@ -9,7 +9,6 @@
 
 import json
 import platform
-import re
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
@@ -147,15 +146,18 @@ def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
     Raises:
         UsageError: there is no result, or two ranges of seeds overlap.
     """
-    named = re.compile(r"\d+(\.[0-9a-f]{8})?\.json")  # the latter: kept by `write`
-    paths = [p for p in root.glob(f"{preset or '*'}/*/*.json") if named.fullmatch(p.name)]
+    paths = [p for p in root.glob(f"{preset or '*'}/*/*.json") if p.stem.isdecimal()]
     if not paths:
         command = f"bash run_experiments_with_skips.sh {preset or ''}".strip()
         raise UsageError(f"no result in {root / (preset or '')}: run {command}")
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
-    results = [read(path) for path in paths if path.parents[1] == newest.parents[1]]
+    folder = newest.parents[1]
+    kept = [found for path in folder.glob("*/*.*.json") if (found := _found(path))]
+    current = [read(path) for path in paths if path.parents[1] == folder]
     wanted = read(newest).settings
-    chosen = {(r.seeds.first, r.seeds, r.skip): r for r in results if r.settings == wanted}
+    chosen = {  # of two for one place, the current one
+        (r.seeds.first, r.seeds, r.skip): r for r in (*kept, *current) if r.settings == wanted
+    }
     _check_disjoint({result.seeds for result in chosen.values()})
     return [chosen[place] for place in sorted(chosen, key=lambda place: (place[0], place[2]))]
 

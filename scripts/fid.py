@@ -59,10 +59,10 @@ def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
     set_threads(usable_cores() if args.threads is None else args.threads)
     set_tf32(False)  # what --tf32 is about, Inception sets by itself
     path = None
-    if args.features == "inception" and args.features_sha256:
-        raise UsageError("--features-sha256 goes with --features: that of Inception is known")
     if args.features != "inception":
         path = locate(as_file(args.features, args.features_sha256))
+    elif args.features_sha256:
+        raise UsageError("--features-sha256 goes with --features: that of Inception is known")
     features = networks.load(path, args.tf32, device)
     for images in sets:
         images.features(features, images.chosen[:1])

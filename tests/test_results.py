@@ -208,6 +208,7 @@ def test_a_result_that_was_kept_is_found_again(tmp_path):
     """Of two settings in turns: the latest one's sweep is whole, each result once."""
     for when, (skip, network) in enumerate([(0, "a"), (2, "a"), (2, "b"), (0, "b"), (0, "a")], 1):
         put(tmp_path, make(skip, 1.0, SeedRange(0, 9), network=network), when)
+    (tmp_path / "digits" / "0-9" / "2.01234567.json").write_text("{")  # put aside as damaged
     found = results.latest_sweep(tmp_path)
     assert [(r.skip, r.inputs["network"]) for r in found] == [(0, "a"), (2, "a")]
 
