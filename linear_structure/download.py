@@ -194,7 +194,10 @@ def _verify(source: Source, path: Path) -> None:
     first = _recall(path)
     record = first if first and first.describes(path) else _Record.of(path)
     if difference := _difference(source, record, first):
-        raise WorkError(f"{path} is damaged or another file: {difference}; remove it or replace it")
+        remedy = "remove it or replace it"
+        if not source.pinned:
+            remedy += f", or remove {_record_path(path).name} beside it if it is right as it is"
+        raise WorkError(f"{path} is damaged or another file: {difference}; {remedy}")
     if record != first and os.access(path.parent, os.W_OK):
         write_json(_record_path(path), asdict(record))
 

@@ -28,6 +28,12 @@ from linear_structure.parameters import KINDS, Model, Story
 from linear_structure.points import PointCloud
 
 BLOCK = 1000
+USED_BY = {
+    "rank": ("gaussian", "mixture"),
+    "s0": ("isotropic",),
+    "components": ("mixture",),
+    "seed": ("mixture",),
+}
 
 
 def measure(dataset: Dataset, block: int = BLOCK) -> tuple[Moments, str]:
@@ -165,7 +171,11 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--components", type=_positive, default=10, help="mixture: how many")
     parser.add_argument("--seed", type=_seed, default=0, help="mixture: seed of the k-means")
-    return parser.parse_args()
+    options = parser.parse_args()
+    for name, kinds in USED_BY.items():
+        if options.kind not in kinds and getattr(options, name) != parser.get_default(name):
+            raise UsageError(f"--{name} is for {' and '.join(kinds)}, not for {options.kind}")
+    return options
 
 
 def main() -> None:

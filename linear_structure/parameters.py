@@ -134,8 +134,11 @@ def check_target(directory: Path) -> None:
     """Refuse to replace what `save` did not write.
 
     Raises:
-        UsageError: the directory exists and holds something else; the message says what to do.
+        UsageError: the directory exists and holds something else, or is where a disk is mounted,
+            which cannot be renamed; the message says what to do.
     """
+    if directory.is_mount():
+        raise UsageError(f"a disk is mounted at {directory}: name a new directory within it")
     if directory.exists() and not _is_ours(directory):
         raise UsageError(f"{directory} exists and was not made by this: name a new directory")
 

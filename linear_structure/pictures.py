@@ -1,9 +1,11 @@
 """Image files in a folder or a zip, decoded when asked for.
 
 The order is that of the relative paths with forward slashes, sorted as strings; names with a part
-that starts with a dot are left out. Labels come from `dataset.json` at the root, the format of
-EDM's dataset tool: `{"labels": [["00000/img00000000.png", 6], ...]}` or `{"labels": null}`; where
-a folder has no such file, from its top-level folders, in sorted order, if there are several.
+that starts with a dot are left out. Links are followed; a folder that is reached twice counts once.
+Pixels are taken as they are stored: a camera's note to turn them is not followed. Labels come from
+`dataset.json` at the root, the format of EDM's dataset tool: `{"labels": [["00000/img00000000.png",
+6], ...]}` or `{"labels": null}`; where a folder has no such file, from its top-level folders, in
+sorted order, if there are several.
 """
 
 import io
@@ -118,9 +120,16 @@ def _files_below(folder: Path) -> Iterator[str]:
     def fail(error: OSError) -> None:
         raise error
 
-    for parent, _, files in os.walk(folder, onerror=fail):
+    entered = {folder.resolve()}
+    for parent, folders, files in os.walk(folder, onerror=fail, followlinks=True):
         relative = Path(parent).relative_to(folder)
         yield from ((relative / file).as_posix() for file in files)
+        below = sorted(name for name in folders if not name.startswith("."))
+        folders.clear()
+        for name in below:
+            if (place := Path(parent, name).resolve()) not in entered:
+                entered.add(place)
+                folders.append(name)
 
 
 def _images(names: Iterable[str], where: Path) -> tuple[str, ...]:
@@ -160,6 +169,8 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
         raise UsageError(
             f"{name} in {where} has Pillow mode {image.mode}: 8-bit grey or RGB is needed"
         )
+    if "transparency" in image.info and min(image.convert("RGBA").getchannel("A").tobytes()) < 255:
+        raise UsageError(f"{name} in {where} has transparent pixels: lay it on a background first")
     return image if MODES[image.mode] == image.mode else image.convert(MODES[image.mode])
 
 

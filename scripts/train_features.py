@@ -70,6 +70,8 @@ def main() -> None:
     """Train, measure, save."""
     arguments = parse_arguments()
     recipe = recipe_of(arguments)
+    if arguments.out.is_dir():
+        raise UsageError(f"--out {arguments.out} is a folder: name a file in it")
     device = chosen_device(arguments.device)
     set_threads(arguments.threads)
     set_tf32(False)

@@ -177,6 +177,30 @@ def test_top_level_folders_are_classes_if_there_are_several(tmp_path: Path) -> N
     assert load(folder_of(tmp_path / "one", files())).labels() is None
 
 
+def test_linked_folders_count_once_whatever_circles_they_make(tmp_path: Path) -> None:
+    stored = folder_of(tmp_path / "elsewhere", files(RGB[:2]))
+    linked = folder_of(tmp_path / "images", {"b/2.png": encoded(RGB[2])})
+    for name, target in (("a", stored), ("c", stored), ("b/back", linked), (".kept", stored)):
+        (linked / name).symlink_to(target)
+    dataset = load(linked)
+    assert torch.equal(dataset.images(), channels_first(RGB[:3]))
+    assert dataset.labels().tolist() == [0, 0, 1]
+
+
+@pytest.mark.parametrize("mode", ["P", "RGB", "L"])
+def test_transparent_pixels_are_refused_and_a_colour_that_no_pixel_has_is_not(
+    tmp_path: Path, mode: str
+) -> None:
+    image = Image.new("RGB", (3, 2), (9, 9, 9)).convert(mode)
+    (index,) = (color for _, color in image.getcolors())
+    absent = (1, 2, 3) if mode == "RGB" else 200
+    for name, color in (("seen", index), ("absent", absent)):
+        (tmp_path / name).mkdir()
+        image.save(tmp_path / name / "a.png", transparency=color)
+    assert "has transparent pixels" in complaint(tmp_path / "seen")
+    assert load(tmp_path / "absent").count == 1
+
+
 @pytest.mark.parametrize("mode", ["P", "1"])
 def test_palettes_become_rgb_and_bits_grey(tmp_path: Path, mode: str) -> None:
     image = Image.fromarray(RGB[0]).convert(mode)

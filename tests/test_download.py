@@ -478,7 +478,9 @@ def test_a_file_that_changed_is_refused_but_not_removed(
     path = fetch(server.source(sha256=digest))
     path.write_bytes(OTHER)
     os.utime(path, ns=(0, 0))
-    assert "damaged or another file" in failure(server.source(sha256=digest))
+    said = failure(server.source(sha256=digest))
+    assert "damaged or another file" in said
+    assert (f"or remove {path.name}.json beside it" in said) == (digest is None)
     assert path.read_bytes() == OTHER
 
 

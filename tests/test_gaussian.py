@@ -210,6 +210,13 @@ def test_a_model_as_files_keep_it_samples_in_the_precision_of_its_mean():
     assert torch.allclose(*drawn, rtol=0, atol=1e-6)
 
 
+def test_a_flow_that_starts_at_no_noise_for_one_sample_is_refused(model, x):
+    start = torch.tensor([80.0, 5.0, 0.0, 0.5])
+    for call in (model.flow, model.denoised_along):
+        with pytest.raises(ValueError, match="starts at sigma > 0"):
+            call(x, start, 1.0)
+
+
 def test_another_number_of_sigmas_is_refused(model, x):
     for call in (model.denoise, model.log_prob, lambda x, s: model.flow(x, 80.0, s)):
         with pytest.raises(ValueError, match="one for each"):

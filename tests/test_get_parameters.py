@@ -162,11 +162,11 @@ def test_the_point_cloud_is_the_images(tmp_path, command):
 
 
 def test_the_mixture_repeats_with_its_seed_and_covers_the_data(tmp_path, command):
-    for name, seed in (("a", 3), ("b", 3)):
+    for name, seed in (("a", 3), ("b", 3), ("c", 4)):
         arguments = ("--components", 6, "--seed", seed)
         assert command("digits", "mixture", tmp_path / name, *arguments)[0] == 0
-    a, b = (parameters.load(tmp_path / name) for name in "ab")
-    assert a.digest == b.digest
+    a, b, c = (parameters.load(tmp_path / name) for name in "abc")
+    assert a.digest == b.digest != c.digest
     assert len(a.model.components) == 6
     means = torch.stack([part.mean for part in a.model.components])
     torch.testing.assert_close(a.model.weights @ means, X.mean(0), rtol=0, atol=1e-6)
@@ -253,6 +253,20 @@ def test_an_option_that_makes_no_sense_is_refused(tmp_path, command, options):
     code, _, said = command("digits", "isotropic", tmp_path / "p", *options)
     assert code == 2
     assert options[1] in said
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize(
+    ("kind", "options", "sentence"),
+    [
+        ("isotropic", ("--rank", "3"), "--rank is for gaussian and mixture, not for isotropic"),
+        ("pointcloud", ("--s0", "0.5"), "--s0 is for isotropic, not for pointcloud"),
+        ("gaussian", ("--components", "3"), "--components is for mixture, not for gaussian"),
+        ("gaussian", ("--seed", "3"), "--seed is for mixture, not for gaussian"),
+    ],
+)
+def test_an_option_of_another_kind_is_refused(tmp_path, command, kind, options, sentence):
+    assert command("digits", kind, tmp_path / "p", *options) == (2, "", f"error: {sentence}\n")
     assert not (tmp_path / "p").exists()
 
 

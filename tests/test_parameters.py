@@ -139,6 +139,12 @@ def test_a_digest_changes_with_any_value():
     assert parameters.digest(gaussian(4)) != parameters.digest(g)
 
 
+def test_a_digest_changes_with_the_shape():
+    points = torch.arange(12, dtype=torch.uint8)
+    wide, long = (PointCloud(points.view(n, -1)) for n in (3, 4))
+    assert parameters.digest(wide) != parameters.digest(long)
+
+
 def test_what_the_rank_rule_drops_is_not_written(tmp_path):
     g = gaussian(3)
     loose = Gaussian(g.mean, g.basis, g.eigenvalues * torch.tensor([1, 1, 1e-14]))
@@ -478,6 +484,11 @@ def test_hand_made_parameters_are_left_alone(tmp_path):
     with pytest.raises(UsageError, match="name a new directory"):
         saved(tmp_path)
     assert content(tmp_path) == before
+
+
+def test_where_a_disk_is_mounted_nothing_is_begun():
+    with pytest.raises(UsageError, match="a disk is mounted at /: name a new directory within it"):
+        parameters.check_target(Path("/"))
 
 
 def test_a_file_in_the_place_of_the_directory_is_left_alone(tmp_path):

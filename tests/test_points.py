@@ -5,6 +5,7 @@ from itertools import accumulate
 
 import pytest
 import torch
+from torch.overrides import TorchFunctionMode
 
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
@@ -115,6 +116,20 @@ def test_many_small_points_do_not_hide_a_large_one(sigma):
     assert torch.allclose(found, weights @ values, rtol=0, atol=2e-3)
 
 
+class Products(TorchFunctionMode):
+    """What factors are rounded to in each matrix product of a block, on CPUs and GPUs."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.precisions = set()
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if "matmul" in function.__name__ or "mm" in function.__name__:
+            backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
+            self.precisions |= {backend.fp32_precision for backend in backends}
+        return function(*args, **(kwargs or {}))
+
+
 def test_a_process_that_rounds_its_products_changes_nothing():
     """At the size and level where bfloat16 factors would show, on CPUs that have them."""
     points = torch.randn(500, 256, generator=GENERATOR)
@@ -123,7 +138,9 @@ def test_a_process_that_rounds_its_products_changes_nothing():
     before = torch.get_float32_matmul_precision()
     torch.set_float32_matmul_precision("medium")
     try:
-        found = PointCloud(points).posterior(x, 2.0)
+        with Products() as products:
+            found = PointCloud(points).posterior(x, 2.0)
+        assert products.precisions == {"ieee"}
         assert torch.get_float32_matmul_precision() == "medium"
     finally:
         torch.set_float32_matmul_precision(before)
