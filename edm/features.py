@@ -11,8 +11,6 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from edm import classifier
-from edm.inception import Inception
 from linear_structure.download import Source, fetch
 from linear_structure.errors import UsageError
 from linear_structure.files import UNREADABLE_TENSORS
@@ -74,7 +72,11 @@ def load(
     """
     path = path or fetch(WEIGHTS)
     if _is_safetensors(path):
+        from edm import classifier  # as below: torchvision takes seconds, and only these need it
+
         return classifier.load(path).to(device)
+    from edm.inception import Inception
+
     return Inception(_state_dict(path), tf32).to(device)
 
 
