@@ -159,6 +159,7 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
+        opaque = _opaque(image)
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} in {where}: {error}") from error
     except (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error) as error:
@@ -169,9 +170,17 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
         raise UsageError(
             f"{name} in {where} has Pillow mode {image.mode}: 8-bit grey or RGB is needed"
         )
-    if "transparency" in image.info and min(image.convert("RGBA").getchannel("A").tobytes()) < 255:
+    if not opaque:
         raise UsageError(f"{name} in {where} has transparent pixels: lay it on a background first")
+    image.info.pop("transparency", None)  # means nothing here, and Pillow would warn of it
     return image if MODES[image.mode] == image.mode else image.convert(MODES[image.mode])
+
+
+def _opaque(image: Image.Image) -> bool:
+    """Whether no pixel has the colour, or the entry of the palette, that is to be seen through."""
+    if "transparency" not in image.info:
+        return True
+    return min(image.convert("RGBA").getchannel("A").tobytes()) == 255
 
 
 def _shape(image: Image.Image) -> Shape:

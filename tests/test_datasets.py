@@ -1,5 +1,6 @@
 """Every source gives the pixels, order and labels that were put in, or one sentence."""
 
+import contextlib
 import gzip
 import hashlib
 import io
@@ -11,6 +12,7 @@ import tarfile
 import threading
 import tracemalloc
 import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
@@ -199,6 +201,18 @@ def test_transparent_pixels_are_refused_and_a_colour_that_no_pixel_has_is_not(
         image.save(tmp_path / name / "a.png", transparency=color)
     assert "has transparent pixels" in complaint(tmp_path / "seen")
     assert load(tmp_path / "absent").count == 1
+
+
+@pytest.mark.parametrize("length", [0, 1, 2, 5, 6, 7, 256, 257, 1000])
+@pytest.mark.parametrize("mode", ["L", "1", "P", "RGB"])
+def test_any_transparency_is_pixels_or_one_sentence(tmp_path: Path, mode: str, length: int) -> None:
+    content, stated = io.BytesIO(), b"tRNS" + b"\xff" * length
+    Image.new("RGB", (3, 2), (9, 9, 9)).convert(mode).save(content, "PNG")
+    head, data, rest = content.getvalue().partition(b"IDAT")
+    chunk = struct.pack(">I", length) + stated + struct.pack(">I", zlib.crc32(stated))
+    (tmp_path / "a.png").write_bytes(head[:-4] + chunk + head[-4:] + data + rest)
+    with contextlib.suppress(UsageError):
+        assert load(tmp_path).images().shape[1:] == (3 if mode in ("P", "RGB") else 1, 2, 3)
 
 
 @pytest.mark.parametrize("mode", ["P", "1"])
