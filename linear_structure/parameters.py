@@ -120,14 +120,15 @@ def save(
         UsageError: the directory exists and holds something else.
         ValueError: a point cloud is not of uint8 pixels.
     """
-    check_target(directory)
     place = directory.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     lock = place.with_name(f".{place.name}.lock")
-    with alone(lock, f"writes {directory}"), replacing_folder(directory) as folder:
-        _write(folder, model, story)
-        for class_model, class_story in by_class:
-            _write(folder / BY_CLASS / str(class_story.label), class_model, class_story)
+    with alone(lock, f"writes {directory}"):
+        check_target(directory)  # not before: another process may be replacing it
+        with replacing_folder(directory) as folder:
+            _write(folder, model, story)
+            for class_model, class_story in by_class:
+                _write(folder / BY_CLASS / str(class_story.label), class_model, class_story)
 
 
 def check_target(directory: Path) -> None:
