@@ -4,7 +4,7 @@ The naive chain is that of published reproductions: torchvision's transform imag
 of float32, `torch.cov`, `torch.svd`. Each chain runs in a process of its own over the same array
 of uint8 images, which counts towards the peak memory of both. The chains take turns; times and
 memory are medians. The arithmetic limit is the rate of a large float32 matrix product, which our
-sums may exceed where the processor has units for bfloat16, which their factors fit.
+sums exceed where the processor has units for products of 8-bit integers.
 """
 
 import argparse

@@ -1,11 +1,9 @@
 """Streaming mean and covariance, in one pass, mergeable.
 
 Pixels are integers: sums of u = v - 128 and of u u' stay exact in float64 below 2^53 (128^2 n, so n
-up to 5e11 images), whatever the block size, the order or the number of processes. Products of as
-many images are summed in float32 as stay exact there: no partial sum exceeds the largest sum of
-squares (Cauchy and Schwarz), which may not pass 2^24. The scaling to [-1, 1] happens once, at the
-end. Floats are accumulated in float64 as centred moments and merged by Chan, Golub and LeVeque
-(1979):
+up to 5e11 images), whatever the block size, the order or the number of processes. The scaling to
+[-1, 1] happens once, at the end. Floats are accumulated in float64 as centred moments and merged by
+Chan, Golub and LeVeque (1979):
 
     S = S_a + S_b + (n_a n_b / n) (m_a - m_b)(m_a - m_b)'
 """
@@ -20,8 +18,7 @@ from linear_structure.images import HALF_RANGE
 from linear_structure.products import add_products, mirror
 
 OFFSET = 128
-ROWS = 2000  # images that wait for each other; of photographs, so many have exact products
-EXACT = 2.0**24  # below it float32 holds every integer
+WAITING = 8000  # images that wait for each other
 
 
 @dataclass(frozen=True)
@@ -73,7 +70,7 @@ class PixelSums:
         self.count = 0
         self._total = np.zeros(dim)
         self._products = np.zeros((dim, dim))  # its lower triangle counts
-        self._waiting: list[np.ndarray] = []  # images that are counted, but not yet summed
+        self._waiting: list[np.ndarray] = []  # u of images that are counted, but not yet summed
 
     def add(self, images: Tensor) -> None:
         """Add uint8 images (n, *S) with prod(S) = dim.
@@ -87,24 +84,17 @@ class PixelSums:
         if flat.shape[1] != dim:
             raise ValueError(f"expected images of {dim} values, got {flat.shape[1]}")
         self.count += len(flat)
-        for rows in flat.split(ROWS):
-            self._waiting.append(rows.numpy().copy())
-            if sum(map(len, self._waiting)) >= ROWS:
+        for rows in flat.split(WAITING):
+            self._waiting.append((rows ^ OFFSET).view(torch.int8).numpy())  # v - 128
+            if sum(map(len, self._waiting)) >= WAITING:
                 self._settle()
 
     def _settle(self) -> None:
         """Sum the images that wait."""
         if self._waiting:
-            images = np.concatenate(self._waiting)
+            pixels = np.concatenate(self._waiting)
             self._waiting.clear()
-            self._sum(np.subtract(images, OFFSET, dtype=np.float32))
-
-    def _sum(self, pixels: np.ndarray) -> None:
-        if np.einsum("ij,ij->j", pixels, pixels).max() >= EXACT:
-            for half in np.array_split(pixels, 2):
-                self._sum(half)
-        else:
-            self._total += pixels.sum(0)
+            self._total += pixels.sum(0, dtype=np.int32)
             add_products(self._products, pixels)
 
     def merge(self, other: "PixelSums") -> None:

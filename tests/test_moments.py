@@ -12,7 +12,7 @@ from hypothesis.extra import numpy as hnp
 from linear_structure import datasets
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
-from linear_structure.moments import Moments, PixelSums
+from linear_structure.moments import WAITING, Moments, PixelSums
 
 GENERATOR = torch.Generator().manual_seed(0)
 PIXELS = torch.randint(0, 256, (400, 3, 4, 4), generator=GENERATOR, dtype=torch.uint8)
@@ -28,6 +28,13 @@ def sums(parts) -> PixelSums:
 
 def bits(moments: Moments) -> tuple[bytes, bytes]:
     return moments.mean.numpy().tobytes(), moments.covariance.numpy().tobytes()
+
+
+def exact_scatter(pixels: torch.Tensor) -> torch.Tensor:
+    """From integers; only the scaling of pixels (n, D) rounds."""
+    exact = pixels.long()
+    scaled = len(exact) * (exact.T @ exact) - torch.outer(exact.sum(0), exact.sum(0))
+    return scaled.double() / (len(exact) * 127.5**2)
 
 
 def test_pixels_are_exact_whatever_the_blocks_order_and_processes():
@@ -55,29 +62,24 @@ def test_pixels_are_numpys():
 @given(hnp.arrays(np.uint8, st.tuples(st.integers(2, 30), st.integers(1, 6))))
 @settings(max_examples=50, deadline=None)
 def test_pixels_are_right_to_the_last_digits(pixels):
-    """Against integers of any size, where a column is constant or nearly so too."""
+    """Where a column is constant or nearly so, too."""
     made = PixelSums(pixels.shape[1])
     made.add(torch.from_numpy(pixels))
     scatter = made.moments().scatter
-    exact, count = pixels.astype(object), len(pixels)
-    scaled = count * (exact.T @ exact) - np.outer(exact.sum(0), exact.sum(0))
-    expected = torch.from_numpy(scaled.astype(float)) / (count * 127.5**2)
-    assert torch.allclose(scatter, expected, rtol=1e-14, atol=1e-18 * count)
+    expected = exact_scatter(torch.from_numpy(pixels))
+    assert torch.allclose(scatter, expected, rtol=1e-14, atol=1e-18 * len(pixels))
     assert torch.equal(scatter, scatter.T)
     assert not scatter.diagonal()[expected.diagonal() == 0].any()
 
 
 def test_many_extreme_pixels_stay_exact():
-    """Sums far above what float32 holds: black and white, in equal and in rare numbers."""
-    black = torch.zeros(5003, 3, dtype=torch.uint8)
+    """More than wait, with sums far above what float32 holds: white in equal and rare numbers."""
+    black = torch.zeros(2 * WAITING + 3, 3, dtype=torch.uint8)
     black[::2, 1] = 255
     black[4999, 2] = 255
     made = PixelSums(3)
     made.add(black)
-    exact = black.numpy().astype(object)
-    scaled = 5003 * (exact.T @ exact) - np.outer(exact.sum(0), exact.sum(0))
-    expected = torch.from_numpy(scaled.astype(float)) / (5003 * 127.5**2)
-    assert torch.allclose(made.moments().scatter, expected, rtol=1e-14, atol=0)
+    assert torch.allclose(made.moments().scatter, exact_scatter(black), rtol=1e-14, atol=0)
 
 
 def test_odd_sums_that_float32_does_not_hold_are_exact():
@@ -87,10 +89,7 @@ def test_odd_sums_that_float32_does_not_hold_are_exact():
     pixels[:7, 1] = 3
     made = PixelSums(2)
     made.add(pixels)
-    exact = pixels.long()
-    scaled = 2000 * (exact.T @ exact) - torch.outer(exact.sum(0), exact.sum(0))
-    expected = scaled.double() / (2000 * 127.5**2)
-    assert torch.allclose(made.moments().scatter, expected, rtol=1e-13, atol=0)
+    assert torch.allclose(made.moments().scatter, exact_scatter(pixels), rtol=1e-13, atol=0)
 
 
 def test_products_of_any_size_are_exact():
@@ -99,11 +98,8 @@ def test_products_of_any_size_are_exact():
     pixels[:, ::3] = 255 * (pixels[:, ::3] // 128)
     made = PixelSums(1100)
     made.add(pixels)
-    exact = pixels.long()
-    scaled = 700 * (exact.T @ exact) - torch.outer(exact.sum(0), exact.sum(0))
-    expected = scaled.double() / (700 * 127.5**2)
     scatter = made.moments().scatter
-    assert torch.allclose(scatter, expected, rtol=1e-14, atol=1e-12)
+    assert torch.allclose(scatter, exact_scatter(pixels), rtol=1e-14, atol=1e-12)
     assert torch.equal(scatter, scatter.T)
 
 

@@ -5,32 +5,39 @@ from concurrent.futures import ThreadPoolExecutor
 import pytest
 import torch
 
-from linear_structure.rounding import factors_in_bfloat16, factors_in_float32
+from linear_structure.rounding import factors_in_float32
 
 CPU, GPU = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul
 
 
+def precisions() -> tuple[str, str]:
+    return CPU.fp32_precision, GPU.fp32_precision
+
+
+@pytest.fixture(autouse=True)
+def process_that_rounds():
+    before = precisions()
+    CPU.fp32_precision, GPU.fp32_precision = "bf16", "tf32"
+    yield
+    CPU.fp32_precision, GPU.fp32_precision = before
+
+
 def test_a_block_sets_and_restores():
-    before = CPU.fp32_precision, GPU.fp32_precision
-    with factors_in_bfloat16():
-        assert CPU.fp32_precision == "bf16"
+    with factors_in_float32():
         with factors_in_float32():
-            assert (CPU.fp32_precision, GPU.fp32_precision) == ("ieee", "ieee")
-        assert CPU.fp32_precision == "bf16"
+            assert precisions() == ("ieee", "ieee")
+        assert precisions() == ("ieee", "ieee")
+    assert precisions() == ("bf16", "tf32")
     with pytest.raises(KeyError), factors_in_float32():
         raise KeyError
-    assert (CPU.fp32_precision, GPU.fp32_precision) == before
+    assert precisions() == ("bf16", "tf32")
 
 
 def test_blocks_of_two_threads_do_not_overlap():
-    before = CPU.fp32_precision
-
-    def work(number: int) -> str:
-        block, wanted = ((factors_in_bfloat16, "bf16"), (factors_in_float32, "ieee"))[number % 2]
-        with block():
-            seen = {CPU.fp32_precision for _ in range(2000)}
-        return wanted if seen == {wanted} else str(seen)
+    def work(_: int) -> set[tuple[str, str]]:
+        with factors_in_float32():
+            return {precisions() for _ in range(2000)}
 
     with ThreadPoolExecutor(4) as pool:
-        assert set(pool.map(work, range(40))) == {"bf16", "ieee"}
-    assert CPU.fp32_precision == before
+        assert set.union(*pool.map(work, range(40))) == {("ieee", "ieee")}
+    assert precisions() == ("bf16", "tf32")
