@@ -71,6 +71,7 @@ class PixelSums:
         self._total = np.zeros(dim)
         self._products = np.zeros((dim, dim))  # its lower triangle counts
         self._waiting: list[np.ndarray] = []  # u of images that are counted, but not yet summed
+        self._rows_waiting = 0
 
     def add(self, images: Tensor) -> None:
         """Add uint8 images (n, *S) with prod(S) = dim.
@@ -86,7 +87,8 @@ class PixelSums:
         self.count += len(flat)
         for rows in flat.split(WAITING):
             self._waiting.append((rows ^ OFFSET).view(torch.int8).numpy())  # v - 128
-            if sum(map(len, self._waiting)) >= WAITING:
+            self._rows_waiting += len(rows)
+            if self._rows_waiting >= WAITING:
                 self._settle()
 
     def _settle(self) -> None:
@@ -94,6 +96,7 @@ class PixelSums:
         if self._waiting:
             pixels = np.concatenate(self._waiting)
             self._waiting.clear()
+            self._rows_waiting = 0
             self._total += pixels.sum(0, dtype=np.int32)
             add_products(self._products, pixels)
 

@@ -5,21 +5,16 @@ they are summed in float32, for as many rows as stay exact there: no partial sum
 sum of squares (Cauchy and Schwarz), which may not pass 2^24.
 """
 
-import math
 from collections.abc import Iterator
-from concurrent.futures import ThreadPoolExecutor
 from functools import cache
-from threading import Lock
 
 import numpy as np
 import torch
-from threadpoolctl import threadpool_limits
 from torch import Tensor
 
 PANEL = 256  # rows at a time, each up to its diagonal block
 ROWS = 2000  # summed in float32 at a time; of photographs, so many have exact products
 EXACT = 2.0**24  # below it float32 holds every integer
-MOST_THREADS = 4  # that sum in float32; blocks of fewer rows would cost more additions
 UNITS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 
@@ -38,7 +33,7 @@ def integer_units() -> bool:
     """
     if not any(torch.cpu.get_capabilities().get(unit) for unit in UNITS):
         return False
-    extreme = torch.tensor([[-128, 127]], dtype=torch.int8).repeat(4, 1)
+    extreme = torch.tensor([[-128, 127]], dtype=torch.int8, device="cpu").repeat(4, 1)
     expected = extreme.T.int() @ extreme.int()
     return torch.equal(torch._int_mm(extreme.T, extreme), expected)
 
@@ -48,10 +43,11 @@ def add_products(sums: np.ndarray, factors: np.ndarray) -> None:
 
     Exact for n < 2^17. The upper triangle is left undefined.
     """
-    if len(sums) >= PANEL and integer_units():  # torch 2.14's product is wrong for a single column
+    if len(sums) > 1 and integer_units():  # torch 2.14 is wrong for a single column
         _add_integers(torch.from_numpy(sums), torch.from_numpy(factors))
-    else:
-        _add_floats(sums, factors)
+        return
+    for start in range(0, len(factors), ROWS):
+        _add_floats(sums, factors[start : start + ROWS])
 
 
 def _add_integers(sums: Tensor, factors: Tensor) -> None:
@@ -60,23 +56,14 @@ def _add_integers(sums: Tensor, factors: Tensor) -> None:
 
 
 def _add_floats(sums: np.ndarray, factors: np.ndarray) -> None:
-    """In threads with one of BLAS's each, as numpy's other threads are idle between products."""
-    threads, adding = min(torch.get_num_threads(), MOST_THREADS), Lock()
-    blocks = np.array_split(factors, max(threads, math.ceil(len(factors) / ROWS)))
-    with threadpool_limits(1, "blas"), ThreadPoolExecutor(threads) as pool:
-        list(pool.map(lambda block: _add_block(sums, block, adding), blocks))
-
-
-def _add_block(sums: np.ndarray, factors: np.ndarray, adding: Lock) -> None:
+    """By numpy's BLAS; the rows in halves, and so on, while their squares add up to too much."""
     floats = factors.astype(np.float32)
-    if np.einsum("ij,ij->j", floats, floats).max(initial=0) >= EXACT:
+    if np.einsum("ij,ij->j", floats, floats).max() >= EXACT:
         for half in np.array_split(factors, 2):
-            _add_block(sums, half, adding)
+            _add_floats(sums, half)
         return
     for rows, columns in _panels(len(sums)):
-        product = floats[:, rows].T @ floats[:, columns]
-        with adding:
-            sums[rows, columns] += product
+        sums[rows, columns] += floats[:, rows].T @ floats[:, columns]
 
 
 def mirror(matrix: Tensor) -> None:

@@ -82,6 +82,15 @@ def test_many_extreme_pixels_stay_exact():
     assert torch.allclose(made.moments().scatter, exact_scatter(black), rtol=1e-14, atol=0)
 
 
+@pytest.mark.parametrize("size", [2**17, 500])
+def test_sums_of_many_images_do_not_overflow(size):
+    """Of black ones: 2^31, one more than the integers of 32 bits, that they are summed in, hold."""
+    made = PixelSums(2)
+    for part in torch.zeros(1, dtype=torch.uint8).expand(2**17, 2).split(size):
+        made.add(part)
+    assert not made.moments().scatter.any()
+
+
 def test_odd_sums_that_float32_does_not_hold_are_exact():
     """One pixel that differs: an odd sum of squares above 2^24, and odd products beside it."""
     pixels = torch.full((2000, 2), 255, dtype=torch.uint8)
