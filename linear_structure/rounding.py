@@ -26,7 +26,8 @@ def factors_in_float32() -> Iterator[None]:
     Torch keeps this setting for the whole process: while the block runs, products of other threads
     are not rounded either, and a second block waits for the first.
     """
-    backends = torch.backends.mkldnn.matmul, torch.backends.cuda.matmul  # type: ignore[attr-defined]
+    cpu = torch.backends.mkldnn.matmul  # type: ignore[attr-defined]
+    backends = cpu, torch.backends.cuda.matmul
     with _ALONE:
         before = [backend.fp32_precision for backend in backends]
         for backend in backends:
