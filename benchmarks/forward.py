@@ -19,6 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edm.networks.block import UNetBlock
 from edm.networks.layers import Conv2d, Linear
 from edm.precondition import Preconditioned, build
+from linear_structure.rounding import set_tf32
 
 CIFAR10 = {
     "precondition": "EDMPrecond",
@@ -135,18 +136,12 @@ def random_network(size: str, device: str) -> Preconditioned:
     return network
 
 
-def allow_tf32(allowed: bool) -> None:
-    precision = "tf32" if allowed else "ieee"
-    torch.backends.cuda.matmul.fp32_precision = precision
-    torch.backends.cudnn.conv.fp32_precision = precision
-
-
 def compare(
     network: Preconditioned, precision: Precision, batch: int, repeats: int, compiled: bool
 ) -> None:
     """Print one row for each formulation in one precision."""
     device = next(network.parameters()).device
-    allow_tf32(precision.tf32)
+    set_tf32(precision.tf32)
     side = network.img_resolution
     sigma = torch.tensor(2.0, device=device)
     x = 2 * torch.randn(batch, network.img_channels, side, side, device=device)

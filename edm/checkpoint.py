@@ -18,9 +18,9 @@ from torch import Tensor
 
 from edm.digest import digest_of_network
 from edm.precondition import PRECONDITIONERS, Preconditioned, build
-from edm.snapshot import SIZE_LIMIT, Module, read
+from edm.snapshot import Module, read
 from edm.unpickle import Malformed, quote
-from linear_structure.download import Source, fetch, given
+from linear_structure.download import given, located
 from linear_structure.errors import UsageError
 from linear_structure.files import replacing
 
@@ -44,7 +44,7 @@ def load(source: str | Path, sha256: str | None = None) -> Preconditioned:
             weights that are not finite.
         WorkError: the URL cannot be fetched.
     """
-    path = locate(source, sha256)
+    path = located(given(str(source), sha256))
     try:
         config, tensors = _read(path)
         return _assemble(config, tensors)
@@ -67,16 +67,6 @@ def save(network: Preconditioned, path: Path, provenance: Mapping[str, Any]) -> 
 def network_digest(network: Preconditioned) -> str:
     """SHA-256 (64 hexadecimal digits) of configuration and tensors, whatever file held them."""
     return digest_of_network(network.config, network.state_dict())
-
-
-def locate(source: str | Path, sha256: str | None = None) -> Path:
-    """The file of a path or URL, with the digest asked for; arguments and errors as in `load`."""
-    file = given(str(source), sha256, SIZE_LIMIT)
-    if isinstance(file, Source):
-        return fetch(file)
-    if not file.is_file():
-        raise UsageError(f"{file} is not a file: expected a network, as a path or URL")
-    return file
 
 
 def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:

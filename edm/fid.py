@@ -85,11 +85,13 @@ class Statistics:
         """
         if self.dim != dim:
             raise UsageError(
-                f"features of {self.dim} and {dim} dimensions: expected one feature network"
+                f"features of {self.dim} and {dim} dimensions: expected those of the reference and "
+                "of the images to be of one network"
             )
         if self.features and features and self.features != features:
             raise UsageError(
-                f"features of two networks, {self.features[:12]} and {features[:12]}: expected one"
+                f"features of two networks, {self.features[:12]} and {features[:12]}: expected "
+                "those of the reference and of the images to be of one"
             )
 
 

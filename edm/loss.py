@@ -8,7 +8,7 @@
     VE    sigma_min (sigma_max / sigma_min)^U(0, 1)                               1 / sigma^2
 
 EDM's weight makes the loss of a network that predicts nothing 1 at every sigma. Its sigmas lie
-above 20 or below 0.005 about three times in ten thousand, so a small network learns little there:
+above 20 or below 0.005 five to six times in ten thousand: a small network learns little there, so
 `log_uniform_share` is the share of sigmas drawn log-uniformly in [0.002, 80] instead.
 """
 

@@ -29,9 +29,9 @@ import torch
 from torch import Tensor
 
 from edm.unpickle import Buildable, Global, Malformed, StandIn, evaluate, quote
+from linear_structure.download import SIZE_LIMIT
 
 VERSION = 6
-SIZE_LIMIT = 4 << 30  # bytes; the largest published file has 1.2e9
 LONGEST_NAME = 200
 MOST_DIMENSIONS = 8
 ALIGNMENT = 64  # bytes, as torch allocates

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from experiments.plots import COLORS, LOG_FROM, STYLE, save, style_of
+from experiments.plots import COLORS, LOG_FROM, NOISE_LEVEL, STYLE, save, style_of
 from experiments.report import Row
 from linear_structure.images import grid, to_uint8
 
@@ -21,7 +21,6 @@ Numbers = Mapping[str, Mapping[str, Any]]
 FEW = ("isotropic", "Gaussian", "mixture of 10", "point cloud")
 WIDE, TALL = 9.6, 4.2
 ROUNDING = 1e-9  # deviations below are those of equal states: they have no place on a log axis
-NOISE_LEVEL = "noise level sigma (pixels in [-1, 1]), from noise to image"
 
 
 def overview(path: Path, numbers: Numbers, title: str) -> None:

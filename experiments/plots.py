@@ -23,6 +23,7 @@ STYLE: dict[Any, Any] = {
     "legend.frameon": False,
     "lines.linewidth": 1.8,
 }
+NOISE_LEVEL = "noise level sigma (pixels in [-1, 1]), from noise to image"
 COLORS = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#e69f00", "#56b4e9")
 MODEL_COLORS = {
     "isotropic": COLORS[4],
@@ -106,7 +107,7 @@ def score_errors(path: Path, comparisons: Mapping[str, Comparison], title: str) 
             axes.fill_between(comparison.sigmas, low, high, color=style["color"], alpha=0.2)
         axes.set(xscale="log", yscale="log")
         axes.invert_xaxis()
-        axes.set_xlabel("noise level sigma (pixels in [-1, 1]), from noise to image")
+        axes.set_xlabel(NOISE_LEVEL)
         axes.set_ylabel("relative error of the score")
         axes.legend(title="median and quartiles over seeds")
         figure.suptitle(title)

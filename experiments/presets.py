@@ -13,7 +13,7 @@ from typing import Any
 from edm.features import WEIGHTS as INCEPTION
 from edm.schedule import sigma_grid
 from edm.seeds import MOST
-from linear_structure.download import Source, fetch, given
+from linear_structure.download import Source
 from linear_structure.errors import UsageError
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
@@ -252,26 +252,3 @@ def find(name: str) -> Preset:
     if name not in known:
         raise UsageError(f"unknown preset {name!r}: expected one of {', '.join(known)}")
     return known[name]
-
-
-def as_file(text: str, sha256: str | None = None, limit: int = 1000 * MEGABYTE) -> File:
-    """A path or URL that a user typed, with the digest that its file must have.
-
-    Raises:
-        UsageError: the file at a path has another digest.
-    """
-    return given(text, sha256, limit)
-
-
-def locate(file: File) -> Path:
-    """The path of a file, fetched and verified where it is a `Source`.
-
-    Raises:
-        UsageError: a path that does not exist.
-        WorkError: a file that cannot be fetched.
-    """
-    if isinstance(file, Source):
-        return fetch(file)
-    if not file.is_file():
-        raise UsageError(f"{file} does not exist: expected a file")
-    return file

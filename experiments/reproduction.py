@@ -4,7 +4,7 @@ Everything starts from the same seeds: the network's trajectories, then each ana
 them, one at a time, so that a stop loses one model's numbers at most.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
 from functools import cached_property, partial
 from pathlib import Path
@@ -14,19 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm.precondition import Preconditioned
 from edm.samplers import Step, heun
 from experiments import figures, models
 from experiments.findings import Settling, settling, summary
 from experiments.kept import kept
 from experiments.presets import Preset
 from experiments.report import write_table
-from experiments.sampling import Sampling, carry, final, grid_of, image_shape
+from experiments.sampling import carry, final
+from experiments.sweep import Sweep
 from experiments.trajectories import REFINEMENT, compared, on_noised, solution
 from linear_structure.denoise import Denoiser
 from linear_structure.files import digest_of_tensor, write_json
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
+from linear_structure.parameters import Model
 
 LEVELS = 24  # of noised images, evenly in log sigma over the grid's range
 SHOWN = 9  # images in a row of a figure
@@ -34,30 +35,29 @@ SHOWN = 9  # images in a row of a figure
 
 @dataclass(frozen=True)
 class Reproduction:
-    """A network, the images it was trained on if they are at hand, and where numbers go.
+    """A sweep, the images its network was trained on if they are at hand, and where numbers go.
 
     Attributes:
-        network_digest: identifies the network's weights.
-        gaussian: of the images; `gaussian_digest` identifies it.
+        gaussian: the sweep's parameters.
         images: uint8 (n, C, H, W), or None: then models that need images are left out.
         count: trajectories, of the first seeds of the preset, and noised images.
         folder: of all numbers and pictures.
     """
 
-    preset: Preset
-    network: Preconditioned
-    network_digest: str
+    sweep: Sweep
     gaussian: Gaussian
-    gaussian_digest: str
     images: Tensor | None
-    device: torch.device
     count: int
     folder: Path
 
-    @cached_property
+    @property
+    def preset(self) -> Preset:
+        return self.sweep.preset
+
+    @property
     def sigmas(self) -> Tensor:
         """The preset's grid, (N + 1,) float64."""
-        return grid_of(self.preset, self.network)
+        return self.sweep.sigmas
 
     @cached_property
     def trajectory(self) -> list[Step]:
@@ -71,8 +71,7 @@ class Reproduction:
     def _drawn(self, count: int) -> tuple[Denoiser, Tensor]:
         """The denoiser of the first seeds, told their classes if it has any, and their states."""
         (seeds,) = self.preset.seeds.head(count).blocks(count)
-        sampling = Sampling(image_shape(self.network), self.sigmas, device=self.device)
-        denoise, start, _ = sampling.drawn(self.network, seeds)
+        denoise, start, _ = self.sweep.sampling(0).drawn(self.sweep.network, seeds)
         return denoise, start
 
     @cached_property
@@ -82,11 +81,11 @@ class Reproduction:
         levels = torch.linspace(float(ends[0]), float(ends[1]), LEVELS, dtype=torch.float64).exp()
         denoise, _ = self._drawn(self.count)
         with torch.inference_mode():
-            return list(on_noised(denoise, self._clean().to(self.device), levels))
+            return list(on_noised(denoise, self._clean().to(self.sweep.device), levels))
 
     def _clean(self) -> Tensor:
         """Images spread over the data; the network's samples where it has classes, or no images."""
-        if self.images is None or len(self.images) < self.count or self.network.label_dim:
+        if self.images is None or len(self.images) < self.count or self.sweep.network.label_dim:
             return self.trajectory[-1].x
         return from_uint8(self.images[:: len(self.images) // self.count][: self.count])
 
@@ -95,11 +94,11 @@ class Reproduction:
         """What all numbers depend on."""
         return {
             "preset": self.preset.name,
-            "network": self.network_digest,
-            "gaussian": self.gaussian_digest,
+            "network": self.sweep.network_digest,
+            "gaussian": self.sweep.parameters.digest,
             "images": None if self.images is None else digest_of_tensor(self.images),
-            "device": self.device.type,
-            "threads": torch.get_num_threads(),
+            "device": self.sweep.device.type,
+            "threads": self.sweep.threads,
             "levels": LEVELS,
             "refinement": REFINEMENT,
             "sigmas": self.sigmas.tolist(),
@@ -108,9 +107,13 @@ class Reproduction:
         }
 
     @cached_property
-    def makers(self) -> dict[str, Any]:
+    def makers(self) -> dict[str, Callable[[], Model]]:
         """By name, what makes each analytic model."""
         return models.known(self.gaussian, self.images)
+
+    def model(self, name: str) -> Model:
+        """An analytic model where the states are: not to be moved there at each of its calls."""
+        return self.makers[name]().to(self.trajectory[0].x)
 
     def numbers(self) -> dict[str, dict[str, Any]]:
         """Each model beside the network, with a bar; those that are on disk are not made again."""
@@ -124,7 +127,7 @@ class Reproduction:
 
     def _compared(self, name: str) -> dict[str, Any]:
         with torch.inference_mode():
-            return compared(self.makers[name](), self.noised, self.trajectory, self.sigmas)
+            return compared(self.model(name), self.noised, self.trajectory, self.sigmas)
 
     def settled(self) -> Settling:
         """How principal components settle along the network's trajectories."""
@@ -189,7 +192,7 @@ def _model_samples(r: Reproduction) -> dict[str, Tensor]:
     for name in figures.FEW:
         if name in r.makers and name != "isotropic":
             with torch.inference_mode():
-                *_, last = solution(r.makers[name](), start, r.sigmas)
+                *_, last = solution(r.model(name), start, r.sigmas)
             found[name] = last.denoised
     return found
 

@@ -8,7 +8,7 @@ from torch import Tensor
 
 from edm.precondition import Preconditioned
 from edm.samplers import Step, dpmpp_2m, heun, unipc
-from edm.schedule import sigma_grid
+from edm.schedule import ended, sigma_grid
 from edm.seeds import Seeds
 from experiments.presets import Preset
 from experiments.teleports import ByClass, Flow
@@ -30,7 +30,7 @@ def grid_of(preset: Preset, network: Preconditioned) -> Tensor:
     low = max(preset.sigma_min, network.sigma_min)
     high = min(preset.sigma_max, network.sigma_max)
     levels = sigma_grid(preset.steps, low, high, preset.rho)
-    return torch.cat([network.round_sigma(levels[:-1]), levels[-1:]])
+    return ended(network.round_sigma(levels[:-1]))
 
 
 def check_skip(skip: int, steps: int) -> None:

@@ -14,11 +14,11 @@ from edm import checkpoint, features, fid
 from edm.features import Features
 from edm.precondition import Preconditioned
 from experiments import presets, results
-from experiments.presets import Preset, SeedRange, as_file, locate
+from experiments.presets import Preset, SeedRange
 from experiments.sampling import SAMPLERS, image_shape
 from experiments.sweep import Sweep
 from experiments.teleports import check_classes, check_shape
-from linear_structure import datasets, distributed, get_parameters, parameters
+from linear_structure import datasets, distributed, download, get_parameters, parameters
 from linear_structure.datasets import Dataset
 from linear_structure.errors import UsageError
 from linear_structure.files import digest_of_tensor
@@ -104,10 +104,9 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
     """The preset with the values that were given in place of its own."""
     preset = presets.find(options.preset)
     check_scale(options)
-    plain = ("dataset", "parameters", "eigenvalue_scale", "skips", "seeds", "block", "sampler")
-    grid = ("steps", "sigma_min", "sigma_max", "rho")
+    plain = ("dataset", "parameters", "eigenvalue_scale", "by_class", "skips", "seeds", "block")
+    grid = ("sampler", "steps", "sigma_min", "sigma_max", "rho")
     given: dict[str, Any] = {name: getattr(options, name) for name in (*plain, *grid)}
-    given["by_class"] = options.by_class
     if options.steps is not None and options.skips is None:
         given["skips"] = tuple(skip for skip in preset.skips if skip < options.steps)
     given["knowledge"] = {} if options.network else None  # it is of the preset's own network
@@ -115,7 +114,7 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
         text, sha256 = getattr(options, name), getattr(options, f"{name}_sha256")
         if sha256 and not text:
             raise UsageError(f"--{name}-sha256 goes with --{name}")
-        given[name] = as_file(text, sha256) if text else None
+        given[name] = download.given(text, sha256) if text else None
     return replace(preset, **{name: value for name, value in given.items() if value is not None})
 
 
@@ -176,7 +175,7 @@ def load_sweep(
 ) -> Sweep:
     """Load everything a sweep needs; a missing default parameter directory is made."""
     network = load_network(preset, device, tf32)
-    extractor = features.load(locate(preset.features), device=device)
+    extractor = features.load(download.located(preset.features), device=device)
     check_features(extractor, network)
     return Sweep(
         preset=preset,
@@ -208,7 +207,7 @@ def check_features(extractor: Features, network: Preconditioned) -> None:
 
 def load_network(preset: Preset, device: torch.device, tf32: bool = False) -> Preconditioned:
     """The preset's network, in evaluation mode on the device; errors also as in `prepared`."""
-    return prepared(checkpoint.load(locate(preset.network)), device, tf32=tf32)
+    return prepared(checkpoint.load(download.located(preset.network)), device, tf32=tf32)
 
 
 def prepared(
@@ -372,7 +371,7 @@ def load_reference(preset: Preset, network: Preconditioned, extractor: Features)
         UsageError: the statistics cannot be read, or the images are not of the network's size.
     """
     if preset.reference is not None:
-        return fid.read(locate(preset.reference))
+        return fid.read(download.located(preset.reference))
     dataset = load_dataset(preset, network)
     return fid.measure(_features_of(dataset, extractor), extractor.digest)
 

@@ -82,7 +82,7 @@ class Sweep:
         check_shape(self.parameters.model, self.network)
         if self.by_class:
             check_classes(self.by_class, self.network.label_dim)
-        check_reference(self.reference, self.features)
+        self.reference.refuse_other(self.features.dim, self.features.digest)
 
     @cached_property
     def sigmas(self) -> Tensor:
@@ -164,24 +164,6 @@ def check_sampler(name: str) -> None:
     """
     if name not in SAMPLERS:
         raise UsageError(f"sampler is {name!r}: expected one of {', '.join(SAMPLERS)}")
-
-
-def check_reference(reference: fid.Statistics, features: Features) -> None:
-    """Refuse statistics of another feature network, before anything is sampled.
-
-    Raises:
-        UsageError: they are.
-    """
-    if reference.dim != features.dim:
-        raise UsageError(
-            f"the reference describes {reference.dim} features, {features.name} gives "
-            f"{features.dim}: expected statistics of the same feature network"
-        )
-    if reference.features not in (None, features.digest):
-        raise UsageError(
-            f"the reference was made with the feature network {reference.features}, "
-            f"not with {features.digest}: expected statistics of the same one"
-        )
 
 
 @dataclass(frozen=True)

@@ -32,6 +32,7 @@ from linear_structure.distributed import alone
 from linear_structure.errors import UsageError, WorkError
 from linear_structure.files import digest_of, digest_of_file, write_json
 
+SIZE_LIMIT = 4 << 30  # bytes, of what somebody names; the largest published file has 1.2e9
 CHUNK = 1 << 16  # bytes, the most that a cut connection loses
 TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two pieces
 ATTEMPTS = 4  # in a row that bring nothing new, for each mirror
@@ -123,12 +124,11 @@ def _refuse_offline(source: Source, path: Path) -> None:
         )
 
 
-def given(text: str, sha256: str | None, size_limit: int) -> Source | Path:
+def given(text: str, sha256: str | None = None) -> Source | Path:
     """What somebody typed: a path, or an http(s) URL, whose place in the cache follows from it.
 
     Args:
         sha256: what the file must have (64 hexadecimal digits), where it was said.
-        size_limit: bytes, of a URL.
 
     Raises:
         UsageError: the file at a path has another digest.
@@ -136,11 +136,25 @@ def given(text: str, sha256: str | None, size_limit: int) -> Source | Path:
     if text.startswith(("http://", "https://")):
         stem = re.sub(r"[^\w.-]", "_", Path(urlparse(text).path).name).strip(".")
         name = f"given/{digest_of(text)[:16]}/{stem[-100:] or 'file'}"
-        return Source((text,), name, sha256, size_limit)
+        return Source((text,), name, sha256, SIZE_LIMIT)
     path = Path(text)
     if sha256 is not None and path.is_file() and (actual := digest_of_file(path)) != sha256.lower():
         raise UsageError(f"{path} has the SHA-256 {actual}, not the {sha256} that was asked for")
     return path
+
+
+def located(file: Source | Path) -> Path:
+    """The path of a file, fetched and verified where it is a `Source`.
+
+    Raises:
+        UsageError: a path that is not a file.
+        WorkError: a file that cannot be fetched.
+    """
+    if isinstance(file, Source):
+        return fetch(file)
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file: expected a path to one, or a URL")
+    return file
 
 
 @dataclass(frozen=True)

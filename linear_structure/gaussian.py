@@ -183,6 +183,10 @@ class Isotropic:
     mean: Tensor
     s0: float = 0.0
 
+    def to(self, x: Tensor) -> "Isotropic":
+        """The same model in the dtype and on the device of x."""
+        return Isotropic(self.mean.to(x), self.s0)
+
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """`mu + s0^2 / (s0^2 + sigma^2) (x - mu)`: (B, *S)."""
         return self._scaled(x, self._gain(expand(sigma, x) ** 2, 1.0))

@@ -12,6 +12,7 @@ import sys
 from pathlib import Path
 
 from edm import checkpoint
+from linear_structure.download import given, located
 from linear_structure.errors import run_command
 from linear_structure.files import digest_of_file
 
@@ -30,7 +31,7 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, write, and say which network it is."""
     options = parse_arguments()
-    path = checkpoint.locate(options.source, options.sha256)
+    path = located(given(options.source, options.sha256))
     network = checkpoint.load(path)
     provenance = {"source": options.source, "sha256": digest_of_file(path)}
     checkpoint.save(network, options.target, provenance)

@@ -22,7 +22,6 @@ from typing import Any
 from edm import features as networks
 from edm import fid, kid, manifold
 from edm.extraction import Extractor, Measured, Selection
-from experiments.presets import as_file, locate
 from linear_structure.distributed import (
     alone,
     chosen_device,
@@ -31,7 +30,7 @@ from linear_structure.distributed import (
     set_threads,
     usable_cores,
 )
-from linear_structure.download import cache_dir
+from linear_structure.download import cache_dir, given, located
 from linear_structure.errors import UsageError, run_command
 from linear_structure.files import digest_of, write_json
 from linear_structure.rounding import set_tf32
@@ -60,7 +59,7 @@ def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
     set_tf32(False)  # what --tf32 is about, Inception sets by itself
     path = None
     if args.features != "inception":
-        path = locate(as_file(args.features, args.features_sha256))
+        path = located(given(args.features, args.features_sha256))
     elif args.features_sha256:
         raise UsageError("--features-sha256 goes with --features: that of Inception is known")
     features = networks.load(path, args.tf32, device)
@@ -80,7 +79,7 @@ def reference(args: argparse.Namespace) -> Selection | fid.Statistics:
             f"{args.ref} holds statistics, and KID, precision and recall compare with images: "
             "expected --ref FOLDER_OR_ZIP"
         )
-    return fid.read(locate(as_file(args.ref, args.ref_sha256)))
+    return fid.read(located(given(args.ref, args.ref_sha256)))
 
 
 def compare(

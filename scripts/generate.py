@@ -23,8 +23,9 @@ from edm.schedule import Churn
 from edm.seeds import parse_seeds
 from experiments import presets, settings
 from experiments.generation import Generation, generate
-from experiments.presets import Preset, locate
+from experiments.presets import Preset
 from linear_structure import parameters
+from linear_structure.download import located
 from linear_structure.errors import UsageError, run_command
 from linear_structure.parameters import Parameters
 
@@ -111,7 +112,7 @@ def chosen_network(options: argparse.Namespace, preset: Preset | None) -> Precon
         raise UsageError("--network-sha256 goes with --network")
     if preset is None:
         raise UsageError("no network: expected --preset NAME or --network PATH_OR_URL")
-    return checkpoint.load(locate(preset.network))
+    return checkpoint.load(located(preset.network))
 
 
 def chosen_parameters(

@@ -10,7 +10,6 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm.checkpoint import network_digest
 from experiments import qualities, reproduction, settings
 from experiments.reproduction import Reproduction
 from linear_structure.distributed import world_size
@@ -45,13 +44,9 @@ def main() -> None:
     if not isinstance(model, Gaussian):
         raise UsageError(f"{preset.parameters} holds no Gaussian: the figures are about one")
     made = Reproduction(
-        preset=preset,
-        network=sweep.network,
-        network_digest=network_digest(sweep.network),
+        sweep=sweep,
         gaussian=model,
-        gaussian_digest=sweep.parameters.digest,
         images=settings.images_at_hand(preset, sweep.network, sweep.parameters),
-        device=device,
         count=min(options.count, preset.seeds.count),
         folder=options.out / preset.name,
     )

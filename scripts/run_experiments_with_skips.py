@@ -16,7 +16,9 @@ def _parse() -> argparse.Namespace:
     settings.add_machine(parser)
     settings.add_tf32(parser)
     parser.add_argument("--save-images", action="store_true", help="write the images as PNG")
-    parser.add_argument("--dry-run", action="store_true", help="say what it costs, touch nothing")
+    parser.add_argument(
+        "--dry-run", action="store_true", help="say what all of it costs, touch nothing"
+    )
     return parser.parse_args()
 
 

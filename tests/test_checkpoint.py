@@ -15,10 +15,9 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor
 
-from edm import checkpoint
-from edm.checkpoint import load, locate, network_digest, save
+from edm.checkpoint import load, network_digest, save
 from edm.precondition import Preconditioned, build
-from linear_structure.download import Source
+from linear_structure.download import Source, given, located
 from linear_structure.errors import UsageError
 from linear_structure.files import digest_of_file
 
@@ -251,7 +250,7 @@ def test_digest_sees_every_bit_and_option() -> None:
 def test_digest_is_compared_before_the_file_is_read(tmp_path: Path) -> None:
     path = tmp_path / "a.pkl"
     path.write_bytes(b"anything")
-    assert locate(path, digest_of_file(path).upper()) == path
+    assert located(given(str(path), digest_of_file(path).upper())) == path
     with pytest.raises(UsageError, match="SHA-256"):
         load(path, "0" * 64)
 
@@ -268,7 +267,9 @@ def test_url_is_fetched_with_its_digest(
 ) -> None:
     source, sources = network(), []
     path = written(published, tmp_path / "a.pkl", source)
-    monkeypatch.setattr(checkpoint, "fetch", lambda source: sources.append(source) or path)
+    monkeypatch.setattr(
+        "linear_structure.download.fetch", lambda source: sources.append(source) or path
+    )
     urls = ["https://a.example/x/net.pkl?v=1", "https://b.example/x/net.pkl"]
     assert all(same(load(url, "ab" * 32), source) for url in urls)
     assert [each.urls for each in sources] == [(url,) for url in urls]

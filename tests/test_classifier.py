@@ -26,12 +26,7 @@ CPU = torch.device("cpu")
 SHORT = dataclasses.replace(RECIPES["digits"], widths=(8, 16), epochs=4)
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def images(count: int = 40, channels: int = 1, size: int = 8) -> Tensor:

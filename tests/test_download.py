@@ -552,16 +552,16 @@ def test_a_file_in_a_folder_that_cannot_be_written_is_used(server: Server, folde
 
 
 def test_a_url_has_one_place_in_the_cache(tmp_path: Path) -> None:
-    first = download.given("https://a.org/net work.pkl?x=1", DIGEST, 7)
+    first = download.given("https://a.org/net work.pkl?x=1", DIGEST)
     assert isinstance(first, Source)
     assert (first.urls, first.sha256, first.size_limit) == (
         ("https://a.org/net work.pkl?x=1",),
         DIGEST,
-        7,
+        download.SIZE_LIMIT,
     )
     assert Path(first.name).name == "net_work.pkl"
     others = ("https://a.org/..", "https://a.org", "https://a.org/net work.pkl?x=2", "http://b/a")
-    names = [download.given(url, None, 7).name for url in (*others, others[0] + "x" * 300)]
+    names = [download.given(url).name for url in (*others, others[0] + "x" * 300)]
     assert len({first.name, *names}) == 6
     for name in names:
         place = tmp_path / name
@@ -571,13 +571,13 @@ def test_a_url_has_one_place_in_the_cache(tmp_path: Path) -> None:
 
 def test_a_path_must_have_the_digest_asked_for(tmp_path: Path) -> None:
     path = tmp_path / "file.bin"
-    assert download.given(str(path), DIGEST, 7) == path
+    assert download.given(str(path), DIGEST) == path
     path.write_bytes(CONTENT)
-    assert download.given(str(path), DIGEST.upper(), 7) == path
+    assert download.given(str(path), DIGEST.upper()) == path
     path.write_bytes(OTHER)
     with pytest.raises(UsageError, match=f"not the {DIGEST}"):
-        download.given(str(path), DIGEST, 7)
-    assert download.given(str(path), None, 7) == path
+        download.given(str(path), DIGEST)
+    assert download.given(str(path)) == path
 
 
 misbehaviours = st.one_of(

@@ -50,14 +50,6 @@ def independent(weights):
     )
 
 
-@pytest.fixture
-def one_thread():
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
-
-
 def random_images(*shape):
     generator = torch.Generator().manual_seed(sum(shape))
     return torch.randint(0, 256, shape, dtype=torch.uint8, generator=generator)

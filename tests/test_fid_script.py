@@ -240,7 +240,7 @@ def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, monkeypatch):
         "neither a known dataset": (tmp_path / "nowhere", "digits"),
         "holds mean: expected mu and sigma": (few, tmp_path / "other.npz"),
         "3 and 64 dimensions": (few, tmp_path / "narrow.npz"),
-        "does not exist": (few, tmp_path / "missing.npz"),
+        "is not a file": (few, tmp_path / "missing.npz"),
         "KID, precision and recall compare with images": (few, tmp_path / "other.npz", "--kid"),
         "subsets of 9 images": (few, "digits", "--kid", "9"),
         "subsets of 1 images": (few, "digits", "--kid", "1"),

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from edm import features, fid
-from experiments import presets, settings, sweep
+from experiments import settings, sweep
 from experiments.presets import SeedRange, find, shipped
 from linear_structure import datasets, parameters
 from linear_structure.errors import UsageError
@@ -105,8 +105,8 @@ def test_images_that_change_nothing_are_refused():
 
 def test_the_shipped_parts_belong_together():
     """The reference is of the shipped features, and of as many images as the parameters."""
-    reference = fid.read(presets.locate(SMALL.reference))
-    network = features.load(presets.locate(SMALL.features), device=CPU)
+    reference = fid.read(SMALL.reference)
+    network = features.load(SMALL.features, device=CPU)
     assert reference.features == network.digest
     story = parameters.load(SMALL.parameters).story
     assert reference.count == story["count"] == 50_000

@@ -222,10 +222,10 @@ def test_one_image_is_refused_before_it_is_sampled(small):
 def test_statistics_of_other_features_are_refused_before_sampling(small):
     generator = torch.Generator().manual_seed(1)
     wide = fid.measure([torch.randn(50, 5, generator=generator)])
-    with pytest.raises(UsageError, match="the reference describes 5 features, corners gives 4"):
+    with pytest.raises(UsageError, match="features of 5 and 4 dimensions"):
         dataclasses.replace(small, reference=wide)
     other = dataclasses.replace(small.reference, features="edges")
-    with pytest.raises(UsageError, match="feature network edges, not with corners"):
+    with pytest.raises(UsageError, match="two networks, edges and corners"):
         dataclasses.replace(small, reference=other)
 
 
@@ -362,7 +362,7 @@ def call(tmp_path, monkeypatch):
         (["nonsense"], "unknown preset 'nonsense': expected one of digits, cifar10"),
         (["digits", "--skips", "0,18"], "from 0 to 17"),
         (["digits", "--parameters", "nowhere"], "nowhere is no directory"),
-        (["digits", "--network", "nowhere.pkl"], "nowhere.pkl does not exist"),
+        (["digits", "--network", "nowhere.pkl"], "nowhere.pkl is not a file"),
         (["digits", "--seeds", "9-1"], "FIRST-LAST"),
         (["digits", "--seeds", "0-99999999999"], "at most 10,000,000, each below 2^32"),
         (["digits", "--seeds", "4294967290-4294967296"], "at most 10,000,000, each below 2^32"),
@@ -388,7 +388,7 @@ def test_misuse_is_one_sentence_and_exit_code_2(call, tmp_path, capsys, argument
     [
         ([], ["GFLOP a call", "features", "at most: nothing"]),
         (["--network", "nowhere.pkl"], ["network is not here", "needed: nowhere.pkl"]),
-        (["--network", "http://127.0.0.1:1/n.pkl"], ["network is not here", "n.pkl 1000 MB"]),
+        (["--network", "http://127.0.0.1:1/n.pkl"], ["network is not here", "n.pkl 4295 MB"]),
         (["--features", "nowhere"], ["GFLOP a call", "features are not", "needed: nowhere"]),
         (["--features", "http://127.0.0.1:1/f.pth"], ["GFLOP", "features are not", "f.pth"]),
         (["--reference", "nowhere.npz"], ["needed: nowhere.npz"]),
@@ -404,6 +404,19 @@ def test_a_dry_run_says_what_it_knows_and_touches_nothing(
     output = capsys.readouterr().out
     assert all(words in output for words in ["images computed, in whole blocks: 3,000", *said])
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_dry_run_names_the_images_that_will_be_read(call, small, tmp_path, capsys, monkeypatch):
+    """For a reference of theirs, whatever parameters there are; else to make parameters alone."""
+    monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path / "cache"))
+    parameters.save(tmp_path / "own", small.parameters.model, Story("none", "", 50, (1, 8, 8), 0.5))
+    for words, read in (
+        (["digits", "--dataset", "CIFAR10", "--parameters", "own"], True),
+        (["cifar10"], True),
+        (["cifar10", "--parameters", "nowhere"], False),
+    ):
+        assert call(*words, "--dry-run", "--seeds", "0-9") == 0
+        assert ("cifar-10-python" in capsys.readouterr().out) == read
 
 
 def test_a_dry_run_counts_whole_blocks(small, tmp_path):

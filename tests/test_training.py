@@ -48,13 +48,7 @@ TINY = dataclasses.replace(
 )
 
 
-@pytest.fixture(autouse=True)
-def one_thread():
-    """Bits depend on the number of threads, which a test shares with the commands it starts."""
-    before = torch.get_num_threads()
-    torch.set_num_threads(1)
-    yield
-    torch.set_num_threads(before)
+pytestmark = pytest.mark.usefixtures("one_thread")
 
 
 def job(folder: Path, **changes: object) -> Job:
