@@ -105,8 +105,8 @@ def chosen_preset(options: argparse.Namespace) -> Preset:
     preset = presets.find(options.preset)
     check_scale(options)
     plain = ("dataset", "parameters", "eigenvalue_scale", "by_class", "skips", "seeds", "block")
-    grid = ("sampler", "steps", "sigma_min", "sigma_max", "rho")
-    given: dict[str, Any] = {name: getattr(options, name) for name in (*plain, *grid)}
+    sampling = ("sampler", "steps", "sigma_min", "sigma_max", "rho")
+    given: dict[str, Any] = {name: getattr(options, name) for name in (*plain, *sampling)}
     if options.steps is not None and options.skips is None:
         given["skips"] = tuple(skip for skip in preset.skips if skip < options.steps)
     given["knowledge"] = {} if options.network else None  # it is of the preset's own network

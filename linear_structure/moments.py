@@ -18,7 +18,7 @@ from linear_structure.images import HALF_RANGE
 from linear_structure.products import add_products, mirror
 
 OFFSET = 128
-WAITING = 8000  # images that wait for each other
+WAITING = 8000  # images that are summed together; fewer would mean more additions to the sums
 
 
 @dataclass(frozen=True)
