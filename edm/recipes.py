@@ -137,7 +137,7 @@ LAPTOP = Recipe(
     ema_ramp=0.1,
     duration=250_000,
     tick=10_000,
-    snapshot=50_000,
+    snapshot=10_000,  # two or three minutes: so much a stop loses at most
 )
 DIGITS = replace(
     LAPTOP,
