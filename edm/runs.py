@@ -191,13 +191,18 @@ class Job:
 
 @contextmanager
 def _processes(device: torch.device) -> Iterator[None]:
-    """The process group of `torchrun`, where there is more than one process."""
+    """The process group of `torchrun`, where there is more than one process; all end together.
+
+    DDP keeps gloo's threads alive. One that still has to free a tensor of the last reduction needs
+    Python for it, and aborts a process that is ending: waiting for the others leaves it the time.
+    """
     if world_size() == 1:
         yield
         return
     distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
     try:
         yield
+        distributed.barrier()
     finally:
         distributed.destroy_process_group()
 
