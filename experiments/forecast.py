@@ -226,16 +226,17 @@ def _kept_activations(network: Preconditioned) -> int:
 def _downloads(preset: Preset) -> dict[str, int]:
     """Files that are not in the cache, with the most bytes that each may have."""
     named = [preset.network, preset.features, preset.reference]
-    if preset.dataset and _reads_images(preset):
-        named += sources_of(preset.dataset)
+    if dataset := _dataset_read(preset):
+        named += sources_of(dataset)
     sources = [file for file in named if isinstance(file, Source) and not _cached(file).exists()]
     return {source.name: source.size_limit for source in sources}
 
 
-def _reads_images(preset: Preset) -> bool:
-    """Whether a sweep reads the dataset: for a reference, to make parameters, or to compare."""
+def _dataset_read(preset: Preset) -> str | None:
+    """The dataset, if a sweep reads it: for a reference, to make parameters, or to compare."""
     unknown = preset.names_images or not preset.parameters.is_dir()
-    return preset.reference is None or (preset.makes_parameters and unknown)
+    read = preset.reference is None or (preset.makes_parameters and unknown)
+    return preset.dataset if read else None
 
 
 def _missing(preset: Preset) -> Iterator[str]:
@@ -245,9 +246,9 @@ def _missing(preset: Preset) -> Iterator[str]:
             yield str(file)
     if not (preset.makes_parameters or preset.parameters.is_dir()):
         yield str(preset.parameters)
-    named = preset.dataset if _reads_images(preset) else None
-    if named and named not in NAMES and not Path(named).exists():
-        yield named
+    dataset = _dataset_read(preset)
+    if dataset and dataset not in NAMES and not Path(dataset).exists():
+        yield dataset
 
 
 def _seconds_per_image(config: dict[str, Any], block: int, device: torch.device) -> float:
