@@ -4,8 +4,8 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments import plots, presets, report, results
-from linear_structure.errors import run_command
+from experiments import presets, results, style, tables
+from linear_structure.system.errors import run_command
 
 TABLE = Path("experiments_with_skip_results.txt")
 EVERYTHING = Path("experiments_with_skip_results.csv")
@@ -25,14 +25,14 @@ def main() -> None:
         presets.find(name)
     found = results.latest_sweep(results.ROOT, name)
     preset = presets.find(found[0].inputs["preset"])
-    rows, count = report.rows(found), found[0].outputs["count"]
-    report.write_two_columns(TABLE, found)
-    published = report.published_beside(preset, found)
-    report.write_csv(EVERYTHING, found, published)
+    rows, count = tables.rows(found), found[0].outputs["count"]
+    tables.write_two_columns(TABLE, found)
+    published = tables.published_beside(preset, found)
+    tables.write_csv(EVERYTHING, found, published)
     title = f"{preset.name}: quality against skipped steps"
-    distance = report.distance_name(found)
-    plots.distance_against_skips(GRAPH, rows, distance, count, published, title)
-    print(report.table(found))
+    distance = tables.distance_name(found)
+    style.distance_against_skips(GRAPH, rows, distance, count, published, title)
+    print(tables.table(found))
     if preset.published and not published:
         print("The published figures are of other settings, or another count: they are left out.")
     print(f"wrote {TABLE}, {EVERYTHING} and {GRAPH}")

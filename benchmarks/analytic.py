@@ -17,7 +17,7 @@ from moments import natural
 from timing import alternate, medians, peak
 from torch import Tensor
 
-from linear_structure import datasets
+from linear_structure.data import datasets
 from linear_structure.denoise import score
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8

@@ -15,9 +15,9 @@ from timing import alternate, medians, peak
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm.fid import Statistics, frechet, measure
-from edm.inception import SIZE, Inception, inception3
-from linear_structure.distributed import set_threads, usable_cores
+from edm.evaluation.fid import Statistics, frechet, measure
+from edm.evaluation.inception import SIZE, Inception, inception3
+from linear_structure.system.machine import set_threads, usable_cores
 
 
 def covariances(dim: int) -> tuple[Tensor, Tensor, float]:

@@ -19,7 +19,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from edm.networks.block import UNetBlock
 from edm.networks.layers import Conv2d, Linear
 from edm.precondition import Preconditioned, build
-from linear_structure.rounding import set_tf32
+from linear_structure.system.precision import set_tf32
 
 CIFAR10 = {
     "precondition": "EDMPrecond",

@@ -7,8 +7,8 @@ of reading it in a fresh process whose libraries are imported and whose file is 
 
 - bytes: reads the file once, the arithmetic limit of both columns;
 - naive: `pickle.Unpickler` with torch's own functions, a network with initial values, and copies;
-- snapshot: `edm.checkpoint.load` of the same file;
-- safetensors: `edm.checkpoint.load` of that network, converted.
+- snapshot: `edm.checkpoints.checkpoint.load` of the same file;
+- safetensors: `edm.checkpoints.checkpoint.load` of that network, converted.
 
 Memory is the peak resident size over what was resident before, in units of the file's size. The
 goals of `snapshot` are 10 s and 3 times the size.
@@ -52,7 +52,7 @@ def published() -> ModuleType:
 
 def make(folder: Path) -> None:
     """Write `network.pkl` and `network.safetensors`."""
-    from edm.checkpoint import save
+    from edm.checkpoints.checkpoint import save
     from edm.precondition import build
 
     network, writer = build(CONFIG), published()
@@ -87,7 +87,7 @@ def naive(path: Path) -> Any:
 
 def measure(way: str, folder: Path) -> None:
     """Print seconds, peak memory in bytes and size of the file of one way to load."""
-    from edm.checkpoint import load
+    from edm.checkpoints.checkpoint import load
 
     suffix = "safetensors" if way == "safetensors" else "pkl"
     path = folder / f"network.{suffix}"

@@ -23,7 +23,7 @@ import torch
 from timing import peak
 from torch import Tensor
 
-from linear_structure import datasets
+from linear_structure.data import datasets
 from linear_structure.gaussian import Gaussian
 from linear_structure.moments import PixelSums
 

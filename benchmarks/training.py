@@ -17,11 +17,11 @@ from timing import alternate, peak, print_rates
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm.loss import EDM, denoising_loss
 from edm.precondition import Preconditioned, build
-from edm.recipes import RECIPES, Recipe
-from edm.training import Data, State, Trainer, batches
-from linear_structure.datasets import Dataset
+from edm.training.loss import EDM, denoising_loss
+from edm.training.recipes import RECIPES, Recipe
+from edm.training.steps import Data, State, Trainer, batches
+from linear_structure.data.datasets import Dataset
 
 SHAPES = {"digits": (1, 8, 8), "laptop": (3, 32, 32), "published": (3, 32, 32)}
 COUNT = 2048  # random images

@@ -25,10 +25,10 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edm.networks import ADM, ADMOptions, DDPMpp, DDPMppOptions
-from edm.networks.options import count, option, parse, plain
 from linear_structure.denoise import Denoiser, expand
-from linear_structure.errors import UsageError
-from linear_structure.rounding import factors_in_float32
+from linear_structure.system.errors import UsageError
+from linear_structure.system.options import count, option, parse, plain
+from linear_structure.system.precision import factors_in_float32
 
 
 class Coefficients(NamedTuple):

@@ -12,8 +12,8 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from experiments.plots import COLORS, LOG_FROM, NOISE_LEVEL, STYLE, save, style_of
-from experiments.report import Row
+from experiments.style import COLORS, LOG_FROM, NOISE_LEVEL, STYLE, save, style_of
+from experiments.tables import Row
 from linear_structure.images import grid, to_uint8
 
 Numbers = Mapping[str, Mapping[str, Any]]

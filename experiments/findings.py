@@ -20,8 +20,8 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
-from edm.samplers import Step
 from linear_structure.gaussian import Gaussian
+from linear_structure.sampling.samplers import Step
 
 BEATEN = 0.9  # a model beats another where its median error is below this share of the other's
 DIRECTIONS = 32  # principal components that are followed

@@ -16,10 +16,11 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm import checkpoint, features
-from edm.features import WEIGHTS as INCEPTION
-from edm.features import Features
-from edm.inception import SIZE, Inception, inception3
+from edm.checkpoints import checkpoint
+from edm.evaluation import features
+from edm.evaluation.features import WEIGHTS as INCEPTION
+from edm.evaluation.features import Features
+from edm.evaluation.inception import SIZE, Inception, inception3
 from edm.precondition import Preconditioned, build
 from experiments.presets import File, Preset
 from experiments.sampling import image_shape, nfe
@@ -27,8 +28,8 @@ from experiments.settings import check_features
 from experiments.sweep import block_starts
 from experiments.teleports import check_shape, flow_of
 from linear_structure import parameters
-from linear_structure.datasets import NAMES, sources_of
-from linear_structure.download import Source, cache_dir
+from linear_structure.data.datasets import NAMES, sources_of
+from linear_structure.system.download import Source, cache_dir
 
 PROBE = 64  # images at most of a call that is timed
 WORKING_SET = 6  # largest activations alive at once within a block

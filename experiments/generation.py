@@ -17,19 +17,19 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm.ablation import Ablation, Schedule
 from edm.precondition import Preconditioned
-from edm.samplers import Noise, Step, ablation, discard, dpmpp_2m, heun, unipc
-from edm.schedule import Churn
-from edm.seeds import Seeds, check_class, format_seeds
 from experiments.sampling import carry, check_skip, final, image_shape
 from experiments.teleports import Flow, check_shape, flow_of
-from linear_structure import distributed
 from linear_structure.denoise import Denoiser
-from linear_structure.errors import UsageError
-from linear_structure.files import write_json
 from linear_structure.images import save_png, to_uint8
 from linear_structure.parameters import Parameters
+from linear_structure.sampling.ablation import Ablation, Schedule
+from linear_structure.sampling.grids import Churn
+from linear_structure.sampling.samplers import Noise, Step, ablation, discard, dpmpp_2m, heun, unipc
+from linear_structure.sampling.seeds import Seeds, check_class, format_seeds
+from linear_structure.system import machine
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import write_json
 
 SETTINGS = "generation.json"
 SAMPLERS = ("heun", "ablation", "dpmpp_2m", "unipc")
@@ -149,7 +149,7 @@ def generate(generation: Generation) -> int:
     _claim(generation)
     batches = [batch for batch in _share(generation) if _missing(generation, batch)]
     total = len(batches) * len(generation.schedule[generation.skip :].sigmas)
-    quiet = distributed.rank() != 0 or not batches
+    quiet = machine.rank() != 0 or not batches
     with tqdm(total=total, desc="sampling", unit=" levels", disable=quiet) as bar:
         return sum(_write(generation, batch, bar.update) for batch in batches)
 
@@ -172,7 +172,7 @@ def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
 def _share(generation: Generation) -> Sequence[tuple[int, ...]]:
     """This process's batches, the same ones however many are done."""
     seeds, size = generation.seeds, generation.batch
-    return distributed.share([seeds[i : i + size] for i in range(0, len(seeds), size)])
+    return machine.share([seeds[i : i + size] for i in range(0, len(seeds), size)])
 
 
 def _missing(generation: Generation, seeds: Iterable[int]) -> list[int]:
@@ -199,14 +199,14 @@ def _counted(steps: Iterable[Step], tick: Callable[[], object]) -> Iterator[Step
 def _claim(generation: Generation) -> None:
     """Write the settings into the folder, or compare those that are there."""
     path = generation.outdir / SETTINGS
-    if distributed.rank() == 0 and not path.exists():
+    if machine.rank() == 0 and not path.exists():
         if len(_missing(generation, generation.seeds)) < len(generation.seeds):
             raise UsageError(
                 f"{generation.outdir} holds images and no {SETTINGS} that says how they were "
                 "made: expected another folder"
             )
         write_json(path, generation.inputs)
-    distributed.wait_for([path])
+    machine.wait_for([path])
     _compare(path, generation.inputs)
 
 

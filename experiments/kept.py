@@ -5,7 +5,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from linear_structure.files import write_json
+from linear_structure.system.files import write_json
 
 
 def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any]) -> Any:

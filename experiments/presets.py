@@ -6,15 +6,15 @@ the user's, a `Source` that is fetched into the cache, or a file shipped with `e
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from importlib.resources import files
 from pathlib import Path
 from typing import Any
 
-from edm.features import WEIGHTS as INCEPTION
-from edm.schedule import sigma_grid
-from edm.seeds import MOST
-from linear_structure.download import Source
-from linear_structure.errors import UsageError
+from edm.checkpoints import shipped
+from edm.evaluation.features import WEIGHTS as INCEPTION
+from linear_structure.sampling.grids import sigma_grid
+from linear_structure.sampling.seeds import MOST
+from linear_structure.system.download import Source
+from linear_structure.system.errors import UsageError
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
@@ -61,8 +61,8 @@ class Preset:
 
     Attributes:
         name: what users type.
-        dataset: a name or path that `linear_structure.datasets` reads; None: everything that the
-            sweep needs of the images is shipped.
+        dataset: a name or path that `data.datasets` reads; None: everything that the sweep needs of
+            the images is shipped.
         parameters: the Gaussian parameter directory; made from the dataset where absent.
         eigenvalue_scale: factor on its eigenvalues; 4 where they describe pixels in [0, 1].
         network: the denoiser.
@@ -123,11 +123,6 @@ class Preset:
         if self.block < 1:
             raise UsageError(f"a block of {self.block} seeds: expected 1 or more")
         sigma_grid(self.steps, self.sigma_min, self.sigma_max, self.rho)  # refuses what is no grid
-
-
-def shipped(name: str) -> Path:
-    """A file that is package data of `edm`."""
-    return Path(str(files("edm") / "weights" / name))
 
 
 def _published(kind: str, name: str, limit: int, sha256: str | None = None) -> Source:

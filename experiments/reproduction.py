@@ -14,20 +14,20 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm.samplers import Step, heun
 from experiments import figures, models
 from experiments.findings import Settling, settling, summary
 from experiments.kept import kept
 from experiments.presets import Preset
-from experiments.report import write_table
 from experiments.sampling import carry, final
 from experiments.sweep import Sweep
+from experiments.tables import write_table
 from experiments.trajectories import REFINEMENT, compared, on_noised, solution
 from linear_structure.denoise import Denoiser
-from linear_structure.files import digest_of_tensor, write_json
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
 from linear_structure.parameters import Model
+from linear_structure.sampling.samplers import Step, heun
+from linear_structure.system.files import digest_of_tensor, write_json
 
 LEVELS = 24  # of noised images, evenly in log sigma over the grid's range
 SHOWN = 9  # images in a row of a figure

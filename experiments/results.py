@@ -19,8 +19,8 @@ from types import UnionType
 from typing import Any
 
 from experiments.presets import SeedRange
-from linear_structure.errors import UsageError
-from linear_structure.files import digest_of_file, write_json
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_file, write_json
 
 ROOT = Path("images_with_skips")
 PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, whatever else it has

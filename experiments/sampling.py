@@ -7,14 +7,14 @@ import torch
 from torch import Tensor
 
 from edm.precondition import Preconditioned
-from edm.samplers import Step, dpmpp_2m, heun, unipc
-from edm.schedule import ended, sigma_grid
-from edm.seeds import Seeds
 from experiments.presets import Preset
 from experiments.teleports import ByClass, Flow
 from linear_structure.denoise import Denoiser
-from linear_structure.errors import UsageError, WorkError
 from linear_structure.images import to_uint8
+from linear_structure.sampling.grids import ended, sigma_grid
+from linear_structure.sampling.samplers import Step, dpmpp_2m, heun, unipc
+from linear_structure.sampling.seeds import Seeds
+from linear_structure.system.errors import UsageError, WorkError
 
 Sampler = Callable[[Denoiser, Tensor, Tensor], Iterable[Step]]
 SAMPLERS: dict[str, Sampler] = {"heun": heun, "dpmpp_2m": dpmpp_2m, "unipc": unipc}

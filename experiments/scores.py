@@ -18,23 +18,23 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm.checkpoint import network_digest
+from edm.checkpoints.checkpoint import network_digest
 from edm.precondition import Preconditioned
-from edm.samplers import heun
-from experiments import blocks, report
+from experiments import blocks, tables
 from experiments.presets import Preset
 from experiments.results import surroundings
 from experiments.sampling import Sampling, grid_of, image_shape
 from experiments.trajectories import QUARTILES, norms
 from linear_structure import parameters
 from linear_structure.denoise import Denoiser
-from linear_structure.files import (
+from linear_structure.parameters import Model
+from linear_structure.sampling.samplers import heun
+from linear_structure.system.files import (
     digest_of,
     digest_of_file,
     write_array,
     write_json,
 )
-from linear_structure.parameters import Model
 
 
 @dataclass(frozen=True)
@@ -147,7 +147,7 @@ def write_table(path: Path, comparisons: Mapping[str, Comparison]) -> None:
         for sigma, row in zip(comparison.sigmas, comparison.quartiles, strict=True)
     ]
     head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds")
-    report.write_table(path, head, rows)
+    tables.write_table(path, head, rows)
 
 
 def write_record(path: Path, study: Study, table: Path) -> None:

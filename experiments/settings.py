@@ -10,22 +10,25 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm import checkpoint, features, fid
-from edm.features import Features
+from edm.checkpoints import checkpoint
+from edm.evaluation import features, fid
+from edm.evaluation.features import Features
 from edm.precondition import Preconditioned
 from experiments import presets, results
 from experiments.presets import Preset, SeedRange
 from experiments.sampling import SAMPLERS, image_shape
 from experiments.sweep import Sweep
 from experiments.teleports import check_classes, check_shape
-from linear_structure import datasets, distributed, download, get_parameters, parameters
-from linear_structure.datasets import Dataset
-from linear_structure.errors import UsageError
-from linear_structure.files import digest_of_tensor
+from linear_structure import get_parameters, parameters
+from linear_structure.data import datasets
+from linear_structure.data.datasets import Dataset
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.parameters import Model, Parameters
 from linear_structure.points import PointCloud
-from linear_structure.rounding import set_tf32
+from linear_structure.system import download, machine
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_tensor
+from linear_structure.system.precision import set_tf32
 
 REFERENCE_BATCH = 500
 
@@ -160,10 +163,10 @@ def chosen_device(
     Raises:
         UsageError: the device is unknown or not there, or there is less than one thread.
     """
-    wanted = (options.threads, preset.threads if preset else None, distributed.usable_cores())
+    wanted = (options.threads, preset.threads if preset else None, machine.usable_cores())
     threads = next(count for count in wanted if count is not None)
-    distributed.set_threads(threads)
-    return distributed.chosen_device(options.device), threads
+    machine.set_threads(threads)
+    return machine.chosen_device(options.device), threads
 
 
 def load_sweep(
@@ -271,7 +274,7 @@ def images_at_hand(preset: Preset, network: Preconditioned, loaded: Parameters) 
     A sentence says so, or that the loaded parameters are of other images.
     """
     if preset.dataset is None:
-        if distributed.rank() == 0:
+        if machine.rank() == 0:
             print(
                 f"{preset.name} comes without images: point clouds and mixtures need them, "
                 "give --dataset"
@@ -279,7 +282,7 @@ def images_at_hand(preset: Preset, network: Preconditioned, loaded: Parameters) 
         return None
     images = load_dataset(preset, network).images()
     known = loaded.story.get("digest")
-    if known not in (None, digest_of_tensor(images)) and distributed.rank() == 0:
+    if known not in (None, digest_of_tensor(images)) and machine.rank() == 0:
         print(f"{preset.parameters} was made from other images than those of {preset.dataset}")
     return images
 
@@ -309,13 +312,13 @@ def load_parameters(preset: Preset, network: Preconditioned) -> Parameters:
     directory = preset.parameters
     default = preset.makes_parameters
     if default and not directory.exists():
-        if distributed.rank() == 0:
+        if machine.rank() == 0:
             make_parameters(preset, network)
-        distributed.wait_for([directory])
+        machine.wait_for([directory])
     loaded = parameters.load(directory, preset.eigenvalue_scale)
     if default and loaded.story:
         check_source(preset, network, loaded)
-    if loaded.notice and distributed.rank() == 0:
+    if loaded.notice and machine.rank() == 0:
         print(loaded.notice)
     return loaded
 

@@ -17,11 +17,11 @@ from itertools import islice, takewhile
 import torch
 from torch import Tensor
 
-from edm.samplers import heun
 from experiments.teleports import Flow
 from experiments.trajectories import REFINEMENT, norms, refined
 from linear_structure.denoise import Denoiser
-from linear_structure.errors import WorkError
+from linear_structure.sampling.samplers import heun
+from linear_structure.system.errors import WorkError
 
 TOLERANCE = 0.02
 KNEE = 1.1  # a distance of up to this multiple of that without skips counts as unchanged

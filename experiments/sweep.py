@@ -19,8 +19,8 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm import fid
-from edm.features import Features
+from edm.evaluation import fid
+from edm.evaluation.features import Features
 from edm.precondition import Preconditioned
 from experiments import blocks, results
 from experiments.presets import Preset, SeedRange
@@ -34,11 +34,11 @@ from experiments.teleports import (
     flows_of,
     has_closed_flow,
 )
-from linear_structure import distributed
-from linear_structure.errors import UsageError
-from linear_structure.files import digest_of, write_array, write_json
 from linear_structure.images import save_png
 from linear_structure.parameters import Parameters
+from linear_structure.system import machine
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of, write_array, write_json
 
 POLL = 0.2  # seconds between two looks for what another process makes
 
@@ -213,7 +213,7 @@ def run(sweep: Sweep) -> Iterator[Result]:
     this; only the first one writes results and yields them.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    unsettled = list(sweep.preset.skips) if distributed.rank() == 0 else []
+    unsettled = list(sweep.preset.skips) if machine.rank() == 0 else []
     clock = time.perf_counter()
     for _ in chain([None], _sampled(sweep)):
         while unsettled and not any(_is_missing(sweep, b) for b in blocks_of(sweep, unsettled[0])):
@@ -227,8 +227,8 @@ def _sampled(sweep: Sweep) -> Iterator[Block]:
     """Sample this process's share of the blocks that are missing, with a bar."""
     every = [block for skip in sweep.preset.skips for block in blocks_of(sweep, skip)]
     # Shared before the finished ones are left out: processes that look at different times agree.
-    mine = [block for block in distributed.share(every) if _is_missing(sweep, block)]
-    quiet = distributed.rank() != 0 or not mine
+    mine = [block for block in machine.share(every) if _is_missing(sweep, block)]
+    quiet = machine.rank() != 0 or not mine
     for block in tqdm(mine, desc="sampling", unit=" blocks", disable=quiet):
         _sample_block(sweep, block)
         yield block

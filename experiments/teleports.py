@@ -8,13 +8,13 @@ import torch
 from torch import Tensor
 
 from edm.precondition import Preconditioned
-from edm.samplers import heun
-from edm.schedule import sigma_grid
-from linear_structure.errors import UsageError
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.parameters import Model, Parameters
 from linear_structure.points import PointCloud
+from linear_structure.sampling.grids import sigma_grid
+from linear_structure.sampling.samplers import heun
+from linear_structure.system.errors import UsageError
 
 SOLVER_STEPS = 32
 

@@ -18,10 +18,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm.samplers import Step, heun
 from linear_structure.denoise import Denoiser
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.parameters import Model
+from linear_structure.sampling.samplers import Step, heun
 
 REFINEMENT = 4
 NOISE_SEED = 2**32 - 1  # no sample's seed: samples may be the images that are noised
@@ -94,7 +94,7 @@ def solution(model: Model, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
 
     Args:
         x: (n, *S) float64.
-        sigmas: (N + 1,), as `edm.schedule.sigma_grid` makes them, ending in 0.
+        sigmas: (N + 1,), as `linear_structure.sampling.grids.sigma_grid` makes them, ending in 0.
     """
     levels = sigmas[:-1]
     if isinstance(model, Gaussian | Isotropic):

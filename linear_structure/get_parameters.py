@@ -17,15 +17,16 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from linear_structure import datasets, mixture, parameters
-from linear_structure.datasets import Dataset
-from linear_structure.errors import UsageError, run_command
-from linear_structure.files import check_writable, digest_of_tensor
+from linear_structure import mixture, parameters
+from linear_structure.data import datasets
+from linear_structure.data.datasets import Dataset
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import HALF_RANGE, from_uint8
 from linear_structure.moments import Moments, PixelSums
 from linear_structure.parameters import KINDS, Model, Story
 from linear_structure.points import PointCloud
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.files import check_writable, digest_of_tensor
 
 BLOCK = 1000
 USED_BY = {

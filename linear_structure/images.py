@@ -6,7 +6,7 @@ import torch
 from PIL import Image
 from torch import Tensor
 
-from linear_structure.files import replacing
+from linear_structure.system.files import replacing
 
 HALF_RANGE = 127.5
 

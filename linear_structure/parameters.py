@@ -26,18 +26,18 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from linear_structure.distributed import alone
-from linear_structure.errors import UsageError
-from linear_structure.files import (
+from linear_structure.gaussian import RANK_TOLERANCE, Gaussian, Isotropic
+from linear_structure.mixture import GaussianMixture
+from linear_structure.points import PointCloud
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import (
     UNREADABLE_TENSORS,
+    alone,
     digest_of_file,
     replacing_folder,
     write_array,
     write_json,
 )
-from linear_structure.gaussian import RANK_TOLERANCE, Gaussian, Isotropic
-from linear_structure.mixture import GaussianMixture
-from linear_structure.points import PointCloud
 
 FORMAT = 1
 STORY = "parameters.json"

@@ -23,7 +23,7 @@ from torch.nn.functional import threshold
 
 from linear_structure.denoise import expand
 from linear_structure.images import from_uint8
-from linear_structure.rounding import factors_in_float32
+from linear_structure.system.precision import factors_in_float32
 
 TOLERANCE = 1e-3  # nats by which a weight that counts may be off
 REACH = 40.0  # nats below the largest weight at which a weight counts: e^-40 = 4e-18

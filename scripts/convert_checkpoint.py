@@ -11,10 +11,10 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm import checkpoint
-from linear_structure.download import given, located
-from linear_structure.errors import run_command
-from linear_structure.files import digest_of_file
+from edm.checkpoints import checkpoint
+from linear_structure.system.download import given, located
+from linear_structure.system.errors import run_command
+from linear_structure.system.files import digest_of_file
 
 
 def parse_arguments() -> argparse.Namespace:

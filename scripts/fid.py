@@ -19,21 +19,20 @@ from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
-from edm import features as networks
-from edm import fid, kid, manifold
-from edm.extraction import Extractor, Measured, Selection
-from linear_structure.distributed import (
-    alone,
+from edm.evaluation import features as networks
+from edm.evaluation import fid, kid, precision_recall
+from edm.evaluation.extraction import Extractor, Measured, Selection
+from linear_structure.system.download import cache_dir, given, located
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.files import alone, digest_of, write_json
+from linear_structure.system.machine import (
     chosen_device,
     gathered,
     rank,
     set_threads,
     usable_cores,
 )
-from linear_structure.download import cache_dir, given, located
-from linear_structure.errors import UsageError, run_command
-from linear_structure.files import digest_of, write_json
-from linear_structure.rounding import set_tf32
+from linear_structure.system.precision import set_tf32
 
 
 @contextmanager
@@ -96,7 +95,7 @@ def compare(
         if args.kid:
             outputs["kid"] = kid.kid(*sets, size=args.kid)._asdict()
         if args.precision_recall:
-            outputs |= manifold.precision_recall(*sets, args.precision_recall)._asdict()
+            outputs |= precision_recall.precision_recall(*sets, args.precision_recall)._asdict()
     return {"inputs": extract.inputs | given, "outputs": outputs, "made": found.made}
 
 
@@ -149,7 +148,7 @@ def refuse_sizes(args: argparse.Namespace, counts: list[int], everything: list[S
     if args.kid:
         kid.refuse_few(fewest, args.kid)
     if args.precision_recall:
-        manifold.refuse_few(fewest, args.precision_recall)
+        precision_recall.refuse_few(fewest, args.precision_recall)
 
 
 def refuse_folder(path: Path | None) -> None:

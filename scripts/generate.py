@@ -16,18 +16,18 @@ from typing import Any
 
 import torch
 
-from edm import checkpoint
-from edm.ablation import OPTIONS, Ablation
+from edm.checkpoints import checkpoint
 from edm.precondition import Preconditioned
-from edm.schedule import Churn
-from edm.seeds import parse_seeds
 from experiments import presets, settings
 from experiments.generation import Generation, generate
 from experiments.presets import Preset
 from linear_structure import parameters
-from linear_structure.download import located
-from linear_structure.errors import UsageError, run_command
 from linear_structure.parameters import Parameters
+from linear_structure.sampling.ablation import OPTIONS, Ablation
+from linear_structure.sampling.grids import Churn
+from linear_structure.sampling.seeds import parse_seeds
+from linear_structure.system.download import located
+from linear_structure.system.errors import UsageError, run_command
 
 GRID = ("steps", "sigma_min", "sigma_max", "rho")
 ABLATION = ("discretization", "schedule", "scaling", "alpha")

@@ -5,8 +5,8 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
-from experiments import plots, scores, settings
-from linear_structure.errors import run_command
+from experiments import scores, settings, style
+from linear_structure.system.errors import run_command
 
 FOLDER = Path("scores")
 SEEDS = 1000
@@ -36,7 +36,7 @@ def main() -> None:
     scores.write_table(table, comparisons)
     scores.write_record(record, study, table)
     count = f"{preset.seeds.count:,} trajectories"
-    plots.score_errors(
+    style.score_errors(
         picture, comparisons, f"{preset.name}: analytic scores against the network's, {count}"
     )
     print(f"wrote {table}, {record} and {picture}")

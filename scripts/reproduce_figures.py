@@ -10,11 +10,11 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments import qualities, reproduction, settings
+from experiments import reproduction, settings, variations
 from experiments.reproduction import Reproduction
-from linear_structure.distributed import world_size
-from linear_structure.errors import UsageError, run_command
 from linear_structure.gaussian import Gaussian
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.machine import world_size
 
 
 def _parse() -> argparse.Namespace:
@@ -52,8 +52,8 @@ def main() -> None:
     )
     reproduction.write_comparisons(made)
     reproduction.write_pictures(made)
-    qualities.write_solvers(sweep, made.folder)
-    qualities.write_teleports(sweep, made.images, made.folder)
+    variations.write_solvers(sweep, made.folder)
+    variations.write_teleports(sweep, made.images, made.folder)
     print(f"figures, numbers and findings are in {made.folder}")
 
 

@@ -7,7 +7,7 @@ from tqdm import tqdm
 
 from experiments import forecast, settings, sweep
 from experiments.results import Result
-from linear_structure.errors import run_command
+from linear_structure.system.errors import run_command
 
 
 def _parse() -> argparse.Namespace:

@@ -14,16 +14,16 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from edm.checkpoint import network_digest
+from edm.checkpoints.checkpoint import network_digest
 from edm.precondition import Preconditioned
-from experiments import report, results, settings
+from experiments import results, settings, tables
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of, image_shape, nfe
 from experiments.suggestion import TOLERANCE, Offset, best_skip, offsets, until_above, verdict
 from experiments.sweep import teleport_inputs
 from experiments.teleports import check_shape, flow_of, flows_of
-from linear_structure.errors import UsageError, run_command
 from linear_structure.parameters import Parameters
+from linear_structure.system.errors import UsageError, run_command
 
 UNUSED = ("features", "reference")
 
@@ -72,7 +72,7 @@ def measured(preset: Preset, settled: dict[str, Any]) -> str:
     other = [name for name, value in settled.items() if sweep[0].inputs.get(name) != value]
     if other:
         return f"The latest sweep was of another {', '.join(other)}: nothing to compare with."
-    distances = {row.skip: row.mean for row in report.rows(sweep)}
+    distances = {row.skip: row.mean for row in tables.rows(sweep)}
     if 0 not in distances:
         return "The latest sweep has no distance without skips to compare with."
     return verdict(distances)

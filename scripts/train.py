@@ -14,19 +14,19 @@ from typing import Any
 
 import torch
 
-from edm.networks.options import parse, plain
-from edm.recipes import RECIPES, Recipe, table
-from edm.runs import Job
-from linear_structure import datasets
-from linear_structure.distributed import (
+from edm.training.recipes import RECIPES, Recipe, table
+from edm.training.runs import Job
+from linear_structure.data import datasets
+from linear_structure.system.errors import run_command
+from linear_structure.system.machine import (
     chosen_device,
     rank,
     set_threads,
     usable_cores,
     world_size,
 )
-from linear_structure.errors import run_command
-from linear_structure.rounding import set_tf32
+from linear_structure.system.options import parse, plain
+from linear_structure.system.precision import set_tf32
 
 
 def parse_arguments() -> argparse.Namespace:

@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from edm.classifier import RECIPES, Recipe, Training, accuracy, held_out, save
-from edm.networks.options import parse, plain
-from linear_structure import datasets
-from linear_structure.datasets import Dataset
-from linear_structure.distributed import chosen_device, set_threads, usable_cores
-from linear_structure.errors import UsageError, run_command
-from linear_structure.rounding import set_tf32
+from edm.evaluation.classifier import RECIPES, Recipe, Training, accuracy, held_out, save
+from linear_structure.data import datasets
+from linear_structure.data.datasets import Dataset
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.machine import chosen_device, set_threads, usable_cores
+from linear_structure.system.options import parse, plain
+from linear_structure.system.precision import set_tf32
 
 
 def parse_arguments() -> argparse.Namespace:

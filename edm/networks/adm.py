@@ -17,8 +17,8 @@ from edm.networks.layers import (
     kaiming_normal,
     kaiming_uniform,
 )
-from edm.networks.options import count
 from edm.networks.unet import UNetOptions, contracting, drop_labels, expanding
+from linear_structure.system.options import count
 
 EPS = 1e-5
 GENERAL = Init(kaiming_uniform, math.sqrt(1 / 3), math.sqrt(1 / 3))

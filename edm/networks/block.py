@@ -7,7 +7,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from edm.networks.layers import Conv2d, GroupNorm, Init, Linear, Resample
-from linear_structure.errors import UsageError
+from linear_structure.system.errors import UsageError
 
 
 @dataclass(frozen=True)

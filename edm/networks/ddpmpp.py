@@ -22,9 +22,9 @@ from edm.networks.layers import (
     PositionalEmbedding,
     Resample,
 )
-from edm.networks.options import choice, count
 from edm.networks.unet import UNetOptions, contracting, drop_labels, expanding
-from linear_structure.errors import UsageError
+from linear_structure.system.errors import UsageError
+from linear_structure.system.options import choice, count
 
 EPS = 1e-6
 GENERAL, ZERO, ATTENTION = Init(), Init(weight=1e-5), Init(weight=math.sqrt(0.2))

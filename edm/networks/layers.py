@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from linear_structure.errors import UsageError
+from linear_structure.system.errors import UsageError
 
 MAX_GROUPS = 32
 MIN_CHANNELS_PER_GROUP = 4

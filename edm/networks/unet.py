@@ -12,8 +12,8 @@ import torch
 from torch import Tensor
 
 from edm.networks.block import BlockStyle, UNetBlock
-from edm.networks.options import count, option
-from linear_structure.errors import UsageError
+from linear_structure.system.errors import UsageError
+from linear_structure.system.options import count, option
 
 MAX_LEVELS = 12
 

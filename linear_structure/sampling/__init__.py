@@ -1,0 +1,1 @@
+"""Everything that walks along a denoiser, whoever it is: noise levels, samplers, seeds."""

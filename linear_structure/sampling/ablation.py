@@ -1,0 +1,218 @@
+"""The published ablation sampler as one linear rule for each step.
+
+Karras et al. 2022 write the sampling ODE with a schedule sigma(t) and a scaling s(t), for the
+scaled state s x. With the slope d(x, sigma) = (x - D(x, sigma)) / sigma it reads
+
+    d(s x) / dt = s' x + s sigma' d(x, sigma),
+
+so that a step of any two-stage Runge-Kutta method, divided by the scaling where it ends, is linear
+in x and in two slopes,
+
+    x_next = keep x + first d(x, sigma) + second d(x_trial, sigma_trial),
+    x_trial = trial_keep x + trial_first d(x, sigma),
+
+with weights that depend on the grid alone. A `Stage` holds them, a `Schedule` all N of them: the
+state stays unscaled, and solver, schedule, scaling and alpha are no more than numbers. They are
+computed once from the full grid and then sliced (`schedule[k:]`): a skip changes no amount.
+`linear_structure.sampling.samplers.ablation` walks along them.
+"""
+
+import math
+from dataclasses import dataclass, field
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from linear_structure.sampling.grids import (
+    Churn,
+    Lift,
+    Rounding,
+    ended,
+    exact,
+    iddpm_grid,
+    sigma_grid,
+    ve_grid,
+    vp_grid,
+)
+from linear_structure.sampling.processes import VE, VP, Linear, TimeLaw
+from linear_structure.system.errors import UsageError
+
+
+class Stage(NamedTuple):
+    """One step: the lift before it and the weights of the module's rule, all () float64.
+
+    `second` is 0 where a step has one slope only: every Euler step, and always the one to 0.
+    """
+
+    lift: Lift
+    keep: Tensor
+    first: Tensor
+    second: Tensor
+    trial_sigma: Tensor
+    trial_keep: Tensor
+    trial_first: Tensor
+
+
+@dataclass(frozen=True)
+class Schedule:
+    """A grid and the weights of its steps; `schedule[k:]` is what remains after k skipped steps.
+
+    Attributes:
+        sigmas: (N + 1,) float64, the last one 0.
+        stages: one for each of the N steps.
+    """
+
+    sigmas: Tensor
+    stages: tuple[Stage, ...]
+
+    @property
+    def lifts(self) -> tuple[Lift, ...]:
+        """The lift before each step."""
+        return tuple(stage.lift for stage in self.stages)
+
+    def __getitem__(self, part: slice) -> "Schedule":
+        """The grid points in `part`, consecutive ones, and the steps between them."""
+        if part.step not in (None, 1):
+            raise ValueError("the weights of a step hold from one level to the next: no stride")
+        sigmas = self.sigmas[part]
+        return Schedule(sigmas, self.stages[part][: len(sigmas) - 1])
+
+
+OPTIONS = {
+    "solver": ("heun", "euler"),
+    "discretization": ("edm", "vp", "ve", "iddpm"),
+    "schedule": ("linear", "vp", "ve"),
+    "scaling": ("none", "vp"),
+}
+"""The named choices of the ablation sampler, the default first."""
+
+
+@dataclass(frozen=True)
+class Ablation:
+    """Settings of the ablation sampler, named as published (Karras et al. 2022, algorithm 3).
+
+    Attributes:
+        alpha: where in its step the second slope is taken: 1 Heun, 2/3 Ralston, 1/2 midpoint.
+        sigma_min, sigma_max: None is the end that belongs to the discretization.
+        rho: of the "edm" discretization.
+        epsilon_s: the time of sigma_min in the "vp" discretization and schedule.
+        c_1, c_2, m: of the "iddpm" table.
+
+    Raises:
+        UsageError: an unknown name, or alpha outside (0, 1].
+    """
+
+    steps: int = 18
+    solver: str = "heun"
+    discretization: str = "edm"
+    schedule: str = "linear"
+    scaling: str = "none"
+    alpha: float = 1.0
+    sigma_min: float | None = None
+    sigma_max: float | None = None
+    rho: float = 7.0
+    epsilon_s: float = 1e-3
+    c_1: float = 1e-3
+    c_2: float = 8e-3
+    m: int = 1000
+    churn: Churn = field(default_factory=Churn)
+
+    def __post_init__(self) -> None:
+        for name, choices in OPTIONS.items():
+            value = getattr(self, name)
+            if value not in choices:
+                raise UsageError(f"{name} is {value!r}: expected one of {', '.join(choices)}")
+        if not 0 < self.alpha <= 1:
+            raise UsageError(f"alpha is {self.alpha}: expected 0 < alpha <= 1")
+
+    def plan(
+        self, lowest: float = 0.0, highest: float = math.inf, round_sigma: Rounding = exact
+    ) -> Schedule:
+        """The frozen schedule for a network that knows the levels from `lowest` to `highest`.
+
+        Raises:
+            UsageError: the grid or the VP process cannot be made.
+        """
+        low, high = self._range()
+        low, high = max(low, lowest), min(high, highest)
+        sigmas = ended(round_sigma(self._grid(low, high)[:-1]))
+        lifts = self.churn.lifts(sigmas, round_sigma)
+        return Schedule(sigmas, self._stages(sigmas, lifts, self._law(low, high)))
+
+    def _range(self) -> tuple[float, float]:
+        """The ends of the grid before the network's limits."""
+        ends = torch.tensor([self.epsilon_s, 1.0], dtype=torch.float64)
+        low, high = {
+            "edm": (0.002, 80.0),
+            "vp": VP().sigma(ends).tolist(),
+            "ve": (0.02, 100.0),
+            "iddpm": (0.002, 81.0),
+        }[self.discretization]
+        return (
+            low if self.sigma_min is None else self.sigma_min,
+            high if self.sigma_max is None else self.sigma_max,
+        )
+
+    def _grid(self, low: float, high: float) -> Tensor:
+        match self.discretization:
+            case "vp":
+                return vp_grid(self.steps, low, high, self.epsilon_s)
+            case "ve":
+                return ve_grid(self.steps, low, high)
+            case "iddpm":
+                return iddpm_grid(self.steps, low, high, self.c_1, self.c_2, self.m)
+            case _:
+                return sigma_grid(self.steps, low, high, self.rho)
+
+    def _law(self, low: float, high: float) -> TimeLaw:
+        match self.schedule:
+            case "vp":
+                return VP.through(low, high, self.epsilon_s)
+            case "ve":
+                return VE()
+            case _:
+                return Linear()
+
+    def _stages(self, sigmas: Tensor, lifts: tuple[Lift, ...], law: TimeLaw) -> tuple[Stage, ...]:
+        """The weights of all steps; every name is (N,)."""
+        ends = sigmas[1:]
+        above_zero = (ends > 0).to(ends)
+        start = law.time(torch.stack([lift.sigma for lift in lifts]))
+        h = law.time(ends) * above_zero - start
+        reach = self.alpha * h * above_zero
+        share = (0.5 / self.alpha if self.solver == "heun" else 0.0) * above_zero
+
+        here = _Point.at(start, law, self.scaling)
+        trial = _Point.at(start + reach, law, self.scaling)
+        trial_keep = here.scale / trial.scale * (1 + reach * here.growth)
+        trial_first = here.scale / trial.scale * reach * here.rate
+
+        from_here = here.scale / _scale(ends, self.scaling)
+        from_trial = trial.scale / _scale(ends, self.scaling) * h * share
+        rest = h * (1 - share)
+        keep = from_here * (1 + rest * here.growth) + from_trial * trial.growth * trial_keep
+        first = from_here * rest * here.rate + from_trial * trial.growth * trial_first
+        second = from_trial * trial.rate
+        weights = (keep, first, second, trial.sigma, trial_keep, trial_first)
+        return tuple(map(Stage, lifts, *weights))
+
+
+class _Point(NamedTuple):
+    """sigma, sigma', s and s' / s at times (n,), each (n,)."""
+
+    sigma: Tensor
+    rate: Tensor
+    scale: Tensor
+    growth: Tensor
+
+    @classmethod
+    def at(cls, t: Tensor, law: TimeLaw, scaling: str) -> "_Point":
+        sigma, rate = law.sigma(t), law.rate(t)
+        growth = -sigma * rate / (1 + sigma**2) if scaling == "vp" else torch.zeros_like(t)
+        return cls(sigma, rate, _scale(sigma, scaling), growth)
+
+
+def _scale(sigma: Tensor, scaling: str) -> Tensor:
+    """s where the level is sigma; that of VP keeps the variance of unit data at 1."""
+    return (1 + sigma**2).rsqrt() if scaling == "vp" else torch.ones_like(sigma)

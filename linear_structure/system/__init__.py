@@ -1,0 +1,1 @@
+"""What knows nothing of the subject: files, downloads, errors, options, the machine."""

@@ -1,0 +1,439 @@
+"""Resumable, verified downloads: a file is in the cache whole, or not at all.
+
+A download grows in `NAME.part` and becomes `NAME` when its length and digests are right. After a
+cut only the rest is asked for, by `Range` (206: append; 200: start over; 416: nothing is missing,
+verify), first from the same mirror and then from the next. Where no digest is pinned nothing would
+tell that two files were glued: then a mirror continues only what it began itself, under `If-Range`
+with the ETag or time that the file had (kept in `NAME.part.json`), and starts over without these.
+`NAME.json` records the SHA-256 together with the size and the time of the file that it was computed
+from: a file that did not change is hashed once, and where nobody states a digest the first one seen
+holds from then on.
+
+Nothing that is fetched is executed or unpacked here.
+"""
+
+import hashlib
+import json
+import os
+import re
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import BinaryIO, Literal
+from urllib.parse import urlparse
+
+import requests
+import urllib3
+from tqdm import tqdm
+
+from linear_structure.system.errors import UsageError, WorkError
+from linear_structure.system.files import alone, digest_of, digest_of_file, write_json
+
+SIZE_LIMIT = 4 << 30  # bytes, of what somebody names; the largest published file has 1.2e9
+CHUNK = 1 << 16  # bytes, the most that a cut connection loses
+TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two pieces
+ATTEMPTS = 4  # in a row that bring nothing new, for each mirror
+PAUSE = 0.5  # seconds after the first such attempt; doubled after each further one
+REPLACED = {  # what a file of sources may say of each, and of what type
+    "urls": list,
+    "sha256": str | None,
+    "md5": str | None,
+    "size_limit": int,
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """One file and where it is published."""
+
+    urls: tuple[str, ...]  # mirrors of the same bytes, in the order to be tried
+    name: str  # path within the cache, with forward slashes
+    sha256: str | None  # None: the first one seen is remembered
+    size_limit: int  # bytes, refused beyond
+    md5: str | None = None  # where the publisher states only this one
+
+    @property
+    def pinned(self) -> bool:
+        """Whether a digest is known before the file is fetched."""
+        return bool(self.sha256 or self.md5)
+
+
+def cache_dir() -> Path:
+    """`$LINEAR_STRUCTURE_CACHE`, by default `linear_structure` in the user's cache directory."""
+    if chosen := os.environ.get("LINEAR_STRUCTURE_CACHE"):
+        return Path(chosen).expanduser()
+    caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
+    return Path(caches).expanduser() / "linear_structure"
+
+
+def fetch(source: Source, folder: Path | None = None) -> Path:
+    """The verified file of `source` in `folder` (by default the cache), downloaded if it is absent.
+
+    A file that is there is used without the network. Any number of processes may ask at once: one
+    of them downloads. With `LINEAR_STRUCTURE_OFFLINE=1` nothing is downloaded.
+
+    Raises:
+        WorkError: the file cannot be had, or the one that is there has another digest.
+        UsageError: `$LINEAR_STRUCTURE_SOURCES` is no such file.
+    """
+    source = _redirected(source)
+    path = (folder or cache_dir()) / source.name
+    if not path.exists():
+        _refuse_offline(source, path)
+        path.parent.mkdir(parents=True, exist_ok=True)
+        with alone(Path(f"{path}.lock"), f"fetches {path.name}"):
+            if not path.exists():
+                _download(source, path)
+    _verify(source, path)
+    return path
+
+
+def _redirected(source: Source) -> Source:
+    """The source, or what the user's file `$LINEAR_STRUCTURE_SOURCES` puts in its place.
+
+    That file is JSON: `{"NAME": {"urls": [...], "sha256": ..., "size_limit": ...}}`, where NAME is
+    the last part of a source's name; a digest that is left out is unknown, not the publisher's.
+    """
+    chosen = os.environ.get("LINEAR_STRUCTURE_SOURCES")
+    if not chosen:
+        return source
+    try:
+        entry = json.loads(Path(chosen).read_text()).get(Path(source.name).name)
+        if entry is None:
+            return source
+        wrong = [name for name, value in entry.items() if not isinstance(value, REPLACED[name])]
+        if wrong or not all(isinstance(url, str) for url in entry["urls"]):
+            raise TypeError(f"of another type: {', '.join(wrong or ['urls'])}")
+        given = {**entry, "urls": tuple(entry["urls"])}
+        return replace(source, **{"sha256": None, "md5": None, **given})
+    except (OSError, ValueError, AttributeError, KeyError, TypeError) as error:
+        raise UsageError(
+            f"LINEAR_STRUCTURE_SOURCES={chosen} does not map file names to urls, sha256 and "
+            f"size_limit as JSON ({error})"
+        ) from error
+
+
+def _refuse_offline(source: Source, path: Path) -> None:
+    if os.environ.get("LINEAR_STRUCTURE_OFFLINE", "0") not in ("", "0"):
+        raise WorkError(
+            f"{source.name} is missing and LINEAR_STRUCTURE_OFFLINE is set: "
+            f"fetch {' or '.join(source.urls)} elsewhere and put it at {path}"
+        )
+
+
+def given(text: str, sha256: str | None = None) -> Source | Path:
+    """What somebody typed: a path, or an http(s) URL, whose place in the cache follows from it.
+
+    Args:
+        sha256: what the file must have (64 hexadecimal digits), where it was said.
+
+    Raises:
+        UsageError: the file at a path has another digest.
+    """
+    if text.startswith(("http://", "https://")):
+        stem = re.sub(r"[^\w.-]", "_", Path(urlparse(text).path).name).strip(".")
+        name = f"given/{digest_of(text)[:16]}/{stem[-100:] or 'file'}"
+        return Source((text,), name, sha256, SIZE_LIMIT)
+    path = Path(text)
+    if sha256 is not None and path.is_file() and (actual := digest_of_file(path)) != sha256.lower():
+        raise UsageError(f"{path} has the SHA-256 {actual}, not the {sha256} that was asked for")
+    return path
+
+
+def located(file: Source | Path) -> Path:
+    """The path of a file, fetched and verified where it is a `Source`.
+
+    Raises:
+        UsageError: a path that is not a file.
+        WorkError: a file that cannot be fetched.
+    """
+    if isinstance(file, Source):
+        return fetch(file)
+    if not file.is_file():
+        raise UsageError(f"{file} is not a file: expected a path to one, or a URL")
+    return file
+
+
+@dataclass(frozen=True)
+class _Record:
+    """The digests of a file, and its size and time when they were computed."""
+
+    sha256: str
+    md5: str
+    size: int
+    modified_ns: int
+
+    @classmethod
+    def of(cls, path: Path) -> "_Record":
+        """Read and hash the whole file."""
+        stat = path.stat()
+        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
+        with path.open("rb") as file:
+            while chunk := file.read(1 << 20):
+                sha256.update(chunk)
+                md5.update(chunk)
+        return cls(sha256.hexdigest(), md5.hexdigest(), stat.st_size, stat.st_mtime_ns)
+
+    def describes(self, path: Path) -> bool:
+        stat = path.stat()
+        return (self.size, self.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+
+
+def _record_path(path: Path) -> Path:
+    return path.with_name(f"{path.name}.json")
+
+
+def _recall(path: Path) -> _Record | None:
+    try:
+        return _Record(**json.loads(_record_path(path).read_text()))
+    except (FileNotFoundError, ValueError, TypeError):
+        return None
+
+
+def _difference(source: Source, found: _Record, first: _Record | None) -> str | None:
+    """Which digest is not the pinned one (or, where none is pinned, the first seen); else None."""
+    sha256 = source.sha256 if source.pinned or first is None else first.sha256
+    wanted = (("SHA-256", sha256, found.sha256), ("MD5", source.md5, found.md5))
+    for kind, expected, actual in wanted:
+        if expected and expected.lower() != actual:
+            return f"its {kind} is {actual} instead of {expected}"
+    return None
+
+
+def _verify(source: Source, path: Path) -> None:
+    """Hash the file if it is new or was touched since, and compare."""
+    first = _recall(path)
+    record = first if first and first.describes(path) else _Record.of(path)
+    if difference := _difference(source, record, first):
+        remedy = "remove it or replace it"
+        if not source.pinned:
+            remedy += f", or remove {_record_path(path).name} beside it if it is right as it is"
+        raise WorkError(f"{path} is damaged or another file: {difference}; {remedy}")
+    if record != first and os.access(path.parent, os.W_OK):
+        write_json(_record_path(path), asdict(record))
+
+
+class _Cut(Exception):
+    """The answer ended early or never came: the same URL may give the rest."""
+
+
+class _Refused(Exception):
+    """This URL does not give the file."""
+
+
+def _download(source: Source, path: Path) -> None:
+    """Try the mirrors in order until one has completed the file."""
+    partial = path.with_name(f"{path.name}.part")
+    failures = []
+    with tqdm(desc=path.name, unit="B", unit_scale=True, disable=None) as bar:
+        for url in source.urls:
+            try:
+                return _obtain(url, source, path, partial, bar)
+            except _Refused as refusal:
+                failures.append(f"{url}: {refusal}")
+    kept = f"; {_size(partial)} bytes are kept in {partial}" if _size(partial) else ""
+    raise WorkError(
+        f"cannot fetch {source.name} ({'; '.join(failures)}){kept}; the same command tries again, "
+        f"and uses the file if you put it at {path}"
+    )
+
+
+def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> None:
+    """Complete the file from one URL; if that fails on an old beginning, once more from nothing."""
+    while True:
+        old = _size(partial)
+        _persist(url, source, partial, bar)
+        record = _Record.of(partial)
+        fault = _page(partial) or _difference(source, record, _recall(path))
+        if fault is None:
+            partial.replace(path)
+            _record_path(partial).unlink(missing_ok=True)
+            write_json(_record_path(path), asdict(record))
+            return
+        _discard(partial)
+        if not old:
+            raise _Refused(f"it gives another file, {fault}")
+
+
+def _page(partial: Path) -> str | None:
+    with partial.open("rb") as file:
+        start = file.read(512).lstrip().lower()
+    return "an HTML page" if start.startswith((b"<!doctype html", b"<html")) else None
+
+
+def _persist(url: str, source: Source, partial: Path, bar: tqdm) -> None:
+    """Ask for the rest until nothing is missing, or until several attempts bring nothing new."""
+    longest, idle = _size(partial), 0
+    while True:
+        try:
+            return _continue(url, source, partial, bar)
+        except _Cut as cut:
+            idle = 0 if _size(partial) > longest else idle + 1
+            longest = max(longest, _size(partial))
+            if idle == ATTEMPTS:
+                raise _Refused(str(cut)) from cut
+            time.sleep(PAUSE * 2 ** max(idle - 1, 0))
+
+
+def _size(partial: Path) -> int:
+    return partial.stat().st_size if partial.exists() else 0
+
+
+def _discard(partial: Path) -> None:
+    partial.unlink()
+    _record_path(partial).unlink(missing_ok=True)
+
+
+@dataclass(frozen=True)
+class _Origin:
+    """Which file `partial` is the beginning of.
+
+    Attributes:
+        validator: its strong ETag, else the time of its last change, else None.
+        total: its bytes, if the server states them.
+    """
+
+    url: str
+    validator: str | None
+    total: int | None
+
+    @classmethod
+    def of(cls, url: str, response: requests.Response, total: int | None) -> "_Origin":
+        etag = response.headers.get("ETag", "")
+        strong = etag if etag.startswith('"') else None  # If-Range takes no weak one
+        return cls(url, strong or response.headers.get("Last-Modified"), total)
+
+    @classmethod
+    def recall(cls, partial: Path) -> "_Origin | None":
+        try:
+            return cls(**json.loads(_record_path(partial).read_text()))
+        except (FileNotFoundError, ValueError, TypeError):
+            return None
+
+    def fits(self, now: "_Origin") -> bool:
+        """Whether an answer, in which things may be left unsaid, is of the same file."""
+        return self.validator == (now.validator or self.validator) and (
+            None in (self.total, now.total) or self.total == now.total
+        )
+
+
+def _conditions(url: str, source: Source, partial: Path) -> dict[str, str]:
+    """Headers that ask for the rest; none if `partial` may be the beginning of another file."""
+    if not _size(partial):
+        return {}
+    rest = {"Range": f"bytes={_size(partial)}-"}
+    if source.pinned:
+        return rest
+    origin = _Origin.recall(partial)
+    if origin is None or origin.url != url or origin.validator is None:
+        return {}
+    return rest | {"If-Range": origin.validator}
+
+
+def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
+    """Ask once for what `partial` lacks, and append it as it arrives."""
+    conditions = _conditions(url, source, partial)
+    kept = _size(partial) if conditions else 0
+    # Without "identity" a server may compress, and offsets and lengths mean something else.
+    headers = {"Accept-Encoding": "identity"} | conditions
+    try:
+        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
+            if response.status_code == 416 and kept:
+                return _settle(url, response, source, partial)
+            start, total = _extent(response, source, kept)
+            origin = _Origin.of(url, response, total)
+            if start:
+                _refuse_changed(origin, source, partial)
+            _append(response, partial, start, origin, source.size_limit, bar)
+    except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
+        reason = type(error).__name__
+        raise _Cut(f"the connection failed at byte {_size(partial)}, {reason}") from error
+    except requests.RequestException as error:
+        raise _Refused(str(error)) from error
+
+
+def _refuse_changed(now: _Origin, source: Source, partial: Path) -> None:
+    """Some servers ignore If-Range and give the rest of another file."""
+    before = _Origin.recall(partial)
+    if not source.pinned and not (before and before.fits(now)):
+        _discard(partial)
+        raise _Cut("the file there changed since its beginning was fetched")
+
+
+def _settle(url: str, response: requests.Response, source: Source, partial: Path) -> None:
+    """Nothing lies beyond `partial`: it is whole, to be verified, or no part of this file."""
+    total = response.headers.get("Content-Range", "").removeprefix("bytes */")
+    if total != str(_size(partial)) and not (source.pinned and total in ("", "*")):
+        _discard(partial)
+        raise _Cut("what was kept of it does not fit the file there")
+    _refuse_changed(_Origin.of(url, response, _size(partial)), source, partial)
+
+
+def _extent(response: requests.Response, source: Source, kept: int) -> tuple[int, int | None]:
+    """Where the body starts in the file, and the length of the file if the server states it."""
+    status, headers = response.status_code, response.headers
+    if status == 429 or status >= 500:
+        raise _Cut(f"HTTP status {status}")
+    if status not in (200, 206):
+        raise _Refused(f"HTTP status {status}")
+    if headers.get("Content-Type", "").startswith("text/html"):
+        raise _Refused("it gives an HTML page instead of the file")
+    start, length = _span(headers.get("Content-Range", "")) if status == 206 else (0, None)
+    if status == 200 and headers.get("Content-Length", "").isdigit():
+        length = int(headers["Content-Length"])
+    if start not in (0, kept):
+        raise _Refused(f"asked for what follows byte {kept}, it gives what follows byte {start}")
+    if length is None and not source.pinned and not response.raw.chunked:
+        raise _Refused("no length is stated and no digest is known: a part could pass for the file")
+    return start, length
+
+
+def _span(content_range: str) -> tuple[int, int | None]:
+    """Start and total of `bytes START-END/TOTAL`; no total if it is unknown (`*`)."""
+    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
+    if match is None:
+        raise _Refused(f"it answers with a malformed Content-Range {content_range!r}")
+    return int(match[1]), None if match[2] == "*" else int(match[2])
+
+
+def _append(
+    response: requests.Response,
+    partial: Path,
+    start: int,
+    origin: _Origin,
+    limit: int,
+    bar: tqdm,
+) -> None:
+    """Write the body from byte `start` on; what was there is another file's if `start` is 0."""
+    size, total = start, origin.total
+    too_large = f"it is larger than the limit of {limit} bytes"
+    if total is not None and total > limit:
+        raise _Refused(too_large)
+    bar.reset(total)
+    bar.n = bar.initial = start
+    with _writing(partial, "ab" if start else "wb") as file:
+        if not start:  # only now that `partial` is empty: it never has another file's origin
+            write_json(_record_path(partial), asdict(origin))
+        for chunk in response.raw.stream(CHUNK, decode_content=False):
+            size += len(chunk)
+            if size > limit:
+                raise _Refused(too_large)
+            file.write(chunk)
+            bar.update(len(chunk))
+    if total is not None and size != total:
+        raise _Cut(f"the connection ended at byte {size} of {total}")
+
+
+@contextmanager
+def _writing(partial: Path, mode: Literal["ab", "wb"]) -> Iterator[BinaryIO]:
+    """Open `partial`; a full disk, or whatever else keeps it from growing, is one sentence."""
+    try:
+        with partial.open(mode) as file:
+            yield file
+    except OSError as error:
+        raise WorkError(
+            f"cannot write {partial}: {error.strerror}; what was fetched is kept there "
+            "and the same command continues"
+        ) from error

@@ -1,0 +1,185 @@
+"""Files that appear whole or not at all, locks between processes, and fingerprints."""
+
+import hashlib
+import io
+import json
+import lzma
+import pickle
+import secrets
+import shutil
+import sys
+import tempfile
+import zipfile
+import zlib
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from filelock import FileLock, Timeout
+from torch import Tensor
+
+UNREADABLE_ARRAYS = (  # what numpy, zipfile and its decompressors raise on odd .npy and .npz files
+    ValueError,
+    TypeError,
+    RuntimeError,
+    MemoryError,
+    OverflowError,
+    EOFError,
+    OSError,
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+)
+UNREADABLE_TENSORS = (  # what zipfile, torch and pickle raise on damaged or foreign files
+    zipfile.BadZipFile,
+    zlib.error,
+    lzma.LZMAError,
+    pickle.UnpicklingError,
+    EOFError,
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    LookupError,
+    MemoryError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+@contextmanager
+def replacing(path: Path) -> Iterator[Path]:
+    """Yield a temporary path beside `path`; move it there if the block ends well, else remove it.
+
+    The parent folder is made. The temporary name keeps the suffix, which some writers look at. An
+    OSError that names no file, as that of a full disk, is given the name of `path`.
+    """
+    path.parent.mkdir(parents=True, exist_ok=True)
+    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    try:
+        with _blaming(path):
+            yield beside
+            beside.replace(path)
+    finally:
+        beside.unlink(missing_ok=True)
+
+
+@contextmanager
+def replacing_folder(path: Path) -> Iterator[Path]:
+    """Yield an empty folder beside `path`; put it there if the block ends well, else remove it.
+
+    What was at `path` is moved aside first and then removed: at any moment `path` holds all of the
+    old, all of the new, or is not there; then a process was killed between the two, and the next
+    call puts the old back.
+    """
+    path = path.resolve()
+    beside, old = (path.with_name(f".{path.name}.{end}") for end in ("part", "old"))
+    if old.exists() and not path.exists():
+        old.rename(path)
+    for leftover in (beside, old):
+        shutil.rmtree(leftover, ignore_errors=True)
+    beside.mkdir(parents=True)
+    try:
+        with _blaming(path):
+            yield beside
+            if path.exists():
+                path.rename(old)
+            beside.rename(path)
+    finally:
+        shutil.rmtree(beside, ignore_errors=True)
+    shutil.rmtree(old, ignore_errors=True)
+
+
+def check_writable(folder: Path) -> None:
+    """Make and remove a file in a folder, or in the nearest above it: better before long work.
+
+    Raises:
+        OSError: none can be made.
+    """
+    nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    with _blaming(nearest), tempfile.TemporaryFile(dir=nearest):
+        pass
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Give an OSError that names no file the name of `path`."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = error.filename or str(path)
+        raise
+
+
+@contextmanager
+def alone(path: Path, doing: str) -> Iterator[None]:
+    """Keep other processes out of the block while this one is in it.
+
+    Args:
+        path: where the lock is; its folder exists.
+        doing: what another process does meanwhile, for the message of one that waits.
+    """
+    lock = FileLock(path)
+    try:
+        lock.acquire(timeout=0)
+    except Timeout:
+        print(f"waiting for another process that {doing}", file=sys.stderr)
+        lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release()
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write `text` to `path` whole or not at all."""
+    with replacing(path) as beside:
+        beside.write_text(text, encoding="utf-8")
+
+
+def write_array(path: Path, array: np.ndarray) -> None:
+    """Write `array` as .npy whole or not at all (`np.save` ignores that a disk is full)."""
+    content = io.BytesIO()
+    np.save(content, array, allow_pickle=False)
+    with replacing(path) as beside:
+        beside.write_bytes(content.getbuffer())
+
+
+def write_json(path: Path, value: Any) -> None:
+    """Write `value` as indented JSON with sorted keys: equal values give equal bytes."""
+    write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def digest_of(value: Any) -> str:
+    """SHA-256 (64 hexadecimal digits) of a JSON value, whatever the order of its keys."""
+    text = json.dumps(value, sort_keys=True, separators=(",", ":"))
+    return hashlib.sha256(text.encode()).hexdigest()
+
+
+def digest_of_file(path: Path) -> str:
+    """SHA-256 (64 hexadecimal digits) of a file's bytes."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def digest_of_tensor(values: Tensor) -> str:
+    """SHA-256 (64 hexadecimal digits) of a tensor's values in order."""
+    return hashlib.sha256(values.cpu().contiguous().numpy().data).hexdigest()
+
+
+def digest_of_state(options: Any, tensors: Mapping[str, Tensor]) -> str:
+    """SHA-256 (64 hexadecimal digits) of a network, whatever file held it: options and weights.
+
+    Args:
+        options: JSON values.
+        tensors: a state dict; names, types, shapes and values count, their order does not.
+    """
+    sha = hashlib.sha256(digest_of(options).encode())
+    for name, tensor in sorted(tensors.items()):
+        values = tensor.detach().cpu().contiguous()
+        sha.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
+        sha.update(values.reshape(-1).view(torch.uint8).numpy().data)
+    return sha.hexdigest()

@@ -1,0 +1,104 @@
+"""Ranks as `torchrun` tells them through the environment; one process is the simplest case.
+
+Processes share work by index and meet through files; a process group is needed only where none may
+leave before the others (`gathered`).
+"""
+
+import os
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from datetime import timedelta
+from pathlib import Path
+from typing import TypeVar
+
+import torch
+from threadpoolctl import threadpool_limits
+
+from linear_structure.system.errors import UsageError, WorkError
+
+Item = TypeVar("Item")
+MOST_THREADS = 1024
+PATIENCE = timedelta(days=365)  # that processes have with each other: work may take long
+
+
+def rank() -> int:
+    """Index of this process among all, 0 for a single one."""
+    return int(os.environ.get("RANK", "0"))
+
+
+def world_size() -> int:
+    """Number of processes, 1 for a single one."""
+    return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def local_rank() -> int:
+    """Index of this process on its machine: the GPU it uses."""
+    return int(os.environ.get("LOCAL_RANK", "0"))
+
+
+def usable_cores() -> int:
+    """Cores this process may run on, whatever `torchrun` puts into OMP_NUM_THREADS."""
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+def set_threads(count: int) -> None:
+    """Use `count` CPU threads in torch and in the BLAS of numpy and scipy, whatever was set before.
+
+    Sums depend on it in the last bits, and `torchrun` gives BLAS one thread by the environment.
+
+    Raises:
+        UsageError: it is less than one, or more than any machine has.
+    """
+    if not 1 <= count <= MOST_THREADS:
+        raise UsageError(f"--threads {count}: expected 1 to {MOST_THREADS}")
+    torch.set_num_threads(count)
+    threadpool_limits(count)
+
+
+def chosen_device(name: str = "auto") -> torch.device:
+    """The device of a name such as cpu, cuda or cuda:1; a GPU becomes torch's current one.
+
+    Args:
+        name: "auto" is the GPU where there is one; "cuda" is that of this process.
+
+    Raises:
+        UsageError: there is no such device here.
+        WorkError: it has no memory left.
+    """
+    kind = ("cuda" if torch.cuda.is_available() else "cpu") if name == "auto" else name
+    try:
+        device = torch.device(f"cuda:{local_rank()}" if kind == "cuda" else kind)
+        torch.zeros(1, device=device).cpu()
+        if device.type == "cuda":
+            torch.cuda.set_device(device)
+    except torch.OutOfMemoryError as error:
+        raise WorkError(f"--device {name}: its memory is full") from error
+    except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
+        raise UsageError(f"--device {name}: there is no such device here") from error
+    return device
+
+
+def share(items: Sequence[Item]) -> Sequence[Item]:
+    """The items of this process: every `world_size`-th, from `rank` on."""
+    return items[rank() :: world_size()]
+
+
+def wait_for(paths: Iterable[Path]) -> None:
+    """Return once every path exists: another process makes it, or `torchrun` ends all of them."""
+    for path in paths:
+        while not path.exists():
+            time.sleep(0.2)
+
+
+@contextmanager
+def gathered() -> Iterator[Callable[[], object]]:
+    """Yield a call that returns once every process of this command has made it."""
+    if world_size() == 1:
+        yield lambda: None
+        return
+    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    try:
+        yield torch.distributed.barrier
+    finally:
+        torch.distributed.destroy_process_group()

@@ -1,0 +1,316 @@
+"""Networks read from published snapshots and from safetensors are the networks written."""
+
+import errno
+import json
+import runpy
+import sys
+from collections import OrderedDict
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+import torch
+from safetensors import safe_open
+from safetensors.torch import save_file
+from torch import Tensor
+
+from edm.checkpoints.checkpoint import load, network_digest, save
+from edm.precondition import Preconditioned, build
+from linear_structure.system.download import Source, given, located
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_file
+
+ROOT = Path(__file__).resolve().parents[3]
+CONFIG = {
+    "precondition": "EDMPrecond",
+    "model_type": "SongUNet",
+    "img_resolution": 8,
+    "img_channels": 3,
+    "model_channels": 8,
+    "channel_mult": [1, 2],
+    "num_blocks": 1,
+    "attn_resolutions": [4],
+    "augment_dim": 9,
+    "dropout": 0.13,
+}
+FORMS = [
+    (protocol, container, numpy)
+    for protocol in (2, 4)
+    for container in (dict, OrderedDict)
+    for numpy in ("numpy.core.multiarray", "numpy._core.multiarray")
+]
+OTHER_FORMS = [(3, dict, "numpy._core.multiarray"), (5, dict, "numpy._core.multiarray")]
+
+
+def network(**options: Any) -> Preconditioned:
+    torch.manual_seed(0)
+    made = build(CONFIG | options)
+    for parameter in made.requires_grad_(False).parameters():
+        parameter.copy_(torch.randn(parameter.shape) * parameter[0].numel() ** -0.5)
+    return made.eval()
+
+
+def written(
+    published: ModuleType,
+    path: Path,
+    source: Preconditioned,
+    attributes: dict[str, Any] | None = None,
+    form: tuple[Any, ...] = (),
+    tensors: dict[str, Tensor] | None = None,
+) -> Path:
+    """`source` in a snapshot, from keywords alone or with `attributes` of the instance."""
+    form = published.Form(*form)
+    tensors = tensors or source.state_dict()
+    snapshot = published.snapshot(source.config, tensors, form, attributes)
+    with path.open("wb") as file:
+        published.dump(snapshot, file, form)
+    return path
+
+
+def outputs(denoise: Preconditioned) -> Tensor:
+    x = torch.randn(2, 3, 8, 8, generator=torch.Generator().manual_seed(1))
+    labels = torch.eye(10)[[3, 7]] if denoise.label_dim else None
+    return denoise(x, torch.tensor([0.5, 20.0]), labels)
+
+
+def same(a: Preconditioned, b: Preconditioned) -> bool:
+    tensors = zip(a.state_dict().values(), b.state_dict().values(), strict=True)
+    return list(a.state_dict()) == list(b.state_dict()) and all(
+        torch.equal(x, y) for x, y in tensors
+    )
+
+
+# Published snapshots
+
+
+@pytest.mark.parametrize("form", FORMS + OTHER_FORMS)
+def test_snapshot_of_every_writer_is_the_network(
+    published: ModuleType, tmp_path: Path, form: tuple[Any, ...]
+) -> None:
+    source = network()
+    read = load(written(published, tmp_path / "a.pkl", source, form=form))
+    assert same(read, source)
+    assert read.config == source.config
+    assert torch.equal(outputs(read), outputs(source))
+
+
+@pytest.mark.parametrize("model_type", ["SongUNet", "DhariwalUNet"])
+@pytest.mark.parametrize(
+    ("precondition", "attributes"),
+    [
+        ("EDMPrecond", {"sigma_min": 0.01, "sigma_max": 70.0, "sigma_data": 0.7}),
+        ("VPPrecond", {"beta_d": 18.0, "beta_min": 0.2, "M": 500, "epsilon_t": 1e-4}),
+        ("VEPrecond", {"sigma_min": 0.03, "sigma_max": 90.0}),
+        ("iDDPMPrecond", {"C_1": 0.002, "C_2": 0.009, "M": 300}),
+    ],
+)
+def test_scalars_of_the_instance_overrule_its_keywords(
+    published: ModuleType,
+    tmp_path: Path,
+    precondition: str,
+    attributes: dict[str, Any],
+    model_type: str,
+) -> None:
+    kind = {"precondition": precondition, "model_type": model_type, "label_dim": 10}
+    source, default = network(**kind, **attributes), network(**kind)
+    path = tmp_path / "a.pkl"
+    form = published.Form()
+    snapshot = published.snapshot(default.config, source.state_dict(), form, attributes)
+    with path.open("wb") as file:
+        published.dump(snapshot, file, form)
+    read = load(path)
+    assert read.config == source.config
+    assert (read.sigma_min, read.sigma_max) == (source.sigma_min, source.sigma_max)
+    assert torch.equal(outputs(read), outputs(source))
+
+
+@pytest.mark.parametrize("depth", ["only the network", "no dict at all"])
+def test_other_parts_of_a_snapshot_are_not_needed(
+    published: ModuleType, tmp_path: Path, depth: str
+) -> None:
+    source, form = network(), published.Form()
+    part = published.snapshot(source.config, source.state_dict(), form)["ema"]
+    with (tmp_path / "a.pkl").open("wb") as file:
+        published.dump(part if depth == "no dict at all" else {"ema": part}, file, form)
+    assert same(load(tmp_path / "a.pkl"), source)
+
+
+def test_buffers_that_are_not_persistent_are_left_out(
+    published: ModuleType, tmp_path: Path
+) -> None:
+    source, form = network(), published.Form(protocol=2)
+    snapshot = published.snapshot(source.config, source.state_dict(), form)
+    state = snapshot["ema"].meta["state"]
+    state["_buffers"]["passing"] = torch.zeros(3)
+    state["_non_persistent_buffers_set"].add("passing")
+    with (tmp_path / "a.pkl").open("wb") as file:
+        published.dump(snapshot, file, form)
+    assert same(load(tmp_path / "a.pkl"), source)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float16, torch.bfloat16])
+def test_other_floating_types_become_float32(
+    published: ModuleType, tmp_path: Path, dtype: torch.dtype
+) -> None:
+    source = network().to(dtype)
+    read = load(written(published, tmp_path / "a.pkl", source))
+    assert {tensor.dtype for tensor in read.state_dict().values()} == {torch.float32}
+    assert same(read, source.to(torch.float32))
+
+
+def test_network_is_ready_to_sample(published: ModuleType, tmp_path: Path) -> None:
+    read = load(written(published, tmp_path / "a.pkl", network()))
+    assert not any(module.training for module in read.modules())
+    assert not any(parameter.requires_grad for parameter in read.parameters())
+
+
+def test_tensors_are_aligned_views_of_one_copy_of_the_file(
+    published: ModuleType, tmp_path: Path
+) -> None:
+    path = written(published, tmp_path / "a.pkl", network())
+    addresses = [tensor.data_ptr() for tensor in load(path).state_dict().values()]
+    assert all(address % 64 == 0 for address in addresses)
+    assert max(addresses) - min(addresses) < path.stat().st_size
+
+
+def test_loaded_weights_can_be_written_to(published: ModuleType, tmp_path: Path) -> None:
+    path = written(published, tmp_path / "a.pkl", network())
+    before, read = path.read_bytes(), load(path)
+    for parameter in read.parameters():
+        parameter.zero_()
+    assert not any(parameter.any() for parameter in read.parameters())
+    assert path.read_bytes() == before
+
+
+# Our own files
+
+
+def test_safetensors_give_the_network_back(tmp_path: Path) -> None:
+    source = network(label_dim=10, sigma_data=0.7)
+    save(source, tmp_path / "a.safetensors", {"source": "here"})
+    read = load(tmp_path / "a.safetensors")
+    assert same(read, source)
+    assert read.config == source.config
+    assert not read.training
+    assert torch.equal(outputs(read), outputs(source))
+
+
+def test_safetensors_carry_configuration_and_provenance(tmp_path: Path) -> None:
+    source = network()
+    save(source, tmp_path / "a.safetensors", {"source": "here", "images": 5})
+    with safe_open(tmp_path / "a.safetensors", framework="pt") as file:
+        metadata = file.metadata()
+    assert json.loads(metadata["config"]) == source.config
+    assert json.loads(metadata["provenance"]) == {"source": "here", "images": 5}
+
+
+def test_what_a_file_is_is_told_by_content(published: ModuleType, tmp_path: Path) -> None:
+    source = network()
+    save(source, tmp_path / "a.pkl", {})
+    written(published, tmp_path / "a.safetensors", source)
+    assert same(load(tmp_path / "a.pkl"), load(tmp_path / "a.safetensors"))
+
+
+def test_failed_save_leaves_the_old_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path, source = tmp_path / "a.safetensors", network()
+    save(source, path, {})
+    before = path.read_bytes()
+
+    def full(self: Path, data: bytes) -> int:
+        raise OSError(errno.ENOSPC, "no space left")
+
+    monkeypatch.setattr(Path, "write_bytes", full)
+    with pytest.raises(OSError, match="no space"):
+        save(network(sigma_data=0.7), path, {})
+    assert path.read_bytes() == before
+    assert list(tmp_path.iterdir()) == [path]
+
+
+def test_digest_is_that_of_the_network_and_not_of_its_file(
+    published: ModuleType, tmp_path: Path
+) -> None:
+    source = network()
+    save(source, tmp_path / "a.safetensors", {"source": "here"})
+    paths = [written(published, tmp_path / "a.pkl", source), tmp_path / "a.safetensors"]
+    assert {network_digest(load(path)) for path in paths} == {network_digest(source)}
+
+
+def test_digest_sees_every_bit_and_option() -> None:
+    digests = {network_digest(network()), network_digest(network(sigma_data=0.6))}
+    nudged = network()
+    weight = nudged.model.map_layer0.weight
+    weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
+    assert len(digests | {network_digest(nudged)}) == 3
+
+
+# Paths, URLs and digests
+
+
+def test_digest_is_compared_before_the_file_is_read(tmp_path: Path) -> None:
+    path = tmp_path / "a.pkl"
+    path.write_bytes(b"anything")
+    assert located(given(str(path), digest_of_file(path).upper())) == path
+    with pytest.raises(UsageError, match="SHA-256"):
+        load(path, "0" * 64)
+
+
+def test_absent_file_is_named(tmp_path: Path) -> None:
+    for path in (tmp_path / "absent.pkl", tmp_path):
+        with pytest.raises(UsageError, match="is not a file") as caught:
+            load(path)
+        assert str(path) in str(caught.value)
+
+
+def test_url_is_fetched_with_its_digest(
+    published: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, sources = network(), []
+    path = written(published, tmp_path / "a.pkl", source)
+    monkeypatch.setattr(
+        "linear_structure.system.download.fetch", lambda source: sources.append(source) or path
+    )
+    urls = ["https://a.example/x/net.pkl?v=1", "https://b.example/x/net.pkl"]
+    assert all(same(load(url, "ab" * 32), source) for url in urls)
+    assert [each.urls for each in sources] == [(url,) for url in urls]
+    assert {each.sha256 for each in sources} == {"ab" * 32}
+    assert len({each.name for each in sources}) == 2
+    assert all(each.name.endswith("net.pkl") for each in sources)
+    assert isinstance(sources[0], Source)
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf")])
+def test_weights_that_are_not_finite_are_named(
+    published: ModuleType, tmp_path: Path, value: float
+) -> None:
+    source = network()
+    source.model.enc["8x8_conv"].bias[2] = value
+    save(source, tmp_path / "a.safetensors", {})
+    for path in (written(published, tmp_path / "a.pkl", source), tmp_path / "a.safetensors"):
+        with pytest.raises(UsageError, match=r"'model\.enc\.8x8_conv\.bias' holds NaN or inf"):
+            load(path)
+
+
+def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save_file({"a": torch.zeros(3)}, path)
+    with pytest.raises(UsageError, match="without 'config'"):
+        load(path)
+    for config in ("{", "[" * 100_000, "[1]", "9" * 5000):
+        save_file({"a": torch.zeros(3)}, path, {"config": config})
+        with pytest.raises(UsageError, match="config"):
+            load(path)
+
+
+def test_conversion_keeps_the_network(
+    published: ModuleType, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    source, target = network(), tmp_path / "new" / "b.safetensors"
+    path = written(published, tmp_path / "a.pkl", source)
+    digest = digest_of_file(path)
+    arguments = ["convert_checkpoint.py", str(path), str(target), "--sha256", digest]
+    monkeypatch.setattr(sys, "argv", arguments)
+    runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"))["main"]()
+    assert same(load(target), source)
+    with safe_open(target, framework="pt") as file:
+        assert json.loads(file.metadata()["provenance"])["sha256"] == digest

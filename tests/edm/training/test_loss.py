@@ -1,0 +1,113 @@
+"""The denoising loss: its distribution of sigmas, its weight, and its value for known denoisers."""
+
+import math
+
+import pytest
+import torch
+from torch import Tensor
+
+from edm.precondition import build
+from edm.training.augment import Augment
+from edm.training.loss import EDM, VE, VP, denoising_loss, loss_at
+from linear_structure.denoise import expand
+from linear_structure.gaussian import Gaussian
+
+LOSSES = {"EDMPrecond": EDM(), "VPPrecond": VP(), "VEPrecond": VE(), "iDDPMPrecond": VP()}
+QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
+
+
+def gaussian() -> Gaussian:
+    generator = torch.Generator().manual_seed(3)
+    basis = torch.linalg.qr(torch.randn(12, 12, generator=generator, dtype=torch.float64)).Q
+    eigenvalues = torch.logspace(0.5, -3, 12, dtype=torch.float64)
+    return Gaussian(torch.linspace(-1, 1, 12, dtype=torch.float64), basis, eigenvalues)
+
+
+def draw(data: Gaussian, count: int) -> Tensor:
+    noise = torch.randn(count, 12, dtype=torch.float64)
+    flat = data.mean + (noise * data.eigenvalues.sqrt()) @ data.basis.T
+    return flat.reshape(count, 3, 2, 2)
+
+
+@pytest.mark.parametrize("sigma", [0.05, 0.5, 5.0])
+def test_loss_of_the_exact_denoiser_is_its_posterior_variance(sigma: float) -> None:
+    """E|D - y|^2 = sum lam sigma^2 / (lam + sigma^2), which no denoiser beats."""
+    torch.manual_seed(0)
+    data, loss = gaussian(), EDM()
+    images = draw(data, 40_000)
+    variance = data.eigenvalues * sigma**2 / (data.eigenvalues + sigma**2)
+    expected = float(loss.weight(torch.tensor(sigma)) * variance.mean())
+    assert loss_at(loss, data.denoise, images, sigma) == pytest.approx(expected, rel=0.01)
+    assert loss_at(loss, lambda x, s: 1.3 * data.denoise(x, s), images, sigma) > expected * 1.02
+
+
+def test_training_loss_is_the_same_expectation_over_sigmas() -> None:
+    torch.manual_seed(1)
+    data, loss = gaussian(), EDM()
+    images = draw(data, 40_000)
+    found = denoising_loss(loss, lambda x, sigma, **_: data.denoise(x, sigma), images)
+    assert found.shape == images.shape
+    sigma = loss.sigmas(400_000).double()[:, None]
+    variance = data.eigenvalues * sigma**2 / (data.eigenvalues + sigma**2)
+    expected = (loss.weight(sigma) * variance).mean()
+    assert float(found.mean()) == pytest.approx(float(expected), rel=0.02)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_weight_makes_errors_of_the_network_count_equally(name: str) -> None:
+    """w c_out^2 = 1 at every sigma: the loss is the plain squared error of F."""
+    network = build(
+        {"precondition": name, "model_type": "SongUNet", "img_resolution": 4, "img_channels": 1}
+        | {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
+    )
+    sigma = torch.logspace(-2, 2, 20)
+    scale = network.coefficients(sigma).out ** 2
+    torch.testing.assert_close(LOSSES[name].weight(sigma) * scale, torch.ones(20))
+
+
+def normal_quantiles() -> Tensor:
+    return torch.special.ndtri(QUANTILES)
+
+
+@pytest.mark.parametrize(
+    ("loss", "expected"),
+    [
+        (EDM(), torch.exp(-1.2 + 1.2 * normal_quantiles())),
+        (EDM(mean=0.3, std=2.0), torch.exp(0.3 + 2.0 * normal_quantiles())),
+        (EDM(log_uniform_share=1.0), 0.002 * 40_000**QUANTILES),
+        (VE(), 0.02 * 5_000**QUANTILES),
+        (VP(), torch.expm1(19.9 * QUANTILES**2 / 2 + 0.1 * QUANTILES).sqrt()),
+    ],
+)
+def test_quantiles_of_sigma(loss: EDM | VE | VP, expected: Tensor) -> None:
+    torch.manual_seed(0)
+    found = torch.quantile(loss.sigmas(200_000).double(), QUANTILES)
+    torch.testing.assert_close(found.log(), expected.log(), atol=0.03, rtol=0.01)
+
+
+def test_share_of_log_uniform_sigmas_reaches_what_the_normal_ones_do_not() -> None:
+    torch.manual_seed(0)
+    plain, broad = EDM().sigmas(200_000), EDM(log_uniform_share=0.15).sigmas(200_000)
+    assert float((plain > 20).double().mean()) == pytest.approx(2.4e-4, rel=0.3)
+    above = 0.15 * math.log(80 / 20) / math.log(80 / 0.002) + 0.85 * 2.4e-4
+    assert float((broad > 20).double().mean()) == pytest.approx(above, rel=0.05)
+    assert broad.min() >= 1e-4
+
+
+def test_random_numbers_are_drawn_for_sigma_then_augmentation_then_noise() -> None:
+    images, seen = torch.rand(6, 1, 8, 8), {}
+    augment, loss = Augment(0.5), EDM(log_uniform_share=0.15)
+
+    def network(x: Tensor, sigma: Tensor, **labels: Tensor) -> Tensor:
+        seen.update(x=x, sigma=sigma, **labels)
+        return x
+
+    torch.manual_seed(5)
+    denoising_loss(loss, network, images, augment=augment)
+    torch.manual_seed(5)
+    sigma = loss.sigmas(6)
+    clean, labels = augment(images)
+    noisy = clean + expand(sigma, clean) * torch.randn_like(clean)
+    assert torch.equal(seen["sigma"], sigma)
+    assert torch.equal(seen["augment_labels"], labels)
+    assert torch.equal(seen["x"], noisy)

@@ -1,0 +1,362 @@
+"""Training: order, accumulation, the step's rules, and runs that stop and continue to the bit."""
+
+import dataclasses
+import importlib.util
+import json
+import math
+import os
+import re
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors import safe_open
+from torch import Tensor, nn
+from torch.utils.flop_counter import FlopCounterMode
+
+from edm.checkpoints import checkpoint
+from edm.training.loss import EDM, loss_at
+from edm.training.recipes import RECIPES, Recipe, table
+from edm.training.runs import STATE, Job
+from edm.training.state import read_state, write_state
+from edm.training.steps import Data, Piece, State, Trainer, accumulate, batches, clean
+from linear_structure.data import datasets
+from linear_structure.images import from_uint8
+from linear_structure.system.errors import UsageError, WorkError, run_command
+from linear_structure.system.files import digest_of_file
+
+ROOT = Path(__file__).resolve().parents[3]
+WEIGHTS = ROOT / "edm" / "weights"
+CPU = torch.device("cpu")
+TINY = dataclasses.replace(
+    RECIPES["digits"],
+    model_channels=8,
+    channel_mult=(1,),
+    dropout=0.1,
+    augment=0.2,
+    batch=32,
+    piece=16,
+    ramp=100,
+    duration=960,
+    tick=100,
+    snapshot=300,
+)
+
+
+pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def job(folder: Path, **changes: object) -> Job:
+    recipe = dataclasses.replace(TINY, **changes)
+    return Job(recipe.shared_by(1), datasets.load("digits"), folder, CPU)
+
+
+def command(folder: Path) -> list[str]:
+    """`scripts/train.py` for the tiny recipe."""
+    line = [str(ROOT / "scripts" / "train.py"), "digits", "--recipe", "digits", "--device", "cpu"]
+    line += ["--threads", "1", "--out", str(folder)]
+    for each in dataclasses.fields(Recipe):
+        value = getattr(TINY, each.name)
+        if value != getattr(RECIPES["digits"], each.name):
+            values = value if isinstance(value, tuple) else (value,)
+            line += [f"--{each.name.replace('_', '-')}", *map(str, values)]
+    return line
+
+
+def start(*line: str) -> subprocess.Popen[bytes]:
+    environment = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    return subprocess.Popen([sys.executable, *line], env=environment, stderr=subprocess.DEVNULL)
+
+
+def tensors_of(folder: Path) -> dict[str, Tensor]:
+    """Every tensor of a run's state: weights, average, moments of Adam."""
+    saved = read_state(folder / STATE, CPU)
+    found = {f"network.{k}": v for k, v in saved["network"].items()}
+    found |= {f"average.{k}": v for k, v in saved["average"].items()}
+    for number, moments in saved["optimizer"]["state"].items():
+        found |= {f"adam.{number}.{k}": v for k, v in moments.items()}
+    return found
+
+
+@pytest.fixture(scope="module")
+def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of an uninterrupted run."""
+    folder = tmp_path_factory.mktemp("whole")
+    torch.set_num_threads(1)
+    job(folder).run()
+    return folder
+
+
+def test_killed_and_continued_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
+    process = start(*command(tmp_path))
+    while not (tmp_path / STATE).exists():
+        assert process.poll() is None
+        time.sleep(0.01)
+    process.send_signal(signal.SIGKILL)
+    assert process.wait() == -signal.SIGKILL
+    assert read_state(tmp_path / STATE, CPU)["images_seen"] < TINY.duration
+    assert start(*command(tmp_path)).wait(timeout=300) == 0
+    expected, found = tensors_of(whole), tensors_of(tmp_path)
+    assert expected.keys() == found.keys()
+    assert all(torch.equal(expected[name], found[name]) for name in expected)
+    assert (tmp_path / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
+
+
+def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path) -> None:
+    two = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2"]
+    assert start(*two, *command(tmp_path)).wait(timeout=300) == 0
+    expected, found = tensors_of(whole), tensors_of(tmp_path)
+    for name in expected:
+        if name.startswith("average"):
+            torch.testing.assert_close(found[name], expected[name], atol=2e-3, rtol=2e-3)
+    rows = [(folder / "loss.csv").read_text().splitlines()[1:] for folder in (whole, tmp_path)]
+    for one, other in zip(*rows, strict=True):
+        assert float(other.split(",")[1]) == pytest.approx(float(one.split(",")[1]), rel=1e-3)
+
+
+def test_a_longer_duration_continues_the_same_run(whole: Path, tmp_path: Path) -> None:
+    job(tmp_path, duration=400, tick=50).run()
+    state = job(tmp_path).run()
+    expected = tensors_of(whole)
+    for name, value in state.average.state_dict().items():
+        assert torch.equal(value, expected[f"average.{name}"])
+
+
+def test_snapshots_hold_what_they_promise(whole: Path) -> None:
+    last = sorted(whole.glob("network-*.safetensors"))[-1]
+    network = checkpoint.load(last)
+    average = tensors_of(whole)
+    for name, value in network.state_dict().items():
+        assert torch.equal(value, average[f"average.{name}"])
+    with safe_open(last, framework="pt") as file:
+        provenance = json.loads(file.metadata()["provenance"])
+    assert provenance["images_seen"] == TINY.duration
+    assert provenance["dataset"] == "digits"
+    assert {f"samples-{TINY.duration:09d}.png", "loss.png", "loss.csv"} <= {
+        p.name for p in whole.iterdir()
+    }
+    losses = [float(row.split(",")[1]) for row in (whole / "loss.csv").read_text().split()[1:]]
+    assert losses[-1] < 0.9 * losses[0]
+
+
+def test_another_configuration_is_refused_by_name(whole: Path) -> None:
+    with pytest.raises(UsageError, match="other dropout, learning_rate"):
+        job(whole, dropout=0.2, learning_rate=1e-5).run()
+
+
+def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
+    (tmp_path / STATE).write_bytes(b"not a state")
+    with pytest.raises(UsageError, match="not a training state"):
+        job(tmp_path).run()
+
+
+def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:
+    write_state(tmp_path / STATE, {"images_seen": 1})
+    limits = resource.getrlimit(resource.RLIMIT_FSIZE)
+    resource.setrlimit(resource.RLIMIT_FSIZE, (4096, limits[1]))
+    try:
+        with pytest.raises(WorkError, match=r"training-state\.pt cannot be written .*too large"):
+            write_state(tmp_path / STATE, {"network": torch.zeros(100_000)})
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, limits)
+    assert read_state(tmp_path / STATE, CPU) == {"images_seen": 1}
+    assert [path.name for path in tmp_path.iterdir()] == [STATE]
+
+
+def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_snapshot(tmp_path: Path) -> None:
+    job(tmp_path, duration=200).run()
+    saved = read_state(tmp_path / STATE, CPU)
+    saved["network"]["model.map_layer0.bias"].fill_(math.nan)
+    torch.save(saved, tmp_path / STATE)
+    good = sorted(tmp_path.glob("network-*.safetensors"))
+    with pytest.raises(WorkError, match=rf"loss is nan.*{good[-1].name}"):
+        job(tmp_path).run()
+    assert sorted(tmp_path.glob("network-*.safetensors")) == good
+
+
+@pytest.mark.parametrize(
+    ("words", "complaint"),
+    [
+        (("--device", "abacus"), "--device abacus: there is no such device here"),
+        (("--threads", "0"), "--threads 0: expected 1 to 1024"),
+        (("--threads", "-2"), "--threads -2: expected 1 to 1024"),
+        (("--duration", "0"), "'duration' is 0: expected 1"),
+        (("--seed", "-1"), "'seed' is -1: expected 0"),
+    ],
+)
+def test_mistakes_are_one_sentence_before_any_work(
+    words: tuple[str, ...],
+    complaint: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+) -> None:
+    spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
+    script = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(script)
+    monkeypatch.setattr(sys, "argv", ["train.py", "digits", "--out", str(tmp_path / "run"), *words])
+    assert run_command(script.main) == 2
+    error = capsys.readouterr().err
+    assert complaint in error
+    assert error.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_labels_are_needed_for_a_conditional_network() -> None:
+    digits = datasets.load("digits")
+    unlabelled = dataclasses.replace(digits, targets=None)
+    recipe = dataclasses.replace(TINY, conditional=True)
+    assert recipe.network(digits)["label_dim"] == 10
+    with pytest.raises(UsageError, match="no labels"):
+        recipe.network(unlabelled)
+
+
+def test_a_conditional_network_trains(tmp_path: Path) -> None:
+    state = job(tmp_path, conditional=True, duration=64, snapshot=64).run()
+    assert state.network.label_dim == 10
+    assert state.images_seen == 64
+
+
+@pytest.mark.parametrize(
+    ("preconditioning", "architecture", "precision"),
+    [
+        ("edm", "ddpmpp", "bfloat16"),
+        ("vp", "ddpmpp", "float32"),
+        ("ve", "ncsnpp", "float32"),
+        ("iddpm", "adm", "float32"),
+    ],
+)
+def test_every_preconditioning_and_architecture_trains(
+    preconditioning: str, architecture: str, precision: str, tmp_path: Path
+) -> None:
+    changes = {"preconditioning": preconditioning, "architecture": architecture}
+    state = job(tmp_path, **changes, precision=precision, duration=64, snapshot=64).run()
+    assert math.isfinite(state.curve[-1][1])
+    assert {p.dtype for p in state.network.parameters()} == {torch.float32}
+
+
+@pytest.mark.parametrize(("batch", "piece", "processes"), [(32, 24, 1), (32, 32, 2), (1, 0, 2)])
+def test_a_batch_that_cannot_be_shared_is_refused(batch: int, piece: int, processes: int) -> None:
+    with pytest.raises(UsageError, match=f"a batch of {batch}"):
+        dataclasses.replace(TINY, batch=batch, piece=piece).shared_by(processes)
+
+
+def test_every_pass_sees_every_image_once_in_another_order() -> None:
+    drawn = torch.cat([index for index, _ in zip(batches(50, 8, seed=3), range(25), strict=False)])
+    first, second = drawn[:50], drawn[50:100]
+    assert first.sort().values.tolist() == second.sort().values.tolist() == list(range(50))
+    assert first.tolist() != second.tolist()
+
+
+@pytest.mark.parametrize("position", [0, 8, 48, 400])
+def test_order_continues_from_any_position(position: int) -> None:
+    drawn = torch.cat([i for i, _ in zip(batches(50, 8, seed=3), range(60), strict=False)])
+    resumed = next(batches(50, 8, seed=3, position=position))
+    assert resumed.tolist() == drawn[position : position + 8].tolist()
+
+
+def test_accumulated_gradient_is_that_of_the_whole_batch() -> None:
+    torch.manual_seed(0)
+    network = nn.Sequential(nn.Flatten(), nn.Linear(64, 64)).double()
+    images = torch.randn(32, 1, 8, 8, dtype=torch.float64)
+
+    def objective(layer: nn.Module, batch: Tensor, labels: Tensor | None) -> Tensor:
+        return (layer(batch) - batch.flatten(1)) ** 2
+
+    def gradient(size: int) -> tuple[Tensor, Tensor]:
+        network.zero_grad()
+        pieces = [Piece(0, part, None) for part in images.split(size)]
+        return accumulate(network, objective, pieces, 1 / 32), network[1].weight.grad.clone()
+
+    total, whole_gradient = gradient(32)
+    for size in (1, 8, 16):
+        found_total, found = gradient(size)
+        torch.testing.assert_close(found_total, total)
+        torch.testing.assert_close(found, whole_gradient)
+    assert float(total) == pytest.approx(float(objective(network, images, None).detach().sum()))
+
+
+def trainer_of(recipe: Recipe) -> tuple[Trainer, State]:
+    digits = datasets.load("digits")
+    torch.manual_seed(0)
+    state = State.start(checkpoint.build(recipe.network(digits)))
+    data = Data(digits.images(), None, 0, CPU)
+
+    def objective(network: nn.Module, images: Tensor, labels: Tensor | None) -> Tensor:
+        sigma = torch.full((len(images),), 0.5)
+        noisy = images + 0.5 * torch.randn_like(images)
+        return (network(noisy, sigma, class_labels=labels) - images) ** 2
+
+    return Trainer(recipe, data, objective, state.network), state
+
+
+def test_first_step_has_rate_zero_and_the_rate_rises_linearly() -> None:
+    trainer, state = trainer_of(dataclasses.replace(TINY, augment=0.0, ramp=128))
+    before = {name: value.clone() for name, value in state.network.state_dict().items()}
+    order, rates = batches(1797, 32, seed=0), []
+    for step in range(6):
+        trainer.step(state, next(order))
+        rates.append(state.optimizer.param_groups[0]["lr"] / TINY.learning_rate)
+        if step == 0:
+            after = state.network.state_dict()
+            assert all(torch.equal(after[name], before[name]) for name in before)
+    assert rates == pytest.approx([0, 0.25, 0.5, 0.75, 1, 1])
+
+
+def test_gradients_are_cleaned() -> None:
+    layer = nn.Linear(4, 1)
+    layer.weight.grad = torch.tensor([[math.nan, math.inf, -math.inf, 2.0]])
+    clean(layer.parameters())
+    assert layer.weight.grad.tolist() == [[0.0, 1e5, -1e5, 2.0]]
+    assert layer.bias.grad is None
+
+
+def test_published_recipe_is_the_published_network() -> None:
+    """55,733,891 parameters, as counted in the published CIFAR-10 checkpoint."""
+    cifar = dataclasses.replace(datasets.load("digits"), shape=(3, 32, 32))
+    with torch.device("meta"):
+        network = checkpoint.build(RECIPES["published"].network(cifar))
+    assert sum(p.numel() for p in network.parameters()) == 55_733_891
+
+
+def test_recipes_have_one_table() -> None:
+    rows = table().splitlines()
+    assert len(rows) == len(dataclasses.fields(Recipe)) + 2
+    assert all(row.count("|") == len(RECIPES) + 3 for row in rows)
+
+
+def test_shipped_denoiser_is_what_its_card_says() -> None:
+    path, card = WEIGHTS / "digits-denoiser.safetensors", (WEIGHTS / "digits.md").read_text()
+    assert digest_of_file(path) in card
+    assert f"{path.stat().st_size:,} bytes" in card
+    network = checkpoint.load(path)
+    with FlopCounterMode(display=False) as counter:
+        network(torch.zeros(1, 1, 8, 8), torch.tensor(1.0))
+    flops = counter.get_total_flops()
+    assert flops <= 20e6
+    stated = float(re.search(r"([0-9.]+) MFLOP for one image", card)[1])
+    assert flops / 1e6 == pytest.approx(stated, rel=0.01)  # torch's count varies by version
+    assert f"{sum(p.numel() for p in network.parameters()):,} parameters" in card
+
+
+def test_shipped_networks_are_small_and_made_for_the_digits() -> None:
+    assert sum(path.stat().st_size for path in WEIGHTS.glob("digits-*.safetensors")) <= 4e6
+    pixels = from_uint8(datasets.load("digits").images(), torch.float64)
+    network = checkpoint.load(WEIGHTS / "digits-denoiser.safetensors")
+    assert network.options.sigma_data == pytest.approx(float(pixels.std()), abs=1e-4)
+
+
+@pytest.mark.parametrize(("sigma", "most"), [(0.1, 0.6), (0.5, 0.6), (2.0, 0.96)])
+def test_shipped_denoiser_beats_the_gaussian(sigma: float, most: float) -> None:
+    images = from_uint8(datasets.load("digits").images(), torch.float64)
+    flat = images.flatten(1)
+    lam = torch.linalg.eigvalsh(torch.cov(flat.T)).clamp(min=0)
+    loss = EDM(sigma_data=0.7518)
+    gaussian = loss.weight(torch.tensor(sigma)) * (lam * sigma**2 / (lam + sigma**2)).mean()
+    network = checkpoint.load(WEIGHTS / "digits-denoiser.safetensors")
+    assert loss_at(loss, network, images.float(), sigma) < most * float(gaussian)

@@ -1,0 +1,152 @@
+"""Comparisons of a network with analytic models, where the network is an analytic model itself."""
+
+import math
+from itertools import pairwise
+
+import pytest
+import torch
+
+from experiments import models
+from experiments.findings import beaten_range, equal_above, settling, summary
+from experiments.kept import kept
+from experiments.trajectories import agreement, compared, deviation, on_noised, refined, solution
+from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.images import from_uint8
+from linear_structure.mixture import GaussianMixture
+from linear_structure.points import PointCloud
+from linear_structure.sampling.grids import sigma_grid
+from linear_structure.sampling.samplers import heun
+
+GENERATOR = torch.Generator().manual_seed(0)
+IMAGES = torch.randint(0, 256, (60, 1, 4, 4), generator=GENERATOR, dtype=torch.uint8)
+GAUSSIAN = Gaussian.from_samples(from_uint8(IMAGES.flatten(1)))
+X = 80 * torch.randn(40, 1, 4, 4, generator=GENERATOR, dtype=torch.float64)
+SIGMAS = sigma_grid(18)
+
+
+def trajectory(steps: int = 18):
+    return list(heun(GAUSSIAN.denoise, X, sigma_grid(steps)))
+
+
+def test_a_model_agrees_with_itself_and_less_with_one_that_knows_less():
+    steps = list(on_noised(GAUSSIAN.denoise, from_uint8(IMAGES), SIGMAS[:-1]))
+    same = agreement(steps, GAUSSIAN.denoise)
+    assert not torch.tensor(same.error).any()
+    assert same.explained == [1.0] * 18
+    other = agreement(steps, Isotropic(GAUSSIAN.mean).denoise)
+    assert min(error[0] for error in other.error) > 0
+    assert other.sigma == SIGMAS[:-1].tolist()
+
+
+def test_relative_error_is_that_of_the_scores():
+    """Doubling the distance to x doubles the score: an error of 1, and nothing explained."""
+    steps = trajectory()
+
+    def doubled(x, sigma):
+        return x + 2 * (GAUSSIAN.denoise(x, sigma) - x)
+
+    assert torch.allclose(torch.tensor(agreement(steps, doubled).error), torch.tensor(1.0))
+    nothing = agreement(steps, lambda x, sigma: x)
+    assert torch.allclose(torch.tensor(nothing.error), torch.tensor(1.0))
+    assert max(nothing.explained) < 1e-12  # the spread is that about the mean: zero at most
+
+
+def test_a_finer_grid_is_the_grid_of_more_steps():
+    assert torch.allclose(refined(SIGMAS), sigma_grid(4 * 17 + 1), rtol=1e-12)
+    assert torch.equal(refined(SIGMAS)[:-1:4], SIGMAS[:-1])
+
+
+@pytest.mark.parametrize("name", ["mixture", "point cloud"])
+def test_numerical_solutions_have_a_level_for_each_of_the_networks(name):
+    model = {
+        "mixture": models.fitted(IMAGES, 3, None),
+        "point cloud": PointCloud(IMAGES.flatten(1)),
+    }[name]
+    steps = list(solution(model, X, SIGMAS))
+    assert [float(step.sigma) for step in steps] == SIGMAS[:-1].tolist()
+    for step in steps:
+        assert torch.allclose(step.denoised, model.denoise(step.x, step.sigma), atol=1e-6)
+
+
+def test_closed_and_numerical_solutions_agree_to_second_order():
+    """A mixture of one Gaussian is solved on a grid, the Gaussian in closed form."""
+    mixture = GaussianMixture(torch.ones(1, dtype=torch.float64), (GAUSSIAN,))
+    errors = []
+    for steps in (10, 20, 40):
+        sigmas = sigma_grid(steps)
+        closed = list(solution(GAUSSIAN, X, sigmas))[-1].x
+        errors.append(float((list(solution(mixture, X, sigmas))[-1].x - closed).norm()))
+    orders = [math.log2(a / b) for a, b in pairwise(errors)]
+    assert orders == pytest.approx([2, 2], abs=0.25)
+
+
+def test_the_solution_of_the_networks_own_model_deviates_by_the_solver_alone():
+    coarse, fine = (
+        deviation(trajectory(steps), GAUSSIAN, sigma_grid(steps)).state[-1][1] for steps in (18, 36)
+    )
+    assert fine < coarse / 3
+    assert coarse < 0.1
+    other = deviation(trajectory(), Isotropic(GAUSSIAN.mean), SIGMAS)
+    assert other.state[0] == [0.0, 0.0, 0.0]
+    assert other.state[-1][0] > coarse
+
+
+def test_components_settle_in_order_of_their_variance():
+    steps = list(heun(GAUSSIAN.denoise, X, sigma_grid(200)))
+    settled = settling(steps, GAUSSIAN, 8)
+    assert settled.order == pytest.approx(1)
+    assert settled.half == pytest.approx(settled.expected_half, rel=0.01)
+    gain, expected = torch.tensor(settled.gain), torch.tensor(settled.expected)
+    assert gain.shape == (8, 200)
+    assert torch.allclose(gain, expected, rtol=0.01)
+
+
+def curve(*errors):
+    return {"sigma": [10.0, 1.0, 0.1], "error": [[e, e, e] for e in errors]}
+
+
+def test_where_a_model_beats_another_and_where_they_are_equal():
+    flat, late = curve(0.1, 0.5, 0.9), curve(0.1, 0.4, 0.5)
+    assert beaten_range(late, flat) == (0.1, 1.0)
+    assert beaten_range(curve(0.05, 0.6, 0.9), flat) == (10.0, 10.0)
+    assert beaten_range(flat, late) is None
+    assert equal_above(late, flat) == 10.0
+    assert equal_above(flat, flat) == 0.1
+    assert equal_above(curve(1, 1, 1), flat) is None
+
+
+def test_the_models_are_those_that_the_images_allow():
+    known = models.known(GAUSSIAN, IMAGES)
+    rank = models.low_rank(GAUSSIAN)
+    assert list(known)[:3] == ["isotropic", "Gaussian", f"mixture of 1, rank {rank}"]
+    assert "mixture of 50" in known
+    assert "mixture of 100" not in known
+    assert list(models.known(GAUSSIAN, None)) == ["isotropic", "Gaussian"]
+    held = GAUSSIAN.eigenvalues[:rank].sum() / GAUSSIAN.eigenvalues.sum()
+    assert 0.95 <= held < 0.95 + float(GAUSSIAN.eigenvalues[rank - 1])
+
+
+def test_findings_name_each_claim():
+    numbers = {
+        name: compared(make(), trajectory()[:-1], trajectory(), SIGMAS)
+        for name, make in models.known(GAUSSIAN, IMAGES, (1, 2)).items()
+    }
+    found = summary(numbers, settling(trajectory(), GAUSSIAN, 4))
+    assert set(found["score explained by the Gaussian"].values()) == {1.0}
+    assert found["mixtures beat the Gaussian at sigmas from, to"] == {"mixture of 2": None}
+    assert found["the point cloud equals the Gaussian above sigma"] is None
+
+
+def test_kept_numbers_are_made_once_for_equal_inputs(tmp_path):
+    path, calls = tmp_path / "numbers.json", []
+
+    def make():
+        calls.append(1)
+        return {"values": [1.5, 2.5]}
+
+    for inputs in ({"a": 1}, {"a": 1}, {"a": 2}):
+        assert kept(path, inputs, make) == {"values": [1.5, 2.5]}
+    assert len(calls) == 2
+    path.write_text(path.read_text()[:20])
+    assert kept(path, {"a": 2}, make) == {"values": [1.5, 2.5]}
+    assert len(calls) == 3

@@ -1,0 +1,130 @@
+"""Files and folders that appear whole or not at all, and fingerprints."""
+
+import errno
+import hashlib
+import json
+
+import pytest
+
+from linear_structure.system import files
+
+
+def names(folder):
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_a_file_appears_when_the_block_ends(tmp_path):
+    path = tmp_path / "new" / "folder" / "file.txt"
+    with files.replacing(path) as beside:
+        beside.write_text("whole")
+        assert not path.exists()
+        assert beside.suffix == ".txt"
+    assert path.read_text() == "whole"
+    assert names(path.parent) == ["file.txt"]
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, stop):
+    path = tmp_path / "file.txt"
+    path.write_text("old")
+    with pytest.raises(stop), files.replacing(path) as beside:
+        beside.write_text("half")
+        raise stop
+    assert path.read_text() == "old"
+    assert names(tmp_path) == ["file.txt"]
+
+
+def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
+    path = tmp_path / "folder"
+    for content in ("old", "new"):
+        with files.replacing_folder(path) as beside:
+            (beside / content).write_text(content)
+        assert names(path) == [content]
+    assert names(tmp_path) == ["folder"]
+
+
+@pytest.mark.parametrize("stop", [ValueError, KeyboardInterrupt])
+def test_a_block_that_fails_leaves_the_old_folder_and_nothing_else(tmp_path, stop):
+    path = tmp_path / "folder"
+    with files.replacing_folder(path) as beside:
+        (beside / "old").write_text("old")
+    with pytest.raises(stop), files.replacing_folder(path) as beside:
+        (beside / "new").write_text("half")
+        raise stop
+    assert names(path) == ["old"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_what_a_killed_process_left_beside_a_folder_is_not_taken_over(tmp_path):
+    path = tmp_path / "folder"
+    for leftover in (".folder.part", ".folder.old"):
+        (tmp_path / leftover).mkdir()
+        (tmp_path / leftover / "stale").touch()
+    with files.replacing_folder(path) as beside:
+        (beside / "new").touch()
+    assert names(path) == ["new"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_a_killed_process_had_moved_aside_comes_back(tmp_path):
+    (tmp_path / ".folder.old").mkdir()
+    (tmp_path / ".folder.old" / "good").touch()
+    with pytest.raises(ValueError), files.replacing_folder(tmp_path / "folder"):
+        raise ValueError
+    assert names(tmp_path / "folder") == ["good"]
+    assert names(tmp_path) == ["folder"]
+
+
+def test_a_folder_that_takes_no_file_is_found_before_the_work(tmp_path):
+    files.check_writable(tmp_path / "not" / "yet")
+    assert names(tmp_path) == []
+    (tmp_path / "file").touch()
+    with pytest.raises(NotADirectoryError):
+        files.check_writable(tmp_path / "file" / "below")
+
+
+def test_the_current_folder_can_be_replaced(tmp_path, monkeypatch):
+    (tmp_path / "here").mkdir()
+    monkeypatch.chdir(tmp_path / "here")
+    with files.replacing_folder(files.Path(".")) as beside:
+        (beside / "new").touch()
+    assert names(tmp_path / "here") == ["new"]
+
+
+@pytest.mark.parametrize("writer", [files.replacing, files.replacing_folder])
+def test_a_full_disk_names_the_path(tmp_path, writer):
+    path = tmp_path / "out"
+    with pytest.raises(OSError) as caught, writer(path):
+        raise OSError(errno.ENOSPC, "No space left on device")
+    assert caught.value.filename == str(path)
+
+
+def test_an_error_that_names_its_file_keeps_it(tmp_path):
+    with pytest.raises(FileNotFoundError) as caught, files.replacing(tmp_path / "out"):
+        (tmp_path / "missing").read_bytes()
+    assert caught.value.filename == str(tmp_path / "missing")
+
+
+def test_equal_values_are_equal_bytes(tmp_path):
+    files.write_json(tmp_path / "a", {"b": 1, "a": [1.5, "ü"]})
+    files.write_json(tmp_path / "b", {"a": [1.5, "ü"], "b": 1})
+    assert (tmp_path / "a").read_bytes() == (tmp_path / "b").read_bytes()
+    assert json.loads((tmp_path / "a").read_text()) == {"a": [1.5, "ü"], "b": 1}
+
+
+def test_text_is_utf8_in_every_locale(tmp_path):
+    files.write_text(tmp_path / "text", "σ → 0\n")
+    assert (tmp_path / "text").read_bytes() == "σ → 0\n".encode()
+
+
+def test_digests_know_values_from_one_another():
+    assert files.digest_of({"a": 1, "b": 2}) == files.digest_of({"b": 2, "a": 1})
+    digests = {files.digest_of(value) for value in ({}, [], "", None, 0, {"a": 1}, {"a": 2})}
+    assert len(digests) == 7
+
+
+@pytest.mark.parametrize("size", [0, 1, (1 << 20) + 1])
+def test_the_digest_of_a_file_is_that_of_its_bytes(tmp_path, size):
+    content = bytes(range(256)) * (size // 256 + 1)
+    (tmp_path / "file").write_bytes(content[:size])
+    assert files.digest_of_file(tmp_path / "file") == hashlib.sha256(content[:size]).hexdigest()

@@ -1,0 +1,294 @@
+"""The command `fid.py`: equal bits however the work is divided; one sentence for each mistake."""
+
+import importlib.util
+import json
+import os
+import subprocess
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from edm.evaluation import extraction, features, fid
+from edm.evaluation.extraction import Selection, subset
+from linear_structure.data import datasets
+from linear_structure.data.datasets import Dataset
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.machine import set_threads
+
+ROOT = Path(__file__).resolve().parents[2]
+SCRIPT = ROOT / "scripts" / "fid.py"
+WEIGHTS = ROOT / "edm" / "weights" / "digits-features.safetensors"
+SETTINGS = ("--features", str(WEIGHTS), "--batch", "100", "--threads", "1", "--device", "cpu")
+
+
+@pytest.fixture(scope="module")
+def script():
+    spec = importlib.util.spec_from_file_location("fid_script", SCRIPT)
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+@pytest.fixture
+def run(script, monkeypatch, tmp_path, capsys):
+    """Type a command; returns exit code, output and complaints."""
+    monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path / "cache"))
+    threads = torch.get_num_threads()
+
+    def typed(*words):
+        command, *rest = map(str, words)
+        monkeypatch.setattr(sys, "argv", ["fid.py", command, *SETTINGS, *rest])
+        code = run_command(script.main)
+        return code, *capsys.readouterr()
+
+    yield typed
+    set_threads(threads)
+
+
+def made(path):
+    """What two runs of equal inputs must have in common, bit for bit."""
+    statistics = fid.read(path)
+    return statistics.digest, statistics.count, statistics.features
+
+
+def start(*words):
+    """The command as another program, of two processes."""
+    torchrun = ["-m", "torch.distributed.run", "--standalone", "--nproc-per-node", "2", "--"]
+    return subprocess.Popen(
+        [sys.executable, *torchrun, str(SCRIPT), *map(str, words), *SETTINGS],
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def test_two_processes_wait_for_an_equal_command_and_equal_it_bit_for_bit(
+    run, tmp_path, monkeypatch
+):
+    words = ("calc", "--images", "digits", "--ref", "digits", "--num", "950", "--json")
+    others, measure = [], extraction.Extractor.measure
+
+    def measure_while_another_starts(*arguments):
+        if not others:
+            others.append(start(*words, tmp_path / "two.json"))
+            for line in others[0].stderr:
+                if "waiting for another process that computes the same features" in line:
+                    break
+        return measure(*arguments)
+
+    monkeypatch.setattr(extraction.Extractor, "measure", measure_while_another_starts)
+    assert run(*words, tmp_path / "one.json")[0] == 0
+    _, complaints = others[0].communicate(timeout=120)
+    assert others[0].returncode == 0, complaints
+    one, two = (json.loads((tmp_path / f"{n}.json").read_text()) for n in ("one", "two"))
+    assert one[0]["outputs"] == two[0]["outputs"]
+    assert one[0]["inputs"] == two[0]["inputs"]
+    assert [each[0]["made"]["processes"] for each in (one, two)] == [1, 2]
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(run, tmp_path, monkeypatch):
+    whole, continued = tmp_path / "whole.npz", tmp_path / "continued.npz"
+    assert run("ref", "--images", "digits", "--out", whole)[0] == 0
+
+    def stopping(name):
+        def read(first, last):
+            if first >= 700:
+                raise KeyboardInterrupt
+            return digits.read(first, last)
+
+        digits = datasets._digits()
+        return replace(digits, read=read)
+
+    words = ("ref", "--images", "digits", "--out", continued, "--work", tmp_path / "work")
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction.datasets, "load", stopping)
+        code, _, complaint = run(*words)
+    assert (code, continued.exists()) == (130, False)
+    assert "continues" in complaint
+    kept = {path: path.stat().st_mtime_ns for path in (tmp_path / "work").rglob("*.npy")}
+    assert len(kept) == 7
+    assert run(*words)[0] == 0
+    assert made(continued) == made(whole)
+    assert kept.items() <= {p: p.stat().st_mtime_ns for p in (tmp_path / "work").rglob("*")}.items()
+
+
+def test_what_the_command_says_beside_its_work_does_not_matter_to_a_continuation(
+    run, tmp_path, monkeypatch
+):
+    def stopping(self, block):
+        if block == 5:
+            raise KeyboardInterrupt
+        return make(self, block)
+
+    words, make = ("calc", "--images", "digits", "--ref", "digits"), extraction.Extraction._make
+    with monkeypatch.context() as patch:
+        patch.setattr(extraction.Extraction, "_make", stopping)
+        assert run(*words)[0] == 130
+    kept = list((tmp_path / "cache").rglob("*.npy"))
+    made_again = []
+    monkeypatch.setattr(
+        extraction.Extraction, "_make", lambda self, n: made_again.append(n) or make(self, n)
+    )
+    assert run(*words, "--json", tmp_path / "result.json")[0] == 0
+    assert (len(kept), made_again) == (5, list(range(5, 18)))
+
+
+def test_features_are_kept_until_the_result_is_written(run, tmp_path):
+    (tmp_path / "file").touch()
+    words = ("calc", "--images", "digits", "--ref", "digits", "--json")
+    assert run(*words, tmp_path / "file" / "result.json")[0] == 1
+    assert len(list((tmp_path / "cache").rglob("*.npy"))) == 18
+    assert run(*words, tmp_path / "result.json")[0] == 0
+    assert not list((tmp_path / "cache").rglob("*.npy"))
+
+
+@pytest.mark.parametrize("damage", ["cut", "empty", "header", "other shape", "other type", "text"])
+def test_a_damaged_block_is_made_again(run, tmp_path, damage):
+    work = tmp_path / "work"
+    words = ("ref", "--images", "digits", "--num", "300", "--work", work, "--out")
+    assert run(*words, tmp_path / "before.npz")[0] == 0
+    block = sorted(work.rglob("*.npy"))[1]
+    whole = block.read_bytes()
+    damages = {"cut": whole[:-1], "empty": b"", "header": whole[:40], "text": b"features" * 99}
+    block.write_bytes(damages.get(damage, whole))
+    if damage.startswith("other"):
+        rows = np.load(block)
+        np.save(block, rows[:-1] if damage == "other shape" else rows.astype(np.float64))
+    assert run(*words, tmp_path / "after.npz")[0] == 0
+    assert block.read_bytes() == whole
+    assert made(tmp_path / "after.npz") == made(tmp_path / "before.npz")
+
+
+def test_a_block_that_is_damaged_while_others_work_is_made_again(tmp_path):
+    network = features.load(WEIGHTS)
+    images = Selection.of("digits", 20)
+    extract = extraction.Extraction(images, network, 10, tmp_path)
+    assert extract.compute() == 20
+    (tmp_path / "000001.npy").write_bytes(b"cut")
+    assert torch.equal(torch.cat(list(extract.blocks())), images.features(network, images.chosen))
+    assert extract.compute() == 0
+
+
+def test_reference_measures_all_images_and_knows_its_network(run, tmp_path):
+    code, output, _ = run("ref", "--images", "digits", "--out", tmp_path / "digits.npz")
+    digest, count, network = made(tmp_path / "digits.npz")
+    assert (code, count, network) == (0, 1797, features.load(WEIGHTS).digest)
+    assert digest in output
+    code, output, _ = run("calc", "--images", "digits", "--ref", tmp_path / "digits.npz")
+    assert code == 0
+    assert output.startswith("FD-digits ")
+    assert "n = 1797" in output
+    assert "peak memory" in output
+    assert "images/s" in output
+
+
+def test_repetitions_show_mean_spread_and_minimum(run, tmp_path):
+    for name, seed in (("a", 0), ("b", 1)):
+        save_images(tmp_path / name, 30, seed)
+    sets = (tmp_path / "a", tmp_path / "b")
+    code, output, note = run("calc", "--images", *sets, "--ref", "digits", "--json", tmp_path / "r")
+    distances = [r["outputs"]["distance"] for r in json.loads((tmp_path / "r").read_text())]
+    assert code == 0
+    assert f"FD-digits {sum(distances) / 2:.6g} +- " in output
+    assert f"published convention: {min(distances):.6g}" in output
+    assert "30 images give a singular covariance" in note
+
+
+def test_kid_precision_and_recall_from_the_same_features(run, tmp_path):
+    words = ("calc", "--images", "digits", "--ref", "digits", "--kid", "200", "--precision-recall")
+    assert run(*words, "--json", tmp_path / "result.json")[0] == 0
+    outputs = json.loads((tmp_path / "result.json").read_text())[0]["outputs"]
+    assert abs(outputs["kid"]["mean"]) < outputs["kid"]["deviation"]
+    assert (outputs["precision"], outputs["recall"]) == (1, 1)
+    assert outputs["distance"] < 1e-9
+
+
+def save_images(folder, count, seed=0, size=8):
+    folder.mkdir(exist_ok=True)
+    pixels = np.random.default_rng(seed).integers(0, 256, (count, size, size), np.uint8)
+    for index, image in enumerate(pixels):
+        Image.fromarray(image).save(folder / f"{seed}-{index}.png")
+    return folder
+
+
+def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, monkeypatch):
+    few = save_images(tmp_path / "few", 5)
+    save_images(tmp_path / "lone", 1)
+    mixed = save_images(save_images(tmp_path / "mixed", 5), 5, seed=1, size=9)
+    np.savez(tmp_path / "other.npz", mean=np.zeros(2))
+    fid.write(tmp_path / "narrow.npz", fid.measure([torch.randn(9, 3)]))
+    other = fid.measure([torch.randn(9, features.load(WEIGHTS).dim)], "another network")
+    fid.write(tmp_path / "foreign.npz", other)
+    np.save(tmp_path / "colour.npy", np.zeros((9, 8, 8, 3), np.uint8))
+    cases = {
+        "colour does not suit the features": (tmp_path / "colour.npy", "digits"),
+        "few has 5 images, not the 6 asked for": (few, "digits", "--num", "6"),
+        "n = 5, 1797 do not compare": (few, "digits", "digits"),
+        "two networks": (few, tmp_path / "foreign.npz"),
+        "1 of few: a distance needs two images": (few, "digits", "--num", "1"),
+        "1 of lone: a distance needs two images": (tmp_path / "lone", "digits"),
+        "0 of few: a distance needs two images": (few, "digits", "--num", "0"),
+        "--threads 0: expected 1 to 1024": (few, "digits", "--threads", "0"),
+        "--device abacus: there is no such device": (few, "digits", "--device", "abacus"),
+        "few is a folder: expected the name of a file": (few, "digits", "--json", few),
+        "neither a known dataset": (tmp_path / "nowhere", "digits"),
+        "holds mean: expected mu and sigma": (few, tmp_path / "other.npz"),
+        "3 and 64 dimensions": (few, tmp_path / "narrow.npz"),
+        "is not a file": (few, tmp_path / "missing.npz"),
+        "KID, precision and recall compare with images": (few, tmp_path / "other.npz", "--kid"),
+        "subsets of 9 images": (few, "digits", "--kid", "9"),
+        "subsets of 1 images": (few, "digits", "--kid", "1"),
+        "need more than 5 images": (few, "digits", "--precision-recall", "5"),
+    }
+    with monkeypatch.context() as patched:
+        patched.setattr(
+            extraction.Extraction, "compute", lambda self: pytest.fail("work has begun")
+        )
+        for complaint, words in cases.items():
+            images, reference, options = split(words)
+            code, _, error = run("calc", "--images", *images, "--ref", reference, *options)
+            assert (code, error.count("\n")) == (2, 1), error
+            assert complaint in error
+    assert run("calc", "--images", mixed, "--ref", "digits")[0] == 2  # seen where it is read
+
+
+@pytest.mark.parametrize("name, complaint", [("", "is a folder"), ("plain", "ends in .npz")])
+def test_statistics_go_to_an_npz_file(run, tmp_path, name, complaint):
+    code, _, error = run("ref", "--images", "digits", "--out", tmp_path / name)
+    assert (code, error.count("\n")) == (2, 1)
+    assert complaint in error
+
+
+def split(words):
+    """Images, reference and options of a case; the reference is the last word before options."""
+    end = next((i for i, word in enumerate(words) if str(word).startswith("--")), len(words))
+    return words[: end - 1], words[end - 1], words[end:]
+
+
+def numbers(count):
+    return Dataset.of("numbers", torch.zeros(count, 1, 1, 1, dtype=torch.uint8))
+
+
+def test_subset_is_the_published_one():
+    # numpy.random.RandomState(0).shuffle(arange(10)) begins 2, 8, 4, 9
+    assert subset(numbers(10), 4, 0) == [2, 4, 8, 9]
+    assert subset(numbers(10), 4, 2**31) == [2, 4, 8, 9]
+    assert subset(numbers(10), 4, 1) != [2, 4, 8, 9]
+    assert subset(numbers(10), 10, 1) == subset(numbers(10), None, 0) == list(range(10))
+    with pytest.raises(UsageError, match="10 images, not the 11"):
+        subset(numbers(10), 11, 0)
+
+
+def test_changed_images_are_computed_again(run, tmp_path):
+    folder, work = save_images(tmp_path / "images", 30), tmp_path / "work"
+    words = ("ref", "--images", folder, "--work", work, "--out")
+    assert run(*words, tmp_path / "before.npz")[0] == 0
+    Image.new("L", (8, 8)).save(folder / "0-0.png")
+    assert run(*words, tmp_path / "after.npz")[0] == 0
+    assert made(tmp_path / "before.npz")[0] != made(tmp_path / "after.npz")[0]
