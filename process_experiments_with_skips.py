@@ -4,7 +4,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments import presets, results, style, tables
+from experiments import figures, presets, results, tables
 from linear_structure.system.errors import run_command
 
 TABLE = Path("experiments_with_skip_results.txt")
@@ -31,7 +31,7 @@ def main() -> None:
     tables.write_csv(EVERYTHING, found, published)
     title = f"{preset.name}: quality against skipped steps"
     distance = tables.distance_name(found)
-    style.distance_against_skips(GRAPH, rows, distance, count, published, title)
+    figures.distance_against_skips(GRAPH, rows, distance, count, published, title)
     print(tables.table(found))
     if preset.published and not published:
         print("The published figures are of other settings, or another count: they are left out.")

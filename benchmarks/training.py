@@ -20,7 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 from edm.precondition import Preconditioned, build
 from edm.training.loss import EDM, denoising_loss
 from edm.training.recipes import RECIPES, Recipe
-from edm.training.steps import Data, State, Trainer, batches
+from edm.training.state import State
+from edm.training.steps import Data, Trainer, batches
 from linear_structure.data.datasets import Dataset
 
 SHAPES = {"digits": (1, 8, 8), "laptop": (3, 32, 32), "published": (3, 32, 32)}

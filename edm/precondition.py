@@ -9,9 +9,9 @@
 | VE | 1 | sigma | 1 | ln(sigma / 2) |
 | iDDPM | 1 | -sigma | 1 / sqrt(sigma^2 + 1) | M - 1 - (index of the nearest u_j) |
 
-with EDM's `d = sigma_data` and `v = sigma^2 + d^2`; VP's `sigma(t) = sqrt(exp(beta_d t^2 / 2 +
-beta_min t) - 1)` and its inverse t; iDDPM's decreasing noise levels `u_0, ..., u_M = 0`. All is
-computed in float32, as when the networks were trained; F alone may run in a narrower type.
+with EDM's `d = sigma_data` and `v = sigma^2 + d^2`; VP's inverse `t(sigma)` and iDDPM's noise
+levels u as in `linear_structure.sampling.processes`. All is computed in float32, as when the
+networks were trained; F alone may run in a narrower type.
 """
 
 import math
@@ -26,7 +26,9 @@ from torch.nn import functional as F
 
 from edm.networks import ADM, ADMOptions, DDPMpp, DDPMppOptions
 from linear_structure.denoise import Denoiser, expand
+from linear_structure.sampling.processes import PublishedVP, iddpm_levels
 from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_state
 from linear_structure.system.options import count, option, parse, plain
 from linear_structure.system.precision import factors_in_float32
 
@@ -74,18 +76,23 @@ class Preconditioned(nn.Module):
     def __init__(self, options: Options, model: nn.Module) -> None:
         super().__init__()
         self.options, self.model, self.compute_dtype = options, model, None
+        self.img_resolution, self.img_channels = options.img_resolution, options.img_channels
+        self.label_dim = options.label_dim
 
     @property
-    def img_resolution(self) -> int:
-        return self.options.img_resolution
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it makes."""
+        return (self.img_channels, self.img_resolution, self.img_resolution)
 
     @property
-    def img_channels(self) -> int:
-        return self.options.img_channels
+    def device(self) -> torch.device:
+        """Where its weights are."""
+        return next(self.parameters()).device
 
     @property
-    def label_dim(self) -> int:
-        return self.options.label_dim
+    def digest(self) -> str:
+        """SHA-256 (64 hexadecimal digits) of configuration and tensors, whatever file held them."""
+        return digest_of_state(self.config, self.state_dict())
 
     @property
     def config(self) -> dict[str, Any]:
@@ -130,7 +137,10 @@ class Preconditioned(nn.Module):
         """
         images = x.to(torch.float32)
         c = self.coefficients(expand(sigma, images))
-        inputs = (c.input * images).to(self._dtype(x.device, force_fp32))
+        half = self.options.use_fp16 and x.device.type == "cuda"
+        published = torch.float16 if half else torch.float32
+        dtype = torch.float32 if force_fp32 else self.compute_dtype or published
+        inputs = (c.input * images).to(dtype)
         labels = self._labels(class_labels, x.device)
         outputs = self.model(inputs, c.noise.flatten(), labels, augment_labels)
         return (c.skip * images + c.out * outputs[:, : x.shape[1]].to(torch.float32)).to(x.dtype)
@@ -169,13 +179,6 @@ class Preconditioned(nn.Module):
         if labels is None:
             return torch.zeros(1, self.label_dim, device=device)
         return labels.to(device, torch.float32).reshape(-1, self.label_dim)
-
-    def _dtype(self, device: torch.device, force_fp32: bool) -> torch.dtype:
-        if force_fp32:
-            return torch.float32
-        if self.compute_dtype is not None:
-            return self.compute_dtype
-        return torch.float16 if self.options.use_fp16 and device.type == "cuda" else torch.float32
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -229,8 +232,9 @@ class VP(Preconditioned):
 
     def __init__(self, options: VPOptions, model: nn.Module) -> None:
         super().__init__(options, model)
+        self.process = PublishedVP(options.beta_d, options.beta_min)
         ends = torch.tensor([options.epsilon_t, 1], dtype=torch.float32, device="cpu")
-        self.sigma_min, self.sigma_max = self.sigma(ends).tolist()
+        self.sigma_min, self.sigma_max = self.process.sigma(ends).tolist()
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The row "VP" of the table above."""
@@ -238,19 +242,8 @@ class VP(Preconditioned):
             skip=torch.ones_like(sigma),
             out=-sigma,
             input=1 / (sigma**2 + 1).sqrt(),
-            noise=(self.options.M - 1) * self.time(sigma),
+            noise=(self.options.M - 1) * self.process.time(sigma),
         )
-
-    def sigma(self, time: Tensor) -> Tensor:
-        """sigma(t), any shape."""
-        o = self.options
-        return ((o.beta_d * time**2 / 2 + o.beta_min * time).exp() - 1).sqrt()
-
-    def time(self, sigma: Tensor) -> Tensor:
-        """t(sigma), any shape; rounds as in training (`log1p` would shift the smallest levels)."""
-        o = self.options
-        root = (o.beta_min**2 + 2 * o.beta_d * (1 + sigma**2).log()).sqrt()
-        return (root - o.beta_min) / o.beta_d
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -298,7 +291,7 @@ class IDDPM(Preconditioned):
 
     def __init__(self, options: IDDPMOptions, model: nn.Module) -> None:
         super().__init__(options, model)
-        levels = noise_levels(options.M, options.C_1, options.C_2)
+        levels = iddpm_levels(options.M, options.C_1, options.C_2, torch.float32)
         self.sigma_min, self.sigma_max = float(levels[-2]), float(levels[0])
         self.register_buffer("u", levels.to(torch.get_default_device()))
 
@@ -321,20 +314,6 @@ class IDDPM(Preconditioned):
         with factors_in_float32():
             distances = torch.cdist(sigma.reshape(-1, 1), self.u[:, None])
         return distances.argmin(1).reshape(sigma.shape)
-
-
-def noise_levels(count: int, c_1: float, c_2: float) -> Tensor:
-    """iDDPM's u_0, ..., u_M = 0: (M + 1,) float32, decreasing, on the CPU.
-
-    `u_{j-1}^2 + 1 = (u_j^2 + 1) / max(a_{j-1} / a_j, C_1)`, `a_j = sin^2(pi/2 j / (M (C_2 + 1)))`.
-    """
-    j = torch.arange(count + 1, dtype=torch.float32, device="cpu")
-    a = (0.5 * math.pi * j / count / (c_2 + 1)).sin() ** 2
-    levels = torch.zeros(count + 1, dtype=torch.float32, device="cpu")
-    for i in range(count, 0, -1):
-        ratio = (a[i - 1] / a[i]).clamp(min=c_1)
-        levels[i - 1] = ((levels[i] ** 2 + 1) / ratio - 1).sqrt()
-    return levels
 
 
 MODELS = {"SongUNet": (DDPMpp, DDPMppOptions), "DhariwalUNet": (ADM, ADMOptions)}

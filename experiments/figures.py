@@ -1,44 +1,100 @@
-"""The paper's figures, drawn from numbers that are on disk; one function for each."""
+"""Figures, drawn from numbers that are on disk; one function for each."""
 
 import math
-from collections.abc import Mapping, Sequence
+import textwrap
+from collections.abc import Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
-import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
 
-from experiments.style import COLORS, LOG_FROM, NOISE_LEVEL, STYLE, save, style_of
-from experiments.tables import Row
+from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, quartiles
+from experiments.style import COLORS, NOISE_LEVEL, drawn, style_of
+from experiments.tables import Row, gaps, range_count
 from linear_structure.images import grid, to_uint8
 
-Numbers = Mapping[str, Mapping[str, Any]]
-"""Name of a model -> what `trajectories.compared` gives."""
-FEW = ("isotropic", "Gaussian", "mixture of 10", "point cloud")
+Numbers = Mapping[Key, Mapping[str, Any]]
+"""A model -> what `comparison.compared` gives."""
+FEW = (ISOTROPIC, GAUSSIAN, Key("mixture", 10), POINTS)
+LINE = 110  # characters of small print across a figure
+LOG_FROM = 8  # curves that span more than this factor are drawn on a logarithmic axis
 WIDE, TALL = 9.6, 4.2
 ROUNDING = 1e-9  # deviations below are those of equal states: they have no place on a log axis
 
 
+def distance_against_skips(
+    path: Path,
+    rows: Sequence[Row],
+    name: str,
+    count: int,
+    published: Mapping[int, float],
+    title: str,
+) -> None:
+    """Distance against skipped steps; above it, the NFE and sigma of each; the published curve.
+
+    Below it stands what is missing, if not all points average the same ranges of seeds.
+    """
+    with drawn(path, title, 7.2, 4.6) as figure:
+        axes = figure.subplots()
+        skips = [row.skip for row in rows]
+        several = (ranges := range_count(rows)) != "1"
+        label = "measured, mean" if several else "measured"
+        axes.plot(skips, [row.mean for row in rows], "o-", color=COLORS[0], label=label)
+        if several:
+            lows, highs = zip(*(row.spread for row in rows), strict=True)
+            label = f"smallest to largest of {ranges} seed ranges"
+            axes.fill_between(skips, lows, highs, color=COLORS[0], alpha=0.25, label=label)
+        shown = {k: value for k, value in published.items() if k in skips}
+        if shown:
+            axes.plot(*zip(*shown.items(), strict=True), "s--", color=COLORS[1], label="published")
+        axes.set(xlabel="skipped steps", ylabel=f"{name} of {count:,} images")
+        axes.set_yscale(_scale([rows]))
+        axes.set_xticks(skips)
+        axes.legend(loc="upper left")
+        above = axes.secondary_xaxis("top")  # what each number of skipped steps means
+        above.spines["top"].set_visible(True)
+        above.set_xticks(skips)
+        above.set_xticklabels([f"{row.nfe}\n{row.sigma:.3g}" for row in rows], fontsize=8)
+        above.set_xlabel("network calls (NFE), and noise level sigma where the network takes over")
+        if missing := gaps(rows):
+            figure.supxlabel(textwrap.fill(missing, LINE), fontsize=8)
+
+
+def score_errors(
+    path: Path, errors: Mapping[Key, Tensor], sigmas: Sequence[float], title: str
+) -> None:
+    """Relative errors (n, L) of each model's score at L levels: median and quartile band."""
+    with drawn(path, title, 7.2, 4.6) as figure:
+        axes = figure.subplots()
+        for key, values in errors.items():
+            low, median, high = quartiles(values).T
+            style = style_of(key)
+            axes.plot(sigmas, median, marker="o", ms=4, label=key.title, **style)
+            axes.fill_between(sigmas, low, high, color=style["color"], alpha=0.2)
+        axes.set(xscale="log", yscale="log")
+        axes.invert_xaxis()
+        axes.set_xlabel(NOISE_LEVEL)
+        axes.set_ylabel("relative error of the score")
+        axes.legend(title="median and quartiles over seeds")
+
+
 def overview(path: Path, numbers: Numbers, title: str) -> None:
     """Figure 1 B and C: a few models' scores, and their solutions, against the network's."""
-    few = {name: numbers[name] for name in FEW if name in numbers}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+    few = {key: numbers[key] for key in FEW if key in numbers}
+    with drawn(path, title, WIDE, TALL) as figure:
         left, right = figure.subplots(1, 2)
-        for name in few:
-            _band(left, few[name]["trajectory"], "error", name)
-            _band(right, few[name]["solution"], "state", name)
+        for key, parts in few.items():
+            _band(left, parts["trajectory"], "error", key)
+            _band(right, parts["solution"], "state", key)
         _noise_axis(left, "relative error of the score")
         _noise_axis(right, "relative deviation of the state x")
         left.set_title("score, along the network's trajectories", fontsize=10)
         right.set_title("solution from the same noise", fontsize=10)
         left.legend(title="median, quartiles")
-        figure.suptitle(title)
-        save(figure, path)
 
 
 def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
@@ -47,13 +103,13 @@ def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
     One row for each kind of states.
     """
     rows = {"noised": "noised images", "trajectory": "the network's trajectories"}
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, 2 * TALL), layout="constrained")
+    with drawn(path, title, WIDE, 2 * TALL) as figure:
         panels = figure.subplots(2, 2)
         for (left, right), (states, where) in zip(panels, rows.items(), strict=True):
-            for name, parts in numbers.items():
-                agreement, style = parts[states], style_of(name)
-                left.plot(agreement["sigma"], _median(agreement["error"]), **style, label=name)
+            for key, parts in numbers.items():
+                agreement, style, label = parts[states], style_of(key), key.title
+                median = np.array(agreement["error"])[:, 1]
+                left.plot(agreement["sigma"], median, **style, label=label)
                 right.plot(agreement["sigma"], 1 - np.array(agreement["explained"]), **style)
             _noise_axis(left, "relative error of the score, median")
             _noise_axis(right, "share of the score not explained")
@@ -61,8 +117,6 @@ def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
             right.set_title(f"at {where}", fontsize=10)
             right.set_ylim(top=3)
         _legend_beside(figure, panels[0, 0])
-        figure.suptitle(title)
-        save(figure, path)
 
 
 def solution_deviation(path: Path, numbers: Numbers, part: str, label: str, title: str) -> None:
@@ -72,21 +126,17 @@ def solution_deviation(path: Path, numbers: Numbers, part: str, label: str, titl
         part: "state" or "denoised".
         label: of the vertical axis.
     """
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+    with drawn(path, title, WIDE, TALL) as figure:
         axes = figure.subplots()
-        for name, parts in numbers.items():
-            _band(axes, parts["solution"], part, name)
+        for key, parts in numbers.items():
+            _band(axes, parts["solution"], part, key)
         _noise_axis(axes, label)
         _legend_beside(figure, axes)
-        figure.suptitle(title)
-        save(figure, path)
 
 
 def settling_order(path: Path, settled: Mapping[str, Any], title: str) -> None:
     """Principal components: when each settles, and how its coordinate shrinks, with the theory."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+    with drawn(path, title, WIDE, TALL) as figure:
         left, right = figure.subplots(1, 2)
         ends = (min(settled["expected_half"]) / 1.5, max(settled["expected_half"]) * 1.5)
         left.plot(ends, ends, color="#888888", linewidth=1, label="Gaussian: sqrt(3 variance)")
@@ -108,81 +158,67 @@ def settling_order(path: Path, settled: Mapping[str, Any], title: str) -> None:
         _noise_axis(right, "coordinate of x, relative to sigma_T")
         right.set_title("network (dots), closed form (lines)", fontsize=10)
         right.legend()
-        figure.suptitle(title)
-        save(figure, path)
 
 
 def image_rows(
     path: Path, rows: Mapping[str, Tensor], columns: Sequence[str], above: str, title: str
 ) -> None:
     """Figures 2 A, B and C: labelled rows of images (n, C, H, W) in [-1, 1], a label a column."""
-    with mpl.rc_context({**STYLE, "axes.grid": False}):
-        figure = Figure(figsize=(WIDE, 1.1 + WIDE / len(columns) * len(rows)), layout="constrained")
+    height = 1.1 + WIDE / len(columns) * len(rows)
+    with drawn(path, title, WIDE, height, grid=False) as figure:
         panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
         for axes, (name, images) in zip(panels, rows.items(), strict=True):
-            _row_of_images(axes, images)
+            tiled = grid(to_uint8(images.cpu()), len(images)).permute(1, 2, 0)
+            axes.imshow(tiled.expand(-1, -1, 3).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.spines[:].set_visible(False)
             axes.set_ylabel(name, rotation=0, ha="right", va="center")
         width = rows[next(iter(rows))].shape[-1]
         panels[-1].set_xticks((np.arange(len(columns)) + 0.5) * width - 0.5, columns, fontsize=8)
         panels[-1].set_xlabel(above)
-        figure.suptitle(title)
-        save(figure, path)
-
-
-def _row_of_images(axes: Axes, images: Tensor) -> None:
-    tiled = grid(to_uint8(images.cpu()), len(images)).permute(1, 2, 0)
-    axes.imshow(tiled.expand(-1, -1, 3).numpy(), interpolation="nearest")
-    axes.set(xticks=[], yticks=[])
-    axes.spines[:].set_visible(False)
 
 
 def solver_quality(path: Path, curves: Mapping[str, Sequence[Row]], name: str, title: str) -> None:
     """Figure 2 D: distance against NFE, skipped steps and the noise level of the teleport's end."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(WIDE, TALL), layout="constrained")
+    with drawn(path, title, WIDE, TALL) as figure:
         panels = figure.subplots(1, 3, sharey=True)
         for color, (solver, rows) in zip(COLORS, curves.items(), strict=False):
             ways = ([r.nfe for r in rows], [r.skip for r in rows], [r.sigma for r in rows])
             for axes, across in zip(panels, ways, strict=True):
                 axes.plot(across, [r.mean for r in rows], "o-", ms=4, color=color, label=solver)
-        panels[0].set(yscale=_scale(curves), xlabel="network calls (NFE)", ylabel=name)
+        panels[0].set(yscale=_scale(curves.values()), xlabel="network calls (NFE)", ylabel=name)
         panels[1].set(xlabel="skipped steps")
         panels[2].set(xscale="log", xlabel="sigma where the network starts")
         panels[2].invert_xaxis()
         figure.legend(*panels[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-        figure.suptitle(title)
-        save(figure, path)
 
 
 def teleport_quality(
-    path: Path, curves: Mapping[str, Sequence[Row]], name: str, title: str
+    path: Path, curves: Mapping[Key, Sequence[Row]], name: str, title: str
 ) -> None:
     """Distance against skipped steps for several models to teleport with."""
-    with mpl.rc_context(STYLE):
-        figure = Figure(figsize=(7.2, TALL), layout="constrained")
+    with drawn(path, title, 7.2, TALL) as figure:
         axes = figure.subplots()
-        for model, rows in curves.items():
-            means = [r.mean for r in rows]
-            axes.plot([r.skip for r in rows], means, marker="o", label=model, **style_of(model))
-        axes.set(yscale=_scale(curves), xlabel="skipped steps", ylabel=name)
+        for key, rows in curves.items():
+            means, style = [r.mean for r in rows], style_of(key)
+            axes.plot([r.skip for r in rows], means, marker="o", label=key.title, **style)
+        axes.set(yscale=_scale(curves.values()), xlabel="skipped steps", ylabel=name)
         axes.legend()
-        figure.suptitle(title)
-        save(figure, path)
 
 
-def _scale(curves: Mapping[str, Sequence[Row]]) -> str:
-    """Logarithmic where the distances span more than a curve of one sweep may on a linear axis."""
-    distances = [row.mean for rows in curves.values() for row in rows]
-    return "log" if max(distances) > LOG_FROM * min(distances) else "linear"
+def _scale(curves: Iterable[Sequence[Row]]) -> str:
+    """Logarithmic where the distances span more than a linear axis shows."""
+    distances = [row.mean for rows in curves for row in rows]
+    return "log" if max(distances) > LOG_FROM * min(distances) > 0 else "linear"
 
 
-def _band(axes: Axes, numbers: Mapping[str, Any], part: str, model: str) -> None:
+def _band(axes: Axes, numbers: Mapping[str, Any], part: str, key: Key) -> None:
     """Median and quartile band; of the many mixtures, the median alone."""
     low, median, high = np.array(numbers[part]).T
-    shown, style = median > ROUNDING, style_of(model)
+    shown, style = median > ROUNDING, style_of(key)
     sigma = np.array(numbers["sigma"])[shown]
-    axes.plot(sigma, median[shown], **style, label=model)
-    if not model.startswith("mixture"):
+    axes.plot(sigma, median[shown], **style, label=key.title)
+    if key.kind != "mixture":
         axes.fill_between(sigma, low[shown], high[shown], color=style["color"], alpha=0.15)
 
 
@@ -192,10 +228,6 @@ def _ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
     places = [mantissa * 10.0**decade for decade in decades for mantissa in (1, 2, 5)]
     shown = [place for place in places if min(values) / 2 < place < max(values) * 2]
     return shown, [f"{place:g}" for place in shown]
-
-
-def _median(quartiles: Sequence[Sequence[float]]) -> list[float]:
-    return [median for _, median, _ in quartiles]
 
 
 def _noise_axis(axes: Axes, label: str) -> None:

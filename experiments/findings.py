@@ -20,6 +20,7 @@ import torch
 from scipy.stats import spearmanr
 from torch import Tensor
 
+from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key
 from linear_structure.gaussian import Gaussian
 from linear_structure.sampling.samplers import Step
 
@@ -92,7 +93,7 @@ def _crossing(sigmas: Tensor, values: Tensor, level: float) -> float:
 
 
 def median_error(agreement: Mapping[str, Any]) -> Tensor:
-    """Median relative errors (L,) of an `Agreement`'s JSON."""
+    """Median relative errors (L,) of what `comparison.agreement` gives."""
     return torch.tensor(agreement["error"])[:, 1]
 
 
@@ -115,22 +116,22 @@ def equal_above(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | Non
     return held[-1] if held else None
 
 
-def summary(numbers: Mapping[str, Mapping[str, Any]], settled: Settling) -> dict[str, Any]:
-    """The findings of one preset, from the numbers of each model by name."""
-    on_data = {name: parts["noised"] for name, parts in numbers.items()}
-    gaussian = on_data["Gaussian"]
+def summary(numbers: Mapping[Key, Mapping[str, Any]], settled: Settling) -> dict[str, Any]:
+    """The findings of one preset, from the numbers of each model."""
+    on_data = {key: parts["noised"] for key, parts in numbers.items()}
+    gaussian = on_data[GAUSSIAN]
     found: dict[str, Any] = {
         "score explained by the Gaussian": _by_sigma(gaussian),
-        "score explained by the isotropic model": _by_sigma(on_data["isotropic"]),
+        "score explained by the isotropic model": _by_sigma(on_data[ISOTROPIC]),
         "mixtures beat the Gaussian at sigmas from, to": {
-            name: beaten_range(agreement, gaussian)
-            for name, agreement in on_data.items()
-            if name.startswith("mixture") and "rank" not in name
+            key.title: beaten_range(agreement, gaussian)
+            for key, agreement in on_data.items()
+            if key.kind == "mixture" and key.rank is None
         },
         "rank correlation of settling and variance": settled.order,
     }
-    if "point cloud" in on_data:
-        equal = equal_above(on_data["point cloud"], gaussian)
+    if POINTS in on_data:
+        equal = equal_above(on_data[POINTS], gaussian)
         found["the point cloud equals the Gaussian above sigma"] = equal
     return found
 

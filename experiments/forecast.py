@@ -8,7 +8,6 @@ import os
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -16,20 +15,19 @@ import torch
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
-from edm.checkpoints import checkpoint
+from edm import checkpoints
 from edm.evaluation import features
 from edm.evaluation.features import WEIGHTS as INCEPTION
-from edm.evaluation.features import Features
 from edm.evaluation.inception import SIZE, Inception, inception3
 from edm.precondition import Preconditioned, build
+from experiments.loading import check_features
 from experiments.presets import File, Preset
-from experiments.sampling import image_shape, nfe
-from experiments.settings import check_features
 from experiments.sweep import block_starts
-from experiments.teleports import check_shape, flow_of
 from linear_structure import parameters
 from linear_structure.data.datasets import NAMES, sources_of
+from linear_structure.sampling.samplers import find
 from linear_structure.system.download import Source, cache_dir
+from linear_structure.teleport import Teleport
 
 PROBE = 64  # images at most of a call that is timed
 WORKING_SET = 6  # largest activations alive at once within a block
@@ -104,7 +102,11 @@ class Forecast:
             f"memory: {work.weights / 1e6:.0f} MB of weights, "
             f"about {work.activations / 1e6:.0f} MB for a block"
         )
-        yield f"estimated time on this device: {_duration(work.seconds)}"
+        time = f"{work.seconds:.0f} seconds"
+        for unit, length in (("minutes", 60), ("hours", 3600), ("days", 86400)):
+            if work.seconds >= 2 * length:
+                time = f"{work.seconds / length:.1f} {unit}"
+        yield f"estimated time on this device: {time}"
 
 
 def forecast(preset: Preset, device: torch.device) -> Forecast:
@@ -117,13 +119,18 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
     extractor, config = _features(preset), _config(preset)
     images = _images_of_a_skip(preset) * len(preset.skips)
     return Forecast(
-        nfe={skip: nfe(preset.steps, skip, preset.sampler) for skip in preset.skips},
+        nfe=_calls(preset),
         images=images,
         work=_work(preset, config, extractor, device) if config else None,
         features=FLOAT * extractor.dim * images if extractor else None,
         downloads=_downloads(preset),
         missing=tuple(_missing(preset)),
     )
+
+
+def _calls(preset: Preset) -> dict[int, int]:
+    sampler = find(preset.sampler)
+    return {skip: sampler.calls(preset.steps, skip) for skip in preset.skips}
 
 
 def _images_of_a_skip(preset: Preset) -> int:
@@ -144,9 +151,9 @@ def _work(
     with torch.device("meta"):
         blank = build(config)
         one_call = _flops(blank, _images(blank, 1, torch.device("meta")), torch.ones(()))
-    calls = sum(nfe(preset.steps, skip, preset.sampler) for skip in preset.skips)
     features = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
     teleports = sum(skip > 0 for skip in preset.skips) * _teleport_flops(preset, blank)
+    calls = sum(_calls(preset).values())
     flops = _images_of_a_skip(preset) * (calls * one_call + features + teleports)
     return Work(
         flops=flops,
@@ -160,7 +167,9 @@ def _work(
 def _config(preset: Preset) -> dict[str, Any] | None:
     """The network's configuration: of its file if that is here, else what the preset knows."""
     path = _cached(preset.network)
-    return checkpoint.load(path).config if path.is_file() else preset.knowledge or None
+    if path.is_file():
+        return checkpoints.load(path).config
+    return preset.knowledge if preset.knowledge and "network" not in preset.replaced else None
 
 
 def _cached(file: File) -> Path:
@@ -168,7 +177,7 @@ def _cached(file: File) -> Path:
 
 
 def _images(network: Preconditioned, count: int, device: torch.device) -> Tensor:
-    return torch.zeros(count, *image_shape(network), device=device)
+    return torch.zeros(count, *network.shape, device=device)
 
 
 def _flops(call: Callable[..., Tensor], *inputs: Tensor) -> float:
@@ -180,17 +189,19 @@ def _flops(call: Callable[..., Tensor], *inputs: Tensor) -> float:
 def _features(preset: Preset) -> _FeatureCost | None:
     """Of the file if that is here; Inception is known without it."""
     if preset.features == INCEPTION:
-        return _FeatureCost(Inception.dim, lambda _: _inception_flops())
+        with torch.device("meta"):
+            flops = _flops(inception3().eval(), torch.zeros(1, 3, SIZE, SIZE))
+        return _FeatureCost(Inception.dim, lambda _: flops)
     path = _cached(preset.features)
     if not path.is_file():
         return None
     extractor = features.load(path)
-    return _FeatureCost(extractor.dim, partial(_flops_of_features, extractor))
 
+    def flops_of(network: Preconditioned) -> float:
+        check_features(extractor, network)
+        return _flops(extractor, _images(network, 1, torch.device("cpu")).to(torch.uint8))
 
-def _flops_of_features(extractor: Features, network: Preconditioned) -> float:
-    check_features(extractor, network)
-    return _flops(extractor, _images(network, 1, torch.device("cpu")).to(torch.uint8))
+    return _FeatureCost(extractor.dim, flops_of)
 
 
 def _teleport_flops(preset: Preset, network: Preconditioned) -> float:
@@ -198,15 +209,10 @@ def _teleport_flops(preset: Preset, network: Preconditioned) -> float:
     if not preset.parameters.is_dir():
         return 0.0
     model = parameters.load(preset.parameters, preset.eigenvalue_scale).model
-    check_shape(model, network)
+    teleport = Teleport(model)
+    teleport.check(network)
     image = _images(network, 1, torch.device("cpu"))
-    return _flops(lambda x: flow_of(model).flow(x, preset.sigma_max, preset.sigma_min), image)
-
-
-def _inception_flops() -> float:
-    with torch.device("meta"):
-        blank = inception3().eval()
-    return _flops(blank, torch.zeros(1, 3, SIZE, SIZE, device="meta"))
+    return _flops(lambda x: teleport.flow(x, preset.sigma_max, preset.sigma_min), image)
 
 
 def _kept_activations(network: Preconditioned) -> int:
@@ -235,7 +241,7 @@ def _downloads(preset: Preset) -> dict[str, int]:
 
 def _dataset_read(preset: Preset) -> str | None:
     """The dataset, if a sweep reads it: for a reference, to make parameters, or to compare."""
-    unknown = preset.names_images or not preset.parameters.is_dir()
+    unknown = "dataset" in preset.replaced or not preset.parameters.is_dir()
     read = preset.reference is None or (preset.makes_parameters and unknown)
     return preset.dataset if read else None
 
@@ -271,10 +277,3 @@ def _seconds_of_call(network: Preconditioned, count: int, device: torch.device) 
         with torch.inference_mode():
             network(x, sigma).sum().item()  # waits for the device
     return time.perf_counter() - started
-
-
-def _duration(seconds: float) -> str:
-    for unit, length in (("days", 86400), ("hours", 3600), ("minutes", 60)):
-        if seconds >= 2 * length:
-            return f"{seconds / length:.1f} {unit}"
-    return f"{seconds:.0f} seconds"

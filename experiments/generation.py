@@ -8,7 +8,7 @@ that they depend on: a folder with other settings is refused, so nothing stale i
 
 import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -17,22 +17,32 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm.precondition import Preconditioned
-from experiments.sampling import carry, check_skip, final, image_shape
-from experiments.teleports import Flow, check_shape, flow_of
+from edm.network import Network
+from experiments.sampling import drawn
 from linear_structure.denoise import Denoiser
 from linear_structure.images import save_png, to_uint8
-from linear_structure.parameters import Parameters
 from linear_structure.sampling.ablation import Ablation, Schedule
 from linear_structure.sampling.grids import Churn
-from linear_structure.sampling.samplers import Noise, Step, ablation, discard, dpmpp_2m, heun, unipc
-from linear_structure.sampling.seeds import Seeds, check_class, format_seeds
+from linear_structure.sampling.samplers import (
+    SAMPLERS,
+    Noise,
+    Step,
+    ablation,
+    check_skip,
+    discard,
+    final,
+    find,
+    heun,
+)
+from linear_structure.sampling.seeds import check_class, format_seeds
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import write_json
+from linear_structure.system.machine import Machine
+from linear_structure.teleport import Teleport, carry
 
 SETTINGS = "generation.json"
-SAMPLERS = ("heun", "ablation", "dpmpp_2m", "unipc")
+ABLATION = "ablation"  # the sampler of all settings of `Ablation`; the others are rows
 PER_FOLDER = 1000  # seeds of one folder of --subdirs
 
 
@@ -41,39 +51,35 @@ class Generation:
     """Images of some seeds, and everything they depend on.
 
     Attributes:
-        network: the denoiser, on `device`; `network_digest` identifies its weights.
+        network: the denoiser, on the machine's device.
         seeds: in the order in which batches are cut.
         outdir: folder of the images.
-        device: where latents and noise are drawn and everything is computed.
-        threads: of the CPU, recorded, since sums depend on it in the last bits.
         settings: grid and churn; what else they hold is for the sampler "ablation".
-        sampler: "heun" (the published EDM sampler), "ablation", "dpmpp_2m" or "unipc".
-        skip: steps to skip by the flow of the model of `parameters`.
+        sampler: a row of `SAMPLERS`, of which "heun" is the published EDM sampler, or "ablation".
+        skip: steps to skip by `teleport`.
         label: class of all images; None: each seed draws one, if the network has classes.
         batch: seeds that are sampled together.
         subdirs: a folder for every thousand seeds.
-        compiled: whether the network is, recorded.
-        tf32: whether it computes in TF32 on a GPU, recorded.
+        dtype: what the network computes in, recorded; None: as it was published.
+        compiled: whether it is, recorded.
 
     Raises:
         UsageError: two of these do not fit together, or one is out of range.
     """
 
-    network: Preconditioned
-    network_digest: str
+    network: Network
     seeds: tuple[int, ...]
     outdir: Path
-    device: torch.device
-    threads: int
+    machine: Machine
     settings: Ablation = field(default_factory=Ablation)
     sampler: str = "heun"
     skip: int = 0
-    parameters: Parameters | None = None
+    teleport: Teleport | None = None
     label: int | None = None
     batch: int = 64
     subdirs: bool = False
+    dtype: torch.dtype | None = None
     compiled: bool = False
-    tf32: bool = False
 
     def __post_init__(self) -> None:
         if self.batch < 1:
@@ -81,9 +87,12 @@ class Generation:
         check_skip(self.skip, len(self.schedule.stages))
         if self.skip and self.teleport is None:
             raise UsageError(f"skip {self.skip} needs the parameters of a model to teleport with")
-        if self.parameters is not None:
-            check_shape(self.parameters.model, self.network)
-        _check_images(self.network, self.label)
+        if self.teleport is not None:
+            self.teleport.check(self.network)
+        if (channels := self.network.shape[0]) not in (1, 3):
+            raise UsageError(f"the network makes {channels} channels: PNG has 1 or 3")
+        if self.label is not None:
+            check_class(self.label, self.network.label_dim)
         _check_sampler(self.sampler, self.settings)
 
     @cached_property
@@ -93,27 +102,23 @@ class Generation:
         return self.settings.plan(network.sigma_min, network.sigma_max, network.round_sigma)
 
     @property
-    def teleport(self) -> Flow | None:
-        """What skips the first steps."""
-        return flow_of(self.parameters.model) if self.parameters else None
-
-    @property
     def inputs(self) -> dict[str, Any]:
-        """What the images depend on, as JSON values."""
-        dtype = self.network.compute_dtype
+        """What the images depend on, as JSON values: of churn, what is not the default.
+
+        That is infinite, which is no JSON.
+        """
+        churn = self.settings.churn
         return {
-            "network": self.network_digest,
-            "dtype": str(dtype).removeprefix("torch.") if dtype else "as published",
+            "network": self.network.digest,
+            "dtype": str(self.dtype).removeprefix("torch.") if self.dtype else "as published",
             "compiled": self.compiled,
-            **({"tf32": True} if self.tf32 else {}),
-            "device": self.device.type,
-            "threads": self.threads,
+            **self.machine.inputs,
             "sampler": self.sampler,
             **asdict(self.settings),
-            "churn": _changed(self.settings.churn),
+            "churn": {k: v for k, v in asdict(churn).items() if v != getattr(Churn(), k)},
             "sigmas": self.schedule.sigmas.tolist(),
             "skip": self.skip,
-            "parameters": self.parameters.digest if self.parameters else None,
+            "parameters": self.teleport.inputs["parameters"] if self.teleport else None,
             "class": self.label,
             "seeds": format_seeds(self.seeds),
             "batch": self.batch,
@@ -127,16 +132,12 @@ class Generation:
 
     def steps(self, denoise: Denoiser, x: Tensor, noise: Noise | None) -> Iterator[Step]:
         """The steps that are left, from x at the level where the skip ends."""
-        schedule = self.schedule[self.skip :]
-        match self.sampler:
-            case "ablation":
-                return ablation(denoise, x, schedule, noise)
-            case "dpmpp_2m":
-                return dpmpp_2m(denoise, x, schedule.sigmas)
-            case "unipc":
-                return unipc(denoise, x, schedule.sigmas)
-            case _:
-                return heun(denoise, x, schedule.sigmas, schedule.lifts, noise)
+        if self.sampler == ABLATION:
+            return ablation(denoise, x, self.schedule[self.skip :], noise)
+        if self.settings.churn.s_churn:
+            schedule = self.schedule[self.skip :]
+            return heun(denoise, x, schedule.sigmas, schedule.lifts, noise)
+        return SAMPLERS[self.sampler].run(denoise, x, self.schedule.sigmas, self.skip, noise)
 
 
 def generate(generation: Generation) -> int:
@@ -147,7 +148,9 @@ def generate(generation: Generation) -> int:
         WorkError: the network gave NaN or infinity.
     """
     _claim(generation)
-    batches = [batch for batch in _share(generation) if _missing(generation, batch)]
+    seeds, size = generation.seeds, generation.batch
+    every = [seeds[i : i + size] for i in range(0, len(seeds), size)]  # however many are done
+    batches = [batch for batch in machine.share(every) if _missing(generation, batch)]
     total = len(batches) * len(generation.schedule[generation.skip :].sigmas)
     quiet = machine.rank() != 0 or not batches
     with tqdm(total=total, desc="sampling", unit=" levels", disable=quiet) as bar:
@@ -156,23 +159,14 @@ def generate(generation: Generation) -> int:
 
 def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
     """Draws in the published order: latents, classes, then the noise of every step, skipped too."""
-    network, skip = generation.network, generation.skip
-    drawn = Seeds.of(seeds, generation.device)
-    start = drawn.latents(image_shape(network)).double() * generation.schedule.sigmas[0]
-    denoise: Denoiser = network
-    if network.label_dim:
-        denoise = network.bind(drawn.labels(network.label_dim, generation.label))
-    x = carry(start, generation.schedule.sigmas, skip, generation.teleport)
-    if not generation.settings.churn.s_churn:
-        return generation.steps(denoise, x, None)
-    discard(drawn.noise, x, skip)
-    return generation.steps(denoise, x, drawn.noise)
-
-
-def _share(generation: Generation) -> Sequence[tuple[int, ...]]:
-    """This process's batches, the same ones however many are done."""
-    seeds, size = generation.seeds, generation.batch
-    return machine.share([seeds[i : i + size] for i in range(0, len(seeds), size)])
+    sigmas, skip = generation.schedule.sigmas, generation.skip
+    denoise, start, labels, noise = drawn(generation.network, sigmas[0], seeds, generation.label)
+    x = carry(start, sigmas, skip, generation.teleport, labels)
+    if generation.settings.churn.s_churn:
+        discard(noise, x, skip)
+        return generation.steps(denoise, x, noise)
+    row = SAMPLERS.get(generation.sampler)
+    return generation.steps(denoise, x, noise if row and row.stochastic else None)
 
 
 def _missing(generation: Generation, seeds: Iterable[int]) -> list[int]:
@@ -207,10 +201,7 @@ def _claim(generation: Generation) -> None:
             )
         write_json(path, generation.inputs)
     machine.wait_for([path])
-    _compare(path, generation.inputs)
-
-
-def _compare(path: Path, inputs: dict[str, Any]) -> None:
+    inputs = generation.inputs
     try:
         found = dict(json.loads(path.read_text()))
     except (ValueError, TypeError) as error:
@@ -223,34 +214,16 @@ def _compare(path: Path, inputs: dict[str, Any]) -> None:
         )
 
 
-def _changed(churn: Churn) -> dict[str, float]:
-    """The settings that are not the default: infinity, which is no JSON, is one."""
-    return {
-        each.name: getattr(churn, each.name)
-        for each in fields(churn)
-        if getattr(churn, each.name) != each.default
-    }
-
-
-def _check_images(network: Preconditioned, label: int | None) -> None:
-    if network.img_channels not in (1, 3):
-        raise UsageError(f"the network makes {network.img_channels} channels: PNG has 1 or 3")
-    if label is not None:
-        check_class(label, network.label_dim)
-
-
 def _check_sampler(sampler: str, settings: Ablation) -> None:
-    if sampler not in SAMPLERS:
-        raise UsageError(f"sampler is {sampler!r}: expected one of {', '.join(SAMPLERS)}")
+    if sampler == ABLATION:
+        return
+    find(sampler)
     plain = Ablation()
-    same = all(
-        getattr(settings, name) == getattr(plain, name)
-        for name in ("solver", "schedule", "scaling", "alpha")
-    )
-    if sampler != "ablation" and not same:
+    names = ("solver", "schedule", "scaling", "alpha")
+    if any(getattr(settings, name) != getattr(plain, name) for name in names):
         raise UsageError(
             f"sampler {sampler} takes no schedule, scaling or alpha: they belong to the ablation "
             "sampler, with the solvers heun and euler"
         )
-    if sampler in ("dpmpp_2m", "unipc") and settings.churn.s_churn:
+    if sampler != "heun" and settings.churn.s_churn:
         raise UsageError(f"{sampler} is deterministic: churn goes with the solvers heun and euler")

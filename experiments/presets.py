@@ -4,112 +4,110 @@ A preset is a frozen value; the command line and tests replace any part of it. F
 the user's, a `Source` that is fetched into the cache, or a file shipped with `edm`.
 """
 
-from collections.abc import Iterator
-from dataclasses import dataclass, field
+from argparse import ArgumentTypeError
+from dataclasses import MISSING, dataclass, field, fields, replace
 from pathlib import Path
 from typing import Any
+
+from torch import Tensor
 
 from edm.checkpoints import shipped
 from edm.evaluation.features import WEIGHTS as INCEPTION
 from linear_structure.sampling.grids import sigma_grid
-from linear_structure.sampling.seeds import MOST
+from linear_structure.sampling.samplers import SAMPLERS
+from linear_structure.sampling.samplers import find as find_sampler
+from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.download import Source
 from linear_structure.system.errors import UsageError
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
 REFERENCE_LIMIT = 34 * MEGABYTE  # mean and covariance of 2,048 features in float64
-SEED_LIMIT = 2**32  # generators are seeded modulo this
 File = Source | Path
 
 
-@dataclass(frozen=True)
-class SeedRange:
-    """An inclusive range of seeds.
+def parse_skips(text: str) -> tuple[int, ...]:
+    """Ascending numbers of a comma list, each once."""
+    parts = [part.strip() for part in text.split(",")]
+    if not all(part.isdecimal() for part in parts):
+        raise ArgumentTypeError(f"{text!r}: expected numbers and commas, such as 0,2,4")
+    return tuple(sorted({int(part) for part in parts}))
 
-    Raises:
-        UsageError: there are too many of them, or generators do not tell them apart.
+
+def parse_range(text: str) -> SeedRange:
+    """An inclusive range FIRST-LAST."""
+    first, dash, last = text.partition("-")
+    if not (dash and first.isdecimal() and last.isdecimal() and int(first) <= int(last)):
+        raise ArgumentTypeError(f"{text!r}: expected FIRST-LAST, such as 0-999")
+    return SeedRange(int(first), int(last))
+
+
+def value(meaning: str, default: Any = MISSING, **form: Any) -> Any:
+    """A field that users may change: what it means, and how it is read where its type is no hint.
+
+    Args:
+        form: for argparse; or `file`: a path or URL, with an option for its digest.
     """
-
-    first: int
-    last: int
-
-    def __post_init__(self) -> None:
-        if self.count > MOST or self.last >= SEED_LIMIT:
-            raise UsageError(f"seeds {self}: expected at most {MOST:,}, each below 2^32")
-
-    @property
-    def count(self) -> int:
-        return self.last - self.first + 1
-
-    def head(self, count: int) -> "SeedRange":
-        """The first `count` seeds, or all where there are fewer."""
-        return SeedRange(self.first, min(self.last, self.first + count - 1))
-
-    def blocks(self, size: int) -> Iterator[range]:
-        """The seeds in order, at most `size` at a time."""
-        for first in range(self.first, self.last + 1, size):
-            yield range(first, min(first + size, self.last + 1))
-
-    def __str__(self) -> str:
-        return f"{self.first}-{self.last}"
+    return field(default=default, metadata={"meaning": meaning, **form})
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, kw_only=True)
 class Preset:
-    """One experiment.
+    """One experiment; what most of its values mean stands beside them.
 
     Attributes:
         name: what users type.
-        dataset: a name or path that `data.datasets` reads; None: everything that the sweep needs of
-            the images is shipped.
-        parameters: the Gaussian parameter directory; made from the dataset where absent.
-        eigenvalue_scale: factor on its eigenvalues; 4 where they describe pixels in [0, 1].
-        network: the denoiser.
-        features: weights of the feature network.
-        reference: published feature statistics; None: those of the dataset.
-        steps: N of the sigma grid.
-        skips: skipped steps k to measure.
-        seeds: the range of one sweep.
-        block: seeds that are sampled together; fixed, since results depend on it in the last bits.
-        threads: CPU threads of a process; None: all usable cores. A small network is as fast on one
-            thread, and then does not suffer from what else the machine does.
+        threads: CPU threads of a process; None: all usable cores. A small network is as fast on
+            one, and then does not suffer from what else the machine does.
         knowledge: settings of the network, for a forecast before it is fetched.
-        sampler: "heun", "dpmpp_2m" or "unipc".
-        by_class: whether a conditional network's samples teleport by the model of their class.
         published: skipped steps -> published distance.
+        defined: this preset as it was defined; `find` sets it, `dataclasses.replace` keeps it.
     """
 
     name: str
-    dataset: str | None
-    parameters: Path
-    network: File
-    features: File
-    reference: File | None
-    steps: int
-    skips: tuple[int, ...]
-    seeds: SeedRange
-    block: int
+    dataset: str | None = value("known name, folder, zip or array of images", parse=str)
+    parameters: Path = value(
+        "parameter directory to teleport with; the preset's own is made from the dataset",
+        parse=Path,
+        metavar="DIR",
+    )
+    eigenvalue_scale: float = value(
+        "on the eigenvalues of --parameters: 4 where they describe pixels in [0, 1]", 1.0
+    )
+    network: File = value("checkpoint", file=True)
+    features: File = value("feature network", file=True)
+    reference: File | None = value("feature statistics (.npz) of real images", file=True)
+    steps: int = value("steps of the sigma grid")
+    sigma_min: float = value("lowest noise level above 0", 0.002)
+    sigma_max: float = value("highest noise level", 80.0)
+    rho: float = value("exponent of the grid", 7.0)
+    sampler: str = value("of the steps left", "heun", words=SAMPLERS)
+    by_class: bool = value("teleport a conditional network's samples by class", False)
+    skips: tuple[int, ...] = value("skipped steps, such as 0,2,4", parse=parse_skips, metavar="K,K")
+    seeds: SeedRange = value("such as 0-999", parse=parse_range, metavar="FIRST-LAST")
+    block: int = value("seeds sampled together; the last bits depend on it")
     threads: int | None = None
-    sigma_min: float = 0.002
-    sigma_max: float = 80.0
-    rho: float = 7.0
-    sampler: str = "heun"
-    by_class: bool = False
-    eigenvalue_scale: float = 1.0
     knowledge: dict[str, Any] = field(default_factory=dict, hash=False)
     published: dict[int, float] = field(default_factory=dict, hash=False)
+    defined: "Preset | None" = field(default=None, repr=False, compare=False)
+
+    @property
+    def replaced(self) -> tuple[str, ...]:
+        """The names of the values that are not those of the preset as it was defined."""
+        own = self.defined or self
+        names = (each.name for each in fields(self) if each.compare)
+        return tuple(name for name in names if getattr(self, name) != getattr(own, name))
 
     @property
     def makes_parameters(self) -> bool:
         """Whether the parameter directory is the preset's own, made from its images if absent."""
-        own = find(self.name)
-        return own.dataset is not None and self.parameters == own.parameters
+        own = self.defined or self
+        return own.dataset is not None and "parameters" not in self.replaced
 
     @property
-    def names_images(self) -> bool:
-        """Whether the images are others than the preset's own: the user named them."""
-        return self.dataset != find(self.name).dataset
+    def grid(self) -> Tensor:
+        """The levels, (N + 1,) float64; UsageError where there is no such grid."""
+        return sigma_grid(self.steps, self.sigma_min, self.sigma_max, self.rho)
 
     def __post_init__(self) -> None:
         wrong = [k for k in self.skips if not 0 <= k < self.steps]
@@ -122,7 +120,8 @@ class Preset:
             raise UsageError(f"seeds {self.seeds}: expected FIRST-LAST with 0 <= FIRST <= LAST")
         if self.block < 1:
             raise UsageError(f"a block of {self.block} seeds: expected 1 or more")
-        sigma_grid(self.steps, self.sigma_min, self.sigma_max, self.rho)  # refuses what is no grid
+        find_sampler(self.sampler)
+        _ = self.grid
 
 
 def _published(kind: str, name: str, limit: int, sha256: str | None = None) -> Source:
@@ -238,12 +237,8 @@ def presets() -> dict[str, Preset]:
 
 
 def find(name: str) -> Preset:
-    """The preset of this name.
-
-    Raises:
-        UsageError: there is none; the message lists the known ones.
-    """
+    """The preset of this name; UsageError, which lists the known ones, where there is none."""
     known = presets()
     if name not in known:
         raise UsageError(f"unknown preset {name!r}: expected one of {', '.join(known)}")
-    return known[name]
+    return replace(known[name], defined=known[name])

@@ -4,32 +4,39 @@ Everything starts from the same seeds: the network's trajectories, then each ana
 them, one at a time, so that a stop loses one model's numbers at most.
 """
 
-from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass
-from functools import cached_property, partial
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor
-from tqdm import tqdm
 
-from experiments import figures, models
+from experiments import figures
+from experiments.comparison import (
+    ISOTROPIC,
+    PARTS,
+    Key,
+    Makers,
+    States,
+    Study,
+    compared,
+    models,
+    solution,
+    study_of,
+)
 from experiments.findings import Settling, settling, summary
-from experiments.kept import kept
 from experiments.presets import Preset
-from experiments.sampling import carry, final
+from experiments.sampling import Sampling
 from experiments.sweep import Sweep
 from experiments.tables import write_table
-from experiments.trajectories import REFINEMENT, compared, on_noised, solution
-from linear_structure.denoise import Denoiser
+from linear_structure.denoise import Model
 from linear_structure.gaussian import Gaussian
-from linear_structure.images import from_uint8
-from linear_structure.parameters import Model
-from linear_structure.sampling.samplers import Step, heun
-from linear_structure.system.files import digest_of_tensor, write_json
+from linear_structure.sampling.samplers import Step, final
+from linear_structure.system.files import write_json
+from linear_structure.system.store import kept
+from linear_structure.teleport import Teleport
 
-LEVELS = 24  # of noised images, evenly in log sigma over the grid's range
 SHOWN = 9  # images in a row of a figure
 
 
@@ -38,7 +45,7 @@ class Reproduction:
     """A sweep, the images its network was trained on if they are at hand, and where numbers go.
 
     Attributes:
-        gaussian: the sweep's parameters.
+        gaussian: of the sweep's teleport.
         images: uint8 (n, C, H, W), or None: then models that need images are left out.
         count: trajectories, of the first seeds of the preset, and noised images.
         folder: of all numbers and pictures.
@@ -57,93 +64,58 @@ class Reproduction:
     @property
     def sigmas(self) -> Tensor:
         """The preset's grid, (N + 1,) float64."""
-        return self.sweep.sigmas
+        return self.sweep.sampling.sigmas
 
     @cached_property
+    def sampling(self) -> Sampling:
+        """Heun's method, its first steps teleported by the Gaussian of all images."""
+        return Sampling(self.sweep.network, self.sigmas, Teleport(self.gaussian))
+
+    @cached_property
+    def states(self) -> States:
+        """Where the models are compared with the network."""
+        return States(self.sampling, self._seeds(self.count), self.images)
+
+    @property
     def trajectory(self) -> list[Step]:
-        """The network's trajectories, all levels and the end."""
-        denoise, start = self._drawn(self.count)
-        with torch.inference_mode():
-            steps = list(heun(denoise, start, self.sigmas))
-        final(steps)  # refuses NaN
-        return steps
+        return self.states.trajectory
 
-    def _drawn(self, count: int) -> tuple[Denoiser, Tensor]:
-        """The denoiser of the first seeds, told their classes if it has any, and their states."""
+    def _seeds(self, count: int) -> range:
         (seeds,) = self.preset.seeds.head(count).blocks(count)
-        denoise, start, _ = self.sweep.sampling(0).drawn(self.sweep.network, seeds)
-        return denoise, start
+        return seeds
 
     @cached_property
-    def noised(self) -> list[Step]:
-        """The network at noised images."""
-        ends = self.sigmas[[0, -2]].log()
-        levels = torch.linspace(float(ends[0]), float(ends[1]), LEVELS, dtype=torch.float64).exp()
-        denoise, _ = self._drawn(self.count)
-        with torch.inference_mode():
-            return list(on_noised(denoise, self._clean().to(self.sweep.device), levels))
+    def makers(self) -> Makers:
+        """What makes each analytic model."""
+        return models(self.gaussian, self.images)
 
-    def _clean(self) -> Tensor:
-        """Images spread over the data; the network's samples where it has classes, or no images."""
-        if self.images is None or len(self.images) < self.count or self.sweep.network.label_dim:
-            return self.trajectory[-1].x
-        return from_uint8(self.images[:: len(self.images) // self.count][: self.count])
-
-    @cached_property
-    def inputs(self) -> dict[str, Any]:
-        """What all numbers depend on."""
-        return {
-            "preset": self.preset.name,
-            "network": self.sweep.network_digest,
-            "gaussian": self.sweep.parameters.digest,
-            "images": None if self.images is None else digest_of_tensor(self.images),
-            "device": self.sweep.device.type,
-            "threads": self.sweep.threads,
-            "levels": LEVELS,
-            "refinement": REFINEMENT,
-            "sigmas": self.sigmas.tolist(),
-            "first_seed": self.preset.seeds.first,
-            "count": self.count,
-        }
-
-    @cached_property
-    def makers(self) -> dict[str, Callable[[], Model]]:
-        """By name, what makes each analytic model."""
-        return models.known(self.gaussian, self.images)
-
-    def model(self, name: str) -> Model:
+    def model(self, key: Key) -> Model:
         """An analytic model where the states are: not to be moved there at each of its calls."""
-        return self.makers[name]().to(self.trajectory[0].x)
+        return self.makers[key]().to(self.trajectory[0].x)
 
-    def numbers(self) -> dict[str, dict[str, Any]]:
-        """Each model beside the network, with a bar; those that are on disk are not made again."""
-        found = {}
-        for name in (bar := tqdm(self.makers, desc="models", unit=" models")):
-            bar.set_postfix_str(name)
-            path = self.folder / "models" / f"{name.replace(', ', '-').replace(' ', '-')}.json"
-            inputs = {**self.inputs, "model": name}
-            found[name] = kept(path, inputs, partial(self._compared, name))
-        return found
+    @cached_property
+    def study(self) -> Study:
+        """The models beside the network; numbers that are on disk are not made again."""
+        folder, machine = self.folder / "models", self.sweep.machine
+        return study_of(self.sampling, machine, self.makers, self.images, folder)
 
-    def _compared(self, name: str) -> dict[str, Any]:
-        with torch.inference_mode():
-            return compared(self.model(name), self.noised, self.trajectory, self.sigmas)
+    def numbers(self) -> dict[Key, dict[str, Any]]:
+        """Each model beside the network, with a bar."""
+        found = self.study.numbers(self.states, PARTS)
+        return {key: compared(self.states, measured) for key, measured in found.items()}
 
     def settled(self) -> Settling:
         """How principal components settle along the network's trajectories."""
-        found = kept(
-            self.folder / "components.json",
-            self.inputs,
-            lambda: asdict(settling(self.trajectory, self.gaussian)),
+        inputs = {**self.study.inputs, "seeds": list(self.states.seeds)}
+        path = self.folder / "components.json"
+        return Settling(
+            **kept(path, inputs, lambda: asdict(settling(self.trajectory, self.gaussian)))
         )
-        return Settling(**found)
 
-    def samples(self, skip: int, seeds: int) -> Tensor:
-        """Images (seeds, C, H, W) of the first trajectories, their first steps teleported."""
-        denoise, start = self._drawn(seeds)
-        x = carry(start, self.sigmas, skip, self.gaussian)
+    def samples(self, skip: int, count: int) -> Tensor:
+        """Images (count, C, H, W) of the first trajectories, their first steps teleported."""
         with torch.inference_mode():
-            return final(heun(denoise, x, self.sigmas[skip:]))
+            return final(self.sampling.steps(self._seeds(count), skip))
 
 
 def write_comparisons(r: Reproduction) -> None:
@@ -152,12 +124,12 @@ def write_comparisons(r: Reproduction) -> None:
     name, count = r.preset.name, f"{r.count} seeds"
     figures.overview(r.folder / "figure1.png", numbers, f"{name}: network and theory, {count}")
     for states in ("noised", "trajectory"):
-        _write_agreement(r.folder / f"figure3_{states}.csv", numbers, states)
+        _write(r.folder / f"figure3_{states}.csv", numbers, states, "error", "explained")
     title = f"{name}: analytic scores against the network's, {count}"
     figures.score_comparison(r.folder / "figure3.png", numbers, title)
     parts = {"figure4": ("state", "state x"), "figure5": ("denoised", "denoised image D(x)")}
     for figure, (part, what) in parts.items():
-        _write_deviation(r.folder / f"{figure}.csv", numbers, part)
+        _write(r.folder / f"{figure}.csv", numbers, "solution", part)
         title = f"{name}: solutions from the same noise, {count}"
         label = f"relative deviation of the {what}"
         figures.solution_deviation(r.folder / f"{figure}.png", numbers, part, label, title)
@@ -189,32 +161,22 @@ def _model_samples(r: Reproduction) -> dict[str, Tensor]:
     """Where the trajectories of the network and of some models end, from the same noise."""
     start = r.trajectory[0].x[:SHOWN]
     found = {"network": r.trajectory[-1].x[:SHOWN]}
-    for name in figures.FEW:
-        if name in r.makers and name != "isotropic":
+    for key in figures.FEW:
+        if key in r.makers and key != ISOTROPIC:
             with torch.inference_mode():
-                *_, last = solution(r.model(name), start, r.sigmas)
-            found[name] = last.denoised
+                *_, last = solution(r.model(key), start, r.sigmas)
+            found[key.title] = last.denoised
     return found
 
 
-def _write_agreement(path: Path, numbers: Mapping[str, Mapping[str, Any]], states: str) -> None:
+def _write(path: Path, numbers: figures.Numbers, part: str, *columns: str) -> None:
+    """A part's quartiles, the first of the columns, and what stands beside them, by sigma."""
     rows = [
-        [name, sigma, *error, explained]
-        for name, parts in numbers.items()
-        for sigma, error, explained in zip(
-            *(parts[states][column] for column in ("sigma", "error", "explained")), strict=True
+        [key.title, sigma, *quartiles, *rest]
+        for key, parts in numbers.items()
+        for sigma, quartiles, *rest in zip(
+            *(parts[part][column] for column in ("sigma", *columns)), strict=True
         )
     ]
-    head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "explained")
+    head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", *columns[1:])
     write_table(path, head, rows)
-
-
-def _write_deviation(path: Path, numbers: Mapping[str, Mapping[str, Any]], part: str) -> None:
-    rows = [
-        [name, sigma, *quartiles]
-        for name, parts in numbers.items()
-        for sigma, quartiles in zip(
-            parts["solution"]["sigma"], parts["solution"][part], strict=True
-        )
-    ]
-    write_table(path, ("model", "sigma", "lower_quartile", "median", "upper_quartile"), rows)

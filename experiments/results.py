@@ -10,7 +10,6 @@
 import json
 import platform
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -18,7 +17,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
-from experiments.presets import SeedRange
+from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import digest_of_file, write_json
 
@@ -94,11 +93,7 @@ def _found(path: Path) -> Result | None:
 
 
 def read(path: Path) -> Result:
-    """Read one result file.
-
-    Raises:
-        UsageError: it is damaged or no result file.
-    """
+    """Read one result file; UsageError where it is damaged or none."""
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
     except (ValueError, RecursionError):
@@ -158,15 +153,11 @@ def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
     chosen = {  # of two for one place, the current one
         (r.seeds.first, r.seeds, r.skip): r for r in (*kept, *current) if r.settings == wanted
     }
-    _check_disjoint({result.seeds for result in chosen.values()})
-    return [chosen[place] for place in sorted(chosen, key=lambda place: (place[0], place[2]))]
-
-
-def _check_disjoint(ranges: Iterable[SeedRange]) -> None:
-    ordered = sorted(ranges, key=lambda seeds: seeds.first)
-    for before, after in pairwise(ordered):
+    ranges = sorted({result.seeds for result in chosen.values()}, key=lambda seeds: seeds.first)
+    for before, after in pairwise(ranges):
         if after.first <= before.last:
             raise UsageError(
                 f"seeds {before} and {after} overlap, so their spread would mean nothing: "
                 "choose disjoint ranges and remove one of these folders"
             )
+    return [chosen[place] for place in sorted(chosen, key=lambda place: (place[0], place[2]))]

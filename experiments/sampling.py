@@ -1,31 +1,22 @@
 """From seeds to images: latents, the teleport, the rest of the sampler's steps, pixels."""
 
-from collections.abc import Callable, Iterable, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from typing import NamedTuple
 
-import torch
 from torch import Tensor
 
-from edm.precondition import Preconditioned
+from edm.network import Network
 from experiments.presets import Preset
-from experiments.teleports import ByClass, Flow
 from linear_structure.denoise import Denoiser
 from linear_structure.images import to_uint8
 from linear_structure.sampling.grids import ended, sigma_grid
-from linear_structure.sampling.samplers import Step, dpmpp_2m, heun, unipc
+from linear_structure.sampling.samplers import SAMPLERS, Noise, Sampler, Step, final
 from linear_structure.sampling.seeds import Seeds
-from linear_structure.system.errors import UsageError, WorkError
-
-Sampler = Callable[[Denoiser, Tensor, Tensor], Iterable[Step]]
-SAMPLERS: dict[str, Sampler] = {"heun": heun, "dpmpp_2m": dpmpp_2m, "unipc": unipc}
+from linear_structure.teleport import Teleport, carry
 
 
-def image_shape(network: Preconditioned) -> tuple[int, int, int]:
-    """(C, H, W) of the images that a network makes."""
-    return (network.img_channels, network.img_resolution, network.img_resolution)
-
-
-def grid_of(preset: Preset, network: Preconditioned) -> Tensor:
+def grid_of(preset: Preset, network: Network) -> Tensor:
     """The preset's grid, (N + 1,) float64, within the range that the network was made for."""
     low = max(preset.sigma_min, network.sigma_min)
     high = min(preset.sigma_max, network.sigma_max)
@@ -33,90 +24,64 @@ def grid_of(preset: Preset, network: Preconditioned) -> Tensor:
     return ended(network.round_sigma(levels[:-1]))
 
 
-def check_skip(skip: int, steps: int) -> None:
-    """Refuse to skip more than all steps but one.
+class Drawn(NamedTuple):
+    """What seeds decide.
 
-    Raises:
-        UsageError: it is more, or negative.
+    Attributes:
+        denoise: the network, told the classes of the samples if it has any.
+        start: states at the first noise level, (n, C, H, W) float64.
+        labels: classes (n,), None without classes.
+        noise: what the samples draw next.
     """
-    if not 0 <= skip < steps:
-        raise UsageError(f"skip {skip}: with {steps} steps expected 0 to {steps - 1}")
+
+    denoise: Denoiser
+    start: Tensor
+    labels: Tensor | None
+    noise: Noise
 
 
-def nfe(steps: int, skip: int, sampler: str = "heun") -> int:
-    """Network calls after `skip` of `steps` steps: 2 (N - k) - 1 of Heun's method, else N - k."""
-    return 2 * (steps - skip) - 1 if sampler == "heun" else steps - skip
+def drawn(network: Network, sigma: Tensor, seeds: Iterable[int], label: int | None = None) -> Drawn:
+    """Latents, then classes, in the published order, for states at noise level `sigma`.
+
+    Args:
+        label: the class of all; None: each seed draws one.
+    """
+    source = Seeds.of(list(seeds), network.device)
+    start = source.latents(network.shape).double() * sigma
+    if not network.label_dim:
+        return Drawn(network, start, None, source.noise)
+    labels = source.labels(network.label_dim, label)
+    return Drawn(network.bind(labels), start, labels, source.noise)
 
 
 @dataclass(frozen=True)
 class Sampling:
-    """From seeds to images, whatever the seeds and the denoiser.
+    """From seeds to images, whatever the seeds and the network.
 
     Attributes:
-        shape: (C, H, W).
+        network: the denoiser.
         sigmas: the full grid, (N + 1,) float64.
-        skip: steps to skip by the flow of `teleport`.
-        device: where latents are drawn.
-        sampler: one of `SAMPLERS`.
-        by_class: class -> flow, in place of `teleport` where the network has classes.
+        teleport: what carries states past skipped steps.
+        sampler: of the steps that are left.
     """
 
-    shape: tuple[int, int, int]
+    network: Network
     sigmas: Tensor
-    skip: int = 0
-    teleport: Flow | None = None
-    device: torch.device | str = "cpu"
-    sampler: str = "heun"
-    by_class: Mapping[int, Flow] = field(default_factory=dict)
+    teleport: Teleport | None = None
+    sampler: Sampler = SAMPLERS["heun"]
 
-    def pixels(self, denoise: Denoiser, seeds: Iterable[int]) -> Tensor:
-        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
-        denoise, start, teleport = self.drawn(denoise, seeds)
-        x = carry(start, self.sigmas, self.skip, teleport)
-        return to_uint8(final(SAMPLERS[self.sampler](denoise, x, self.sigmas[self.skip :])))
+    def drawn(self, seeds: Iterable[int]) -> Drawn:
+        """What the seeds decide, at the first level of the grid."""
+        return drawn(self.network, self.sigmas[0], seeds)
 
-    def drawn(
-        self, denoise: Denoiser, seeds: Iterable[int]
-    ) -> tuple[Denoiser, Tensor, Flow | None]:
-        """The denoiser, the states at sigmas[0], (n, C, H, W) float64, and the flow of these seeds.
-
-        A network with classes gets those that the seeds draw after the latents.
-        """
-        drawn = Seeds.of(list(seeds), self.device)
-        start = drawn.latents(self.shape).double() * self.sigmas[0]
-        if not (isinstance(denoise, Preconditioned) and denoise.label_dim):
-            return denoise, start, self.teleport
-        labels = drawn.labels(denoise.label_dim)
-        teleport = ByClass(self.by_class, labels) if self.by_class else self.teleport
-        return denoise.bind(labels), start, teleport
-
-
-def carry(x: Tensor, sigmas: Tensor, skip: int, teleport: Flow | None) -> Tensor:
-    """States x (n, C, H, W) at sigmas[0], carried to sigmas[skip] by a model's flow.
-
-    With skip = 0 the analytic model is not called.
-
-    Raises:
-        UsageError: skip > 0 without a model, or out of the grid's range.
-    """
-    check_skip(skip, len(sigmas) - 1)
-    if skip == 0:
-        return x
-    if teleport is None:
-        raise UsageError(f"skip {skip} needs a model to teleport with, such as a Gaussian")
-    return teleport.flow(x, sigmas[0], sigmas[skip])
-
-
-def final(steps: Iterable[Step]) -> Tensor:
-    """Where a trajectory ends: images (n, C, H, W) float64.
-
-    Raises:
-        WorkError: the network gave NaN or infinity.
-    """
-    for step in steps:
-        last = step
-    if not bool(torch.isfinite(last.x).all()):
-        raise WorkError(
-            "the network gave NaN or infinity: its weights, or half precision, are unusable"
+    def steps(self, seeds: Iterable[int], skip: int = 0) -> Iterator[Step]:
+        """The Steps that are left after `skip` of them; errors as in `carry`."""
+        denoise, start, labels, noise = self.drawn(seeds)
+        x = carry(start, self.sigmas, skip, self.teleport, labels)
+        return self.sampler.run(
+            denoise, x, self.sigmas, skip, noise if self.sampler.stochastic else None
         )
-    return last.x
+
+    def pixels(self, seeds: Iterable[int], skip: int = 0) -> Tensor:
+        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
+        return to_uint8(final(self.steps(seeds, skip)))

@@ -17,11 +17,11 @@ from itertools import islice, takewhile
 import torch
 from torch import Tensor
 
-from experiments.teleports import Flow
-from experiments.trajectories import REFINEMENT, norms, refined
+from experiments.comparison import REFINEMENT, norms, refined
 from linear_structure.denoise import Denoiser
 from linear_structure.sampling.samplers import heun
 from linear_structure.system.errors import WorkError
+from linear_structure.teleport import Teleport
 
 TOLERANCE = 0.02
 KNEE = 1.1  # a distance of up to this multiple of that without skips counts as unchanged
@@ -41,12 +41,15 @@ class Offset:
     median: float
 
 
-def offsets(network: Denoiser, teleport: Flow, x: Tensor, sigmas: Tensor) -> Iterator[Offset]:
+def offsets(
+    network: Denoiser, teleport: Teleport, x: Tensor, sigmas: Tensor, labels: Tensor | None = None
+) -> Iterator[Offset]:
     """For k = 0, 1, ...: the teleport of k steps against the network's solution from x (n, *S).
 
     Args:
         x: float64, at sigmas[0].
         sigmas: (N + 1,), ending in 0.
+        labels: classes (n,) of the samples, where the network has any.
 
     Raises:
         WorkError: the network gave NaN or infinity.
@@ -56,7 +59,7 @@ def offsets(network: Denoiser, teleport: Flow, x: Tensor, sigmas: Tensor) -> Ite
     for k, step in enumerate(steps):
         if not bool(torch.isfinite(step.x).all()):
             raise WorkError("the network gave NaN or infinity: its weights are unusable")
-        moved = teleport.flow(x, sigmas[0], step.sigma) if k else x
+        moved = teleport.flow(x, sigmas[0], step.sigma, labels) if k else x
         relative = norms(moved - step.x) / (float(step.sigma) * root)
         yield Offset(k, float(step.sigma), float(relative.median()))
 

@@ -8,9 +8,9 @@ of several processes, end with the bytes of one that was not.
 """
 
 import time
-from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
-from functools import cached_property
+from collections.abc import Iterator
+from dataclasses import dataclass
+from functools import cached_property, partial
 from itertools import chain
 from pathlib import Path
 from typing import Any
@@ -21,26 +21,20 @@ from tqdm import tqdm
 
 from edm.evaluation import fid
 from edm.evaluation.features import Features
-from edm.precondition import Preconditioned
-from experiments import blocks, results
-from experiments.presets import Preset, SeedRange
+from edm.network import Network
+from experiments import results
+from experiments.presets import Preset
 from experiments.results import Result
-from experiments.sampling import SAMPLERS, Sampling, grid_of, image_shape, nfe
-from experiments.teleports import (
-    SOLVER_STEPS,
-    check_classes,
-    check_shape,
-    flow_of,
-    flows_of,
-    has_closed_flow,
-)
+from experiments.sampling import Sampling, grid_of
 from linear_structure.images import save_png
-from linear_structure.parameters import Parameters
+from linear_structure.sampling.samplers import find
+from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of, write_array, write_json
-
-POLL = 0.2  # seconds between two looks for what another process makes
+from linear_structure.system.files import digest_of, write_json
+from linear_structure.system.machine import Machine
+from linear_structure.system.store import Block, folder_of
+from linear_structure.teleport import Teleport
 
 
 @dataclass(frozen=True)
@@ -49,77 +43,60 @@ class Sweep:
 
     Attributes:
         preset: grid, skips, seeds and block size.
-        network: the denoiser, on `device`; `network_digest` identifies its weights.
-        parameters: the model to teleport with.
-        features: the feature network, on `device`.
+        network: the denoiser, on the machine's device.
+        teleport: what carries states past skipped steps.
+        features: the feature network, on that device.
         reference: statistics of the real images.
-        threads: of the CPU, recorded, since sums depend on it in the last bits.
         root: folder of results, features and images.
         save_images: write PNGs as well.
-        tf32: whether the network computes in TF32 on a GPU.
-        by_class: class -> parameters to teleport its samples with, in place of `parameters`.
 
     Raises:
         UsageError: two of these do not fit together, or there are fewer than two seeds.
     """
 
     preset: Preset
-    network: Preconditioned
-    network_digest: str
-    parameters: Parameters
+    network: Network
+    teleport: Teleport
     features: Features
     reference: fid.Statistics
-    device: torch.device
-    threads: int
+    machine: Machine
     root: Path = results.ROOT
     save_images: bool = False
-    tf32: bool = False
-    by_class: Mapping[int, Parameters] = field(default_factory=dict)
 
     def __post_init__(self) -> None:
         check_seeds(self.preset.seeds)
-        check_sampler(self.preset.sampler)
-        check_shape(self.parameters.model, self.network)
-        if self.by_class:
-            check_classes(self.by_class, self.network.label_dim)
+        self.teleport.check(self.network)
         self.reference.refuse_other(self.features.dim, self.features.digest)
 
     @cached_property
-    def sigmas(self) -> Tensor:
-        """The full grid, (N + 1,) float64."""
-        return grid_of(self.preset, self.network)
+    def sampling(self) -> Sampling:
+        """How seeds become images."""
+        sampler = find(self.preset.sampler)
+        return Sampling(self.network, grid_of(self.preset, self.network), self.teleport, sampler)
+
+    @cached_property
+    def network_digest(self) -> str:
+        """What the network is, found once."""
+        return self.network.digest
 
     @property
     def folder(self) -> Path:
         """Where the results of this preset and these seeds lie."""
         return self.root / self.preset.name / str(self.preset.seeds)
 
-    def sampling(self, skip: int) -> Sampling:
-        """How seeds become images after `skip` skipped steps."""
-        return Sampling(
-            image_shape(self.network),
-            self.sigmas,
-            skip,
-            flow_of(self.parameters.model),
-            self.device,
-            self.preset.sampler,
-            flows_of(self.by_class),
-        )
-
     def image_inputs(self, skip: int) -> dict[str, Any]:
         """What the image of a seed depends on."""
+        sigmas = self.sampling.sigmas
         return {
             "preset": self.preset.name,
             "n_skip": skip,
-            "sigma_skip": float(self.sigmas[skip]),
+            "sigma_skip": float(sigmas[skip]),
             "block": self.preset.block,
             "sampler": self.preset.sampler,
-            "sigmas": self.sigmas.tolist(),
+            "sigmas": sigmas.tolist(),
             "network": self.network_digest,
-            **teleport_inputs(self.parameters, self.by_class),
-            "device": self.device.type,
-            "threads": self.threads,
-            **({"tf32": True} if self.tf32 else {}),
+            **self.teleport.inputs,
+            **self.machine.inputs,
         }
 
     def sampling_inputs(self, skip: int) -> dict[str, Any]:
@@ -136,53 +113,22 @@ class Sweep:
         return {**self.sampling_inputs(skip), "seeds": seeds, "reference": self.reference.digest}
 
 
-def teleport_inputs(own: Parameters, by_class: Mapping[int, Parameters]) -> dict[str, Any]:
-    """What a teleport depends on, beside the grid."""
-    classes = [by_class[label].digest for label in sorted(by_class)]
-    return {
-        "parameters": own.digest,
-        **({"by_class": classes} if classes else {}),
-        **({} if has_closed_flow(own.model) else {"solver_steps": SOLVER_STEPS}),
-    }
-
-
 def check_seeds(seeds: SeedRange) -> None:
-    """Refuse fewer images than a covariance needs.
-
-    Raises:
-        UsageError: there is only one.
-    """
+    """Refuse fewer images than a covariance needs (UsageError)."""
     if seeds.count < 2:
         raise UsageError(f"seeds {seeds}: a distance needs at least two images, such as 0-999")
 
 
-def check_sampler(name: str) -> None:
-    """Refuse a sampler that is not known.
-
-    Raises:
-        UsageError: it is not; the message lists the known ones.
-    """
-    if name not in SAMPLERS:
-        raise UsageError(f"sampler is {name!r}: expected one of {', '.join(SAMPLERS)}")
-
-
-@dataclass(frozen=True)
-class Block:
-    """The seeds first..first + size - 1 at one number of skipped steps; their features' path."""
+@dataclass(frozen=True, kw_only=True)
+class SeedBlock(Block):
+    """The features of consecutive seeds from `first` on, at one number of skipped steps."""
 
     skip: int
     first: int
-    size: int
-    path: Path
 
     @property
     def seeds(self) -> range:
-        return range(self.first, self.first + self.size)
-
-    @property
-    def is_whole(self) -> bool:
-        """Whether its features are on disk."""
-        return blocks.is_whole(self.path, self.size)
+        return range(self.first, self.first + self.shape[0])
 
     def within(self, seeds: SeedRange) -> slice:
         """The part of the block whose seeds belong to the range."""
@@ -195,14 +141,13 @@ def block_starts(preset: Preset) -> range:
     return range(first, preset.seeds.last + 1, preset.block)
 
 
-def blocks_of(sweep: Sweep, skip: int) -> list[Block]:
+def blocks_of(sweep: Sweep, skip: int) -> list[SeedBlock]:
     """The blocks that cover the preset's seeds, in order."""
-    preset = sweep.preset
-    key = digest_of(sweep.sampling_inputs(skip))[:16]
-    folder = sweep.root / preset.name / "features" / key
+    preset, shape = sweep.preset, (sweep.preset.block, sweep.features.dim)
+    folder = folder_of(sweep.root / preset.name / "features", sweep.sampling_inputs(skip))
     return [
-        Block(skip, start, preset.block, folder / f"{start:06d}.npy")
-        for start in block_starts(preset)
+        SeedBlock(path=folder / f"{first:06d}.npy", shape=shape, skip=skip, first=first)
+        for first in block_starts(preset)
     ]
 
 
@@ -223,14 +168,18 @@ def run(sweep: Sweep) -> Iterator[Result]:
         yield _settled(sweep, skip, time.perf_counter() - clock)
 
 
-def _sampled(sweep: Sweep) -> Iterator[Block]:
-    """Sample this process's share of the blocks that are missing, with a bar."""
+def _mine(sweep: Sweep) -> list[SeedBlock]:
+    """This process's share of all blocks, the same whatever is finished when it looks."""
     every = [block for skip in sweep.preset.skips for block in blocks_of(sweep, skip)]
-    # Shared before the finished ones are left out: processes that look at different times agree.
-    mine = [block for block in machine.share(every) if _is_missing(sweep, block)]
-    quiet = machine.rank() != 0 or not mine
-    for block in tqdm(mine, desc="sampling", unit=" blocks", disable=quiet):
-        _sample_block(sweep, block)
+    return list(machine.share(every))
+
+
+def _sampled(sweep: Sweep) -> Iterator[SeedBlock]:
+    """Sample this process's blocks that are missing, with a bar."""
+    missing = [block for block in _mine(sweep) if _is_missing(sweep, block)]
+    quiet = machine.rank() != 0 or not missing
+    for block in tqdm(missing, desc="sampling", unit=" blocks", disable=quiet):
+        block.write(_features(sweep, block))
         yield block
 
 
@@ -239,32 +188,27 @@ def _reusable(sweep: Sweep, skip: int) -> Result | None:
     return results.reusable(path, sweep.inputs(skip))
 
 
-def _is_missing(sweep: Sweep, block: Block) -> bool:
+def _is_missing(sweep: Sweep, block: SeedBlock) -> bool:
     """Whether a block has to be sampled: for its images, or for features that no result has."""
     if sweep.save_images and not all(path.exists() for path in _images_of(sweep, block)):
         return True
     return not block.is_whole and _reusable(sweep, block.skip) is None
 
 
-def _sample_block(sweep: Sweep, block: Block) -> None:
-    """Seeds to features on disk; the images as well where they are wanted."""
+def _features(sweep: Sweep, block: SeedBlock) -> Tensor:
+    """Seeds to features (block, dim); the images are written where they are wanted."""
     with torch.inference_mode():
-        pixels = sweep.sampling(block.skip).pixels(sweep.network, block.seeds)
-        features = sweep.features(pixels).cpu().float().numpy()
+        pixels = sweep.sampling.pixels(block.seeds, block.skip)
+        features = sweep.features(pixels).cpu().float()
     if sweep.save_images:
-        _save_images(sweep, block, pixels.cpu())
-    write_array(block.path, features)
+        paths, asked = _images_of(sweep, block), block.within(sweep.preset.seeds)
+        write_json(paths[0].parent / "inputs.json", sweep.image_inputs(block.skip))
+        for path, image in zip(paths, pixels.cpu()[asked], strict=True):
+            save_png(path, image)
+    return features
 
 
-def _save_images(sweep: Sweep, block: Block, pixels: Tensor) -> None:
-    """Write the images of the asked seeds, and beside them what they depend on."""
-    paths = _images_of(sweep, block)
-    write_json(paths[0].parent / "inputs.json", sweep.image_inputs(block.skip))
-    for path, image in zip(paths, pixels[block.within(sweep.preset.seeds)], strict=True):
-        save_png(path, image)
-
-
-def _images_of(sweep: Sweep, block: Block) -> list[Path]:
+def _images_of(sweep: Sweep, block: SeedBlock) -> list[Path]:
     """Paths of the block's images whose seeds were asked for, in a folder for their settings."""
     key = digest_of(sweep.image_inputs(block.skip))[:16]
     folder = sweep.root / sweep.preset.name / "images" / f"{block.skip}-{key}"
@@ -273,26 +217,25 @@ def _images_of(sweep: Sweep, block: Block) -> list[Path]:
 
 def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
     """The result that is there, or a new one from the blocks on disk."""
-    if earlier := _reusable(sweep, skip):
-        results.path_of(sweep.root, sweep.preset.name, sweep.preset.seeds, skip).touch()
-        return earlier
     preset = sweep.preset
-    statistics = fid.measure(_features_of(block, preset.seeds) for block in blocks_of(sweep, skip))
+    path = results.path_of(sweep.root, preset.name, preset.seeds, skip)
+    if earlier := _reusable(sweep, skip):
+        path.touch()
+        return earlier
+    asked, mine = preset.seeds, {block.path for block in _mine(sweep)}
+    rows = (  # those of other processes are waited for
+        block.obtain(partial(_features, sweep, block), block.path in mine)[block.within(asked)]
+        for block in blocks_of(sweep, skip)
+    )
+    statistics = fid.measure(rows)
     result = Result(
         inputs=sweep.inputs(skip),
         outputs={
             "distance": fid.frechet(statistics, sweep.reference),
             "count": statistics.count,
-            "nfe": nfe(preset.steps, skip, preset.sampler),
+            "nfe": sweep.sampling.sampler.calls(preset.steps, skip),
         },
         made={"seconds": round(seconds, 3), **results.surroundings()},
     )
-    results.write(results.path_of(sweep.root, preset.name, preset.seeds, skip), result)
+    results.write(path, result)
     return result
-
-
-def _features_of(block: Block, seeds: SeedRange) -> Tensor:
-    """The rows of a block whose seeds belong to the range; waits for another process's block."""
-    while not block.is_whole:
-        time.sleep(POLL)
-    return blocks.read(block.path)[block.within(seeds)]

@@ -7,10 +7,10 @@ from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
-from experiments.presets import Preset, SeedRange
+from experiments.presets import Preset
 from experiments.results import Result
-from experiments.sampling import nfe
-from linear_structure.sampling.grids import sigma_grid
+from linear_structure.sampling.samplers import find
+from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.files import write_text
 
 
@@ -44,15 +44,12 @@ class Row:
 
 def rows(results: Sequence[Result]) -> list[Row]:
     """One row for each number of skipped steps, ascending."""
-    skips = sorted({result.skip for result in results})
-    return [_row([result for result in results if result.skip == skip]) for skip in skips]
-
-
-def _row(results: Sequence[Result]) -> Row:
-    first = results[0]
-    distances = tuple(result.distance for result in results)
-    ranges = tuple(result.seeds for result in results)
-    return Row(first.skip, first.inputs["sigma_skip"], first.outputs["nfe"], distances, ranges)
+    found = []
+    for skip in sorted({result.skip for result in results}):
+        first, *_ = same = [result for result in results if result.skip == skip]
+        distances, ranges = zip(*((each.distance, each.seeds) for each in same), strict=True)
+        found.append(Row(skip, first.inputs["sigma_skip"], first.outputs["nfe"], distances, ranges))
+    return found
 
 
 def range_count(rows: Sequence[Row]) -> str:
@@ -80,16 +77,10 @@ def distance_name(results: Sequence[Result]) -> str:
     return results[0].inputs["distance_name"]
 
 
-def column_name(results: Sequence[Result]) -> str:
-    """The name of the distance as the two-column table heads it: `fid`, or `FD-...` as it is."""
-    name = distance_name(results)
-    return "fid" if name == "FID" else name
-
-
 def write_two_columns(path: Path, results: Sequence[Result]) -> None:
-    """`n_skip  fid`, the mean over the ranges of seeds; a comment if these differ."""
-    by_skip = rows(results)
-    lines = [f"n_skip  {column_name(results)}"]
+    """`n_skip  fid` (or `FD-...`), the mean over the ranges; a comment if these differ."""
+    by_skip, name = rows(results), distance_name(results)
+    lines = [f"n_skip  {'fid' if name == 'FID' else name}"]
     lines += [f"{row.skip:6d}  {row.mean:.6g}" for row in by_skip]
     if missing := gaps(by_skip):
         lines.append(f"# {missing}")
@@ -131,8 +122,7 @@ def published_beside(preset: Preset, results: Sequence[Result]) -> Mapping[int, 
     Those are FIDs of as many images as the preset's, by its sampler on its grid.
     """
     inputs, count = results[0].inputs, results[0].outputs["count"]
-    grid = sigma_grid(preset.steps, preset.sigma_min, preset.sigma_max, preset.rho).tolist()
-    theirs = ("FID", preset.seeds.count, preset.sampler, grid)
+    theirs = ("FID", preset.seeds.count, preset.sampler, preset.grid.tolist())
     ours = (inputs["distance_name"], count, inputs["sampler"], inputs["sigmas"])
     return preset.published if ours == theirs else {}
 
@@ -144,20 +134,16 @@ def table(results: Sequence[Result]) -> str:
     """
     by_skip = rows(results)
     inputs = results[0].inputs
-    full = nfe(len(inputs["sigmas"]) - 1, 0, inputs["sampler"])
+    full = find(inputs["sampler"]).calls(len(inputs["sigmas"]) - 1, 0)
     name = distance_name(results)
     head = ["skipped steps", "sigma", "NFE", "calls saved", name, "min", "max", "ranges"]
     columns = len(head) if range_count(by_skip) != "1" else head.index("min")
-    lines = [_table_row(head[:columns]), "|---:" * columns + "|"]
+    lines = [f"| {' | '.join(head[:columns])} |", "|---:" * columns + "|"]
     for row in by_skip:
         cells = [f"{row.skip}", f"{row.sigma:.3g}", f"{row.nfe}", f"{1 - row.nfe / full:.0%}"]
         cells += [*(f"{value:.3f}" for value in (row.mean, *row.spread)), f"{len(row.ranges)}"]
-        lines.append(_table_row(cells[:columns]))
+        lines.append(f"| {' | '.join(cells[:columns])} |")
     return "\n".join([*lines, "", caption(results)])
-
-
-def _table_row(cells: Sequence[str]) -> str:
-    return f"| {' | '.join(cells)} |"
 
 
 def caption(results: Sequence[Result]) -> str:

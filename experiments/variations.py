@@ -10,15 +10,17 @@ from pathlib import Path
 
 from torch import Tensor
 
-from experiments import figures, models, sweep, tables
-from experiments.sampling import SAMPLERS
+from experiments import figures, sweep, tables
+from experiments.comparison import BY_CLASS, GAUSSIAN, ISOTROPIC, Key
 from experiments.sweep import Sweep
 from experiments.tables import Row, write_table
+from linear_structure import fit
+from linear_structure.denoise import Model
 from linear_structure.gaussian import Gaussian, Isotropic
-from linear_structure.parameters import Model, Parameters, digest
+from linear_structure.sampling.samplers import SAMPLERS
+from linear_structure.teleport import Teleport
 
 COMPONENTS = 10
-TITLES = {"heun": "Heun", "dpmpp_2m": "DPM-Solver++(2M)", "unipc": "UniPC-2"}
 
 
 def rows_of(varied: Sweep) -> list[Row]:
@@ -27,52 +29,53 @@ def rows_of(varied: Sweep) -> list[Row]:
 
 
 def solvers(plain: Sweep, folder: Path) -> dict[str, list[Row]]:
-    """The same teleport before each solver, at equal steps."""
-    varied = {
+    """The same teleport before each sampler, by its title, at equal steps; the preset's first."""
+    own = plain.preset.sampler
+    varied = {own: plain} | {
         name: replace(plain, root=folder / name, preset=replace(plain.preset, sampler=name))
         for name in SAMPLERS
-        if name != plain.preset.sampler
+        if name != own
     }
-    found = {plain.preset.sampler: plain, **varied}
-    return {TITLES[name]: rows_of(each) for name, each in found.items()}
+    return {SAMPLERS[name].title: rows_of(each) for name, each in varied.items()}
 
 
-def teleports(plain: Sweep, images: Tensor | None, folder: Path) -> dict[str, list[Row]]:
-    """The same solver after each model's teleport; the mixture needs images (n, C, H, W)."""
-    own = "Gaussian of each class" if plain.by_class else "Gaussian"
-    found = {own: rows_of(plain)}
-    for name, model in _others(plain.parameters.model, images, bool(plain.by_class)):
-        parameters = Parameters(model, {}, digest(model))
-        root = folder / name.replace(" ", "-")
-        found[name] = rows_of(replace(plain, root=root, parameters=parameters, by_class={}))
+def teleports(plain: Sweep, images: Tensor | None, folder: Path) -> dict[Key, list[Row]]:
+    """The same sampler after each model's teleport; the mixture needs images (n, C, H, W)."""
+    by_class = bool(plain.teleport.by_class)
+    found = {BY_CLASS if by_class else GAUSSIAN: rows_of(plain)}
+    for key, model in _others(plain.teleport.model, images, by_class):
+        varied = replace(plain, root=folder / key.slug, teleport=Teleport(model))
+        found[key] = rows_of(varied)
     return found
 
 
-def _others(own: Model, images: Tensor | None, by_class: bool) -> Iterator[tuple[str, Model]]:
+def _others(own: Model, images: Tensor | None, by_class: bool) -> Iterator[tuple[Key, Model]]:
     if by_class:
-        yield "Gaussian", own
+        yield GAUSSIAN, own
     if isinstance(own, Gaussian):
-        yield "isotropic", Isotropic(own.mean)
+        yield ISOTROPIC, Isotropic(own.mean)
     if images is not None and len(images) >= COMPONENTS:
-        yield f"mixture of {COMPONENTS}", models.fitted(images, COMPONENTS, None)
+        yield Key("mixture", COMPONENTS), fit.mixture_of(images, COMPONENTS)
 
 
 def write_solvers(plain: Sweep, folder: Path) -> None:
     """Figure 2 D and its numbers."""
     curves, name = solvers(plain, folder / "sweeps"), plain.features.distance_name
-    count = f"{plain.preset.seeds.count:,} images"
     _write(folder / "figure2d.csv", curves, name)
-    title = f"{plain.preset.name}: quality of teleported samples, {count}"
+    title = f"{plain.preset.name}: quality of teleported samples, {_count(plain)}"
     figures.solver_quality(folder / "figure2d.png", curves, name, title)
 
 
 def write_teleports(plain: Sweep, images: Tensor | None, folder: Path) -> None:
     """What other models than the Gaussian are worth as a teleport."""
     curves, name = teleports(plain, images, folder / "sweeps"), plain.features.distance_name
-    count = f"{plain.preset.seeds.count:,} images"
-    _write(folder / "teleports.csv", curves, name)
-    title = f"{plain.preset.name}: teleport by different models, {count}"
+    _write(folder / "teleports.csv", {key.title: rows for key, rows in curves.items()}, name)
+    title = f"{plain.preset.name}: teleport by different models, {_count(plain)}"
     figures.teleport_quality(folder / "teleports.png", curves, name, title)
+
+
+def _count(plain: Sweep) -> str:
+    return f"{plain.preset.seeds.count:,} images"
 
 
 def _write(path: Path, curves: Mapping[str, list[Row]], name: str) -> None:

@@ -1,6 +1,6 @@
 """The analytic half: denoisers in closed form, their flows, and the moments they are made from."""
 
-from linear_structure.denoise import Denoiser, score, slope
+from linear_structure.denoise import Denoiser, Model, Posterior, score, slope
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.moments import Moments, PixelSums
@@ -11,9 +11,11 @@ __all__ = [
     "Gaussian",
     "GaussianMixture",
     "Isotropic",
+    "Model",
     "Moments",
     "PixelSums",
     "PointCloud",
+    "Posterior",
     "score",
     "slope",
 ]

@@ -12,16 +12,30 @@ Data `N(mu, U diag(lam) U')` with orthonormal U (D, r). Every operator below has
 """
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
+from scipy.linalg import eigh
 from torch import Tensor
 
-from linear_structure.denoise import expand
-from linear_structure.eigen import eigh_destroying
+from linear_structure.denoise import Model, Posterior, expand
 from linear_structure.moments import Moments
 
 RANK_TOLERANCE = 1e-12  # directions with lam <= 1e-12 lam_max are dropped
+NEGATIVE_TOLERANCE = 1e-6  # of the sum of all: what rounding in float32 can leave
+ORTHONORMAL_TOLERANCE = 1e-3
+
+
+def eigh_destroying(matrix: Tensor) -> tuple[Tensor, Tensor]:
+    """Eigenvalues (D,), descending, and eigenvectors, the columns of (D, D), in float64.
+
+    The matrix (D, D), symmetric, finite, float64 and on the CPU, is overwritten.
+    """
+    negative = matrix.neg_().numpy().T  # whose eigenvalues ascend where the matrix's descend
+    eigenvalues, vectors = eigh(negative, driver="evd", overwrite_a=True, check_finite=False)
+    return -torch.from_numpy(eigenvalues), torch.from_numpy(vectors)
 
 
 def _check_start(start: Tensor | float) -> None:
@@ -30,26 +44,22 @@ def _check_start(start: Tensor | float) -> None:
 
 
 @dataclass(frozen=True)
-class Gaussian:
-    """`N(mean, basis diag(eigenvalues) basis')`, of any rank; r = 0 is a point.
+class Gaussian(Model):
+    """`N(mean, basis diag(eigenvalues) basis')`, of any rank; r = 0 is a point."""
 
-    Attributes:
-        mean: (D,).
-        basis: (D, r), orthonormal columns.
-        eigenvalues: (r,), descending, in squared units of x.
-    """
+    kind: ClassVar[str] = "gaussian"
+    files: ClassVar[tuple[str, ...]] = ("mu.pt", "U.pt", "lambdas.pt")
+    mean: Tensor  # (D,)
+    basis: Tensor  # (D, r), orthonormal columns
+    eigenvalues: Tensor  # (r,), descending, in squared units of x
 
-    mean: Tensor
-    basis: Tensor
-    eigenvalues: Tensor
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
 
     @classmethod
     def from_covariance(
-        cls,
-        mean: Tensor,
-        covariance: Tensor,
-        rank: int | None = None,
-        overwrite: bool = False,
+        cls, mean: Tensor, covariance: Tensor, rank: int | None = None, overwrite: bool = False
     ) -> "Gaussian":
         """Decompose a covariance (D, D) in float64, once, and keep at most `rank` directions.
 
@@ -60,8 +70,7 @@ class Gaussian:
         """
         if not bool(torch.isfinite(covariance.sum())):
             raise ValueError("the covariance holds NaN or infinity")
-        own = covariance.to(torch.float64, copy=not overwrite)
-        eigenvalues, basis = eigh_destroying(own)
+        eigenvalues, basis = eigh_destroying(covariance.to(torch.float64, copy=not overwrite))
         return cls(mean, basis, eigenvalues).truncated(rank)
 
     @classmethod
@@ -86,6 +95,39 @@ class Gaussian:
         axes = centred.T @ inner.basis
         return cls(mean, axes / axes.norm(dim=0), inner.eigenvalues)
 
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Gaussian":
+        """In the standard form: mu flat, descending lambdas, the rank rule applied.
+
+        Raises:
+            ValueError: the shapes do not fit, a variance is negative, U is not orthonormal.
+        """
+        mean, basis, eigenvalues = tensors["mu"].flatten(), tensors["U"], tensors["lambdas"]
+        dim, rank = mean.numel(), eigenvalues.numel()
+        if (basis.shape, eigenvalues.shape) != ((dim, rank), (rank,)):
+            raise ValueError(
+                f"mu {tuple(mean.shape)}, U {tuple(basis.shape)} and lambdas "
+                f"{tuple(eigenvalues.shape)} do not fit: expected (D,), (D, r) and (r,)"
+            )
+        order = eigenvalues.argsort(descending=True, stable=True)
+        eigenvalues, basis = eigenvalues[order].double(), basis[:, order].float()
+        if bool((eigenvalues < -NEGATIVE_TOLERANCE * eigenvalues.abs().sum()).any()):
+            raise ValueError(f"lambdas holds {float(eigenvalues.min()):g}, a variance below 0")
+        gaussian = cls(mean.double(), basis, eigenvalues).truncated()
+        probe = torch.linspace(1, 2, gaussian.basis.shape[1])  # no zeros: every column counts
+        error = gaussian.basis.T @ (gaussian.basis @ probe) - probe
+        stretched = (gaussian.basis.norm(dim=0) - 1).abs() > ORTHONORMAL_TOLERANCE
+        if stretched.any() or not bool(error.norm() <= ORTHONORMAL_TOLERANCE * probe.norm()):
+            raise ValueError("the columns of U are not orthonormal")
+        return gaussian
+
+    def tensors(self) -> dict[str, Tensor]:
+        g = self.truncated()
+        return {"mu": g.mean.double(), "U": g.basis.float(), "lambdas": g.eigenvalues.double()}
+
+    def rescale(self, factor: float) -> "Gaussian":
+        return Gaussian(self.mean, self.basis, self.eigenvalues * factor)
+
     def truncated(self, rank: int | None = None) -> "Gaussian":
         """Without the directions of the rank rule (lam <= 1e-12 lam_max), at most `rank` kept."""
         kept = int((self.eigenvalues > RANK_TOLERANCE * self.eigenvalues[:1]).sum())
@@ -93,11 +135,9 @@ class Gaussian:
         return Gaussian(self.mean, self.basis[:, :kept], self.eigenvalues[:kept])
 
     def to(self, x: Tensor) -> "Gaussian":
-        """The same Gaussian in the dtype and on the device of x; itself where nothing changes."""
         return Gaussian(self.mean.to(x), self.basis.to(x), self.eigenvalues.to(x))
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Posterior mean of the data: x (B, *S), sigma () or (B,) -> (B, *S)."""
         g, offset, sigma = self._prepare(x, sigma)
         shrink = g.eigenvalues / (g.eigenvalues + sigma**2)
         return (g.mean + (offset @ g.basis * shrink) @ g.basis.T).view_as(x)
@@ -105,10 +145,7 @@ class Gaussian:
     def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
         """Solution at `stop` of the probability-flow ODE that is at x (B, *S) when sigma = start.
 
-        start > 0 and stop >= 0 are () or (B,).
-
-        Raises:
-            ValueError: start is not positive.
+        Both are () or (B,); a ValueError unless start > 0.
         """
         _check_start(start)
         g, offset, start = self._prepare(x, start)
@@ -140,15 +177,7 @@ class Gaussian:
         noise = torch.randn(count, dim, generator=generator).to(g.mean)
         return g.mean + (inside * g.eigenvalues.sqrt()) @ g.basis.T + sigma * noise
 
-    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log density in nats of the noised data at x (B, *S): (B,).
-
-        Raises:
-            ValueError: sigma = 0 and the covariance is singular (there is no density).
-        """
-        return self.posterior(x, sigma)[0]
-
-    def posterior(self, x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
+    def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
         """Log density (B,) and denoised image (B, *S) from one projection."""
         g, offset, sigma = self._prepare(x, sigma)
         dim, rank = g.basis.shape
@@ -164,7 +193,7 @@ class Gaussian:
             distance = distance + outside / square
             log_volume = log_volume + (dim - rank) * square.log()
         denoised = g.mean + (inside * (g.eigenvalues / variance)) @ g.basis.T
-        return -(distance + log_volume) / 2, denoised.view_as(x)
+        return Posterior(denoised.view_as(x), -(distance + log_volume) / 2)
 
     def _prepare(self, x: Tensor, sigma: Tensor | float) -> tuple["Gaussian", Tensor, Tensor]:
         g, flat = self.to(x), x.flatten(1)
@@ -172,19 +201,29 @@ class Gaussian:
 
 
 @dataclass(frozen=True)
-class Isotropic:
-    """`N(mean, s0^2 I)`; with s0 = 0 the denoiser is the mean.
+class Isotropic(Model):
+    """`N(mean, s0^2 I)`; with s0 = 0 the denoiser is the mean."""
 
-    Attributes:
-        mean: (D,).
-        s0: standard deviation of every pixel, >= 0, in units of x.
-    """
+    kind: ClassVar[str] = "isotropic"
+    files: ClassVar[tuple[str, ...]] = ("mu.pt", "s0.pt")
+    mean: Tensor  # (D,)
+    s0: float = 0.0  # standard deviation of every pixel, >= 0, in units of x
 
-    mean: Tensor
-    s0: float = 0.0
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Isotropic":
+        s0 = tensors["s0"]
+        if s0.numel() != 1 or float(s0) < 0:
+            raise ValueError("s0: expected one standard deviation, 0 or more")
+        return cls(tensors["mu"].flatten().double(), float(s0))
+
+    def tensors(self) -> dict[str, Tensor]:
+        return {"mu": self.mean.double(), "s0": torch.tensor(self.s0, dtype=torch.float64)}
+
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
 
     def to(self, x: Tensor) -> "Isotropic":
-        """The same model in the dtype and on the device of x."""
         return Isotropic(self.mean.to(x), self.s0)
 
     def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
@@ -192,11 +231,7 @@ class Isotropic:
         return self._scaled(x, self._gain(expand(sigma, x) ** 2, 1.0))
 
     def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
-        """`mu + sqrt((s0^2 + stop^2) / (s0^2 + start^2)) (x - mu)`: (B, *S).
-
-        Raises:
-            ValueError: start is not positive.
-        """
+        """`mu + sqrt((s0^2 + stop^2) / (s0^2 + start^2)) (x - mu)`: (B, *S); needs start > 0."""
         _check_start(start)
         variance = self.s0**2
         before, after = variance + expand(start, x) ** 2, variance + expand(stop, x) ** 2
@@ -212,20 +247,17 @@ class Isotropic:
         self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
     ) -> Tensor:
         """Draw (count, D) from `N(mean, (s0^2 + sigma^2) I)`."""
-        noise = torch.randn(count, len(self.mean), generator=generator).to(self.mean)
+        noise = torch.randn(count, self.dim, generator=generator).to(self.mean)
         return self.mean + math.hypot(self.s0, sigma) * noise
 
-    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log density in nats of the noised data at x (B, *S): (B,).
-
-        Raises:
-            ValueError: s0 and sigma are both zero (there is no density).
-        """
+    def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
+        """Log density (B,) and denoised image (B, *S); no density where s0 and sigma are 0."""
         variance = self.s0**2 + expand(sigma, x).flatten() ** 2
         if not bool((variance > 0).all()):
             raise ValueError("s0 = 0 and sigma = 0: there is no density")
         square = (x.flatten(1) - self.mean.to(x)).square().sum(1)
-        return -(square / variance + len(self.mean) * (2 * math.pi * variance).log()) / 2
+        log_prob = -(square / variance + self.dim * (2 * math.pi * variance).log()) / 2
+        return Posterior(self.denoise(x, sigma), log_prob)
 
     def _gain(self, square: Tensor, factor: Tensor | float) -> Tensor:
         """`s0^2 / (s0^2 + square)` times a factor; zero for a point, at square = 0 too."""

@@ -7,91 +7,93 @@ The Gaussian's thin form is Woodbury's identity and the determinant lemma at onc
 in the log domain. One component is the Gaussian; components of rank 0 are a point cloud.
 """
 
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import ClassVar
 
-import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
-from linear_structure.denoise import expand
+from linear_structure.denoise import Model, Posterior, expand
 from linear_structure.gaussian import Gaussian
+
+WEIGHT_TOLERANCE = 1e-3  # of their sum
 
 
 @dataclass(frozen=True)
-class GaussianMixture:
-    """`sum_k weights_k N(mean_k, Sigma_k)`.
+class GaussianMixture(Model):
+    """`sum_k weights_k N(mean_k, Sigma_k)`."""
 
-    Attributes:
-        weights: (K,), positive, sum 1.
-        components: K Gaussians of one dimension.
-    """
+    kind: ClassVar[str] = "mixture"
+    files: ClassVar[tuple[str, ...]] = ("pi.pt", *Gaussian.files)
+    weights: Tensor  # (K,), positive, sum 1
+    components: tuple[Gaussian, ...]  # K, of one dimension
 
-    weights: Tensor
-    components: tuple[Gaussian, ...]
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "GaussianMixture":
+        """From pi (K,) and the tensors of K Gaussians, stacked; zeros fill up the shorter ranks.
+
+        Raises:
+            ValueError: the counts differ, pi holds no weights, or as `Gaussian.from_tensors`.
+        """
+        names, weights = ("mu", "U", "lambdas"), tensors["pi"]
+        parts = [tensors[name] for name in names]
+        if weights.ndim != 1 or any(part.shape[:1] != weights.shape for part in parts):
+            raise ValueError("pi, mu, U and lambdas do not count the same components")
+        if not bool((weights > 0).all()) or abs(float(weights.sum()) - 1) > WEIGHT_TOLERANCE:
+            raise ValueError("pi: expected positive weights of sum 1")
+        rows = (dict(zip(names, row, strict=True)) for row in zip(*parts, strict=True))
+        return cls(weights.double(), tuple(map(Gaussian.from_tensors, rows)))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """As `from_tensors` takes them."""
+        parts, stacks = [each.tensors() for each in self.components], {"pi": self.weights.double()}
+        for name in parts[0]:
+            values = [part[name] for part in parts]
+            longest = max(value.shape[-1] for value in values)
+            stacks[name] = torch.stack([pad(v, (0, longest - v.shape[-1])) for v in values])
+        return stacks
+
+    def rescale(self, factor: float) -> "GaussianMixture":
+        return GaussianMixture(self.weights, tuple(p.rescale(factor) for p in self.components))
+
+    @property
+    def dim(self) -> int:
+        return self.components[0].dim
 
     def to(self, x: Tensor) -> "GaussianMixture":
-        """The same mixture in the dtype and on the device of x."""
-        components = tuple(component.to(x) for component in self.components)
-        return GaussianMixture(self.weights.to(x), components)
+        return GaussianMixture(self.weights.to(x), tuple(part.to(x) for part in self.components))
 
-    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Posterior mean of the data: x (B, *S), sigma () or (B,) -> (B, *S)."""
-        wide = _wide(x)
+    def sample(
+        self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (count, D) from the mixture with sigma^2 I added to each covariance."""
+        edges = self.weights.double().cpu().cumsum(0)[:-1]
+        uniform = torch.rand(count, dtype=torch.float64, generator=generator)
+        chosen = torch.bucketize(uniform, edges)
+        drawn = self.components[0].mean.new_empty(count, self.dim)
+        for number, component in enumerate(self.components):
+            own = chosen == number
+            drawn[own] = component.sample(int(own.sum()), sigma, generator)
+        return drawn
+
+    def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
+        """Posterior mean, log density and responsibilities, the components one after the other."""
+        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # log densities: thousands
         log_prob = torch.full_like(wide.flatten(1)[:, 0], -torch.inf)
-        denoised = torch.zeros_like(wide)
-        for log_weight, component in zip(self._log_weights(wide), self.components, strict=True):
-            log_k, denoised_k = component.posterior(wide, sigma)
-            total = torch.logaddexp(log_prob, log_weight + log_k)
-            share = expand((log_weight + log_k - total).exp(), wide)
-            denoised = denoised + share * (denoised_k - denoised)
-            log_prob = total
-        return denoised.to(x.dtype)
-
-    def log_prob(self, x: Tensor, sigma: Tensor | float = 0.0) -> Tensor:
-        """Log density in nats of the noised data at x (B, *S): (B,)."""
-        return self._joint(x, sigma).logsumexp(1)
-
-    def responsibilities(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Posterior probability of each component: (B, K)."""
-        return self._joint(x, sigma).softmax(1)
-
-    def _joint(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        x = _wide(x)
-        terms = [component.log_prob(x, sigma) for component in self.components]
-        return self._log_weights(x) + torch.stack(terms, 1)
-
-    def _log_weights(self, x: Tensor) -> Tensor:
-        return self.weights.to(x).log()
+        denoised, joint = torch.zeros_like(wide), []
+        for log_weight, component in zip(self.weights.to(wide).log(), self.components, strict=True):
+            part = component.posterior(wide, sigma)
+            joint.append(log_weight + part.log_prob)
+            log_prob = torch.logaddexp(log_prob, joint[-1])
+            share = expand((joint[-1] - log_prob).exp(), wide)
+            denoised = denoised + share * (part.denoised - denoised)
+        logits, denoised = torch.stack(joint, 1), denoised.to(x.dtype)
+        return Posterior(denoised, logits.logsumexp(1), responsibilities=logits.softmax(1))
 
 
-def _wide(x: Tensor) -> Tensor:
-    """x in float32 at least: log densities are in the thousands."""
-    return x.to(torch.promote_types(x.dtype, torch.float32))
-
-
-def cluster(samples: Tensor, components: int, seed: int = 0) -> Tensor:
-    """k-means labels (n,) int64 of samples (n, D), the same for the same seed.
-
-    Raises:
-        ValueError: more components than samples.
-    """
-    if not 1 <= components <= len(samples):
-        raise ValueError(f"{components} components cannot be fitted to {len(samples)} samples")
-    from sklearn.cluster import KMeans  # takes over a second, and only this needs it
-
-    means = KMeans(components, n_init=1, random_state=seed)
-    labels = means.fit_predict(samples.flatten(1).numpy().astype(np.float32))
-    return torch.from_numpy(labels).long()
-
-
-def fit(samples: Tensor, labels: Tensor, rank: int | None = None) -> GaussianMixture:
-    """One component of at most `rank` directions for each label: its share, mean, covariance.
-
-    Args:
-        samples: (n, D), in the units of x.
-        labels: (n,) int64; the components come in ascending order of the labels.
-    """
-    groups = [samples[labels == label] for label in labels.unique()]
-    weights = torch.tensor([len(group) for group in groups], dtype=torch.float64) / len(samples)
-    components = (Gaussian.from_samples(group, rank) for group in groups)
-    return GaussianMixture(weights, tuple(components))
+def _stacked(values: Sequence[Tensor]) -> Tensor:
+    """Stack along a new first axis; zeros fill up shorter last axes."""
+    longest = max(value.shape[-1] for value in values)
+    return torch.stack([pad(value, (0, longest - value.shape[-1])) for value in values])

@@ -23,17 +23,11 @@ WAITING = 8000  # images that are summed together; fewer would mean more additio
 
 @dataclass(frozen=True)
 class Moments:
-    """Count, mean and scatter of samples; all float64.
-
-    Attributes:
-        count: number of samples n.
-        mean: (D,).
-        scatter: (D, D), sum of (x - mean)(x - mean)'.
-    """
+    """Count, mean and scatter of samples; all float64."""
 
     count: int
-    mean: Tensor
-    scatter: Tensor
+    mean: Tensor  # (D,)
+    scatter: Tensor  # (D, D), sum of (x - mean)(x - mean)'
 
     @classmethod
     def of(cls, samples: Tensor) -> "Moments":
@@ -74,11 +68,7 @@ class PixelSums:
         self._rows_waiting = 0
 
     def add(self, images: Tensor) -> None:
-        """Add uint8 images (n, *S) with prod(S) = dim.
-
-        Raises:
-            ValueError: the images are not uint8, or of another size.
-        """
+        """Add images (n, *S); a ValueError unless they are uint8 and prod(S) = dim."""
         if images.dtype != torch.uint8:
             raise ValueError(f"expected uint8 images, got {images.dtype}")
         flat, dim = images.flatten(1), len(self._total)
@@ -92,7 +82,6 @@ class PixelSums:
                 self._settle()
 
     def _settle(self) -> None:
-        """Sum the images that wait."""
         if self._waiting:
             pixels = np.concatenate(self._waiting)
             self._waiting.clear()
@@ -116,9 +105,7 @@ class PixelSums:
             sum((u - c)(u - c)') = sum(u u') - t c' - c (t - n c)',   t = sum(u)
 
         and what is left, n (m - c)(m - c)' with |m - c| <= 1/2, is subtracted to a few roundings.
-
-        Raises:
-            ValueError: no image was added.
+        A ValueError if no image was added.
         """
         if self.count == 0:
             raise ValueError("no image was added")

@@ -13,15 +13,16 @@ The products keep float32's factors, also where the process rounds them to TF32 
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from functools import cached_property
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 from torch.nn.functional import threshold
 
-from linear_structure.denoise import expand
+from linear_structure.denoise import Model, Posterior, expand
 from linear_structure.images import from_uint8
 from linear_structure.system.precision import factors_in_float32
 
@@ -32,55 +33,42 @@ ROWS = 256  # points at a time for what is done once, in float64
 
 
 @dataclass(frozen=True)
-class PointPosterior:
-    """What the data set says about one noised batch.
+class PointCloud(Model):
+    """The uniform distribution over `points`; a ValueError where there is none."""
 
-    Attributes:
-        denoised: (B, *S), posterior mean.
-        entropy: (B,) float64, of the weights, in nats: 0 (one point) to log N (all alike).
-        nearest: (B,) int64, index of the nearest point.
-        log_prob: (B,) float64, log density in nats of the noised data.
-    """
-
-    denoised: Tensor
-    entropy: Tensor
-    nearest: Tensor
-    log_prob: Tensor
-
-
-@dataclass(frozen=True)
-class PointCloud:
-    """The uniform distribution over `points`.
-
-    Attributes:
-        points: (N, D), floats in the units of x, or uint8 pixels that stand for [-1, 1].
-        block: points at a time, of which a float32 copy is made if they are not float32.
-
-    Raises:
-        ValueError: there is no point.
-    """
-
-    points: Tensor
-    block: int = 4096
+    kind: ClassVar[str] = "pointcloud"
+    files: ClassVar[tuple[str, ...]] = ("points.npy",)
+    points: Tensor  # (N, D), floats in the units of x, or uint8 pixels that stand for [-1, 1]
+    block: int = 4096  # points at a time, of which a copy is made if they are not float32
 
     def __post_init__(self) -> None:
         if not len(self.points):
             raise ValueError("a point cloud needs at least one point")
 
-    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Posterior mean of the data: x (B, *S), sigma > 0, () or (B,) -> (B, *S).
+    @classmethod
+    def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "PointCloud":
+        points = tensors["points"]
+        if points.dtype != torch.uint8 or points.ndim != 2 or not points.numel():
+            raise ValueError("points: expected uint8 of shape (N, D), N >= 1")
+        return cls(points)
 
-        Raises:
-            ValueError: sigma is not positive.
-        """
-        return self.posterior(x, sigma).denoised
+    def tensors(self) -> dict[str, Tensor]:
+        return {"points": self.points}
 
-    def posterior(self, x: Tensor, sigma: Tensor | float) -> PointPosterior:
-        """Posterior mean, entropy, nearest point and log density in one pass over the points.
+    @property
+    def dim(self) -> int:
+        return self.points.shape[1]
 
-        Raises:
-            ValueError: sigma is not positive.
-        """
+    def sample(
+        self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (count, D) points with replacement, noised to sigma, in float32 at least."""
+        index = torch.randint(len(self.points), (count,), generator=generator)
+        drawn = _floats(self.points[index.to(self.points.device)], self._product_dtype)
+        return drawn + sigma * torch.randn(drawn.shape, generator=generator).to(drawn)
+
+    def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
+        """Posterior mean, entropy, nearest point and log density in one pass over the points."""
         flat, variance = _query(x, sigma)
         running = _Running.empty(flat)
         with factors_in_float32():
@@ -91,11 +79,7 @@ class PointCloud:
         return running.finished(x, variance, len(self.points))
 
     def log_weights(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """Log of the posterior weights of all points, in float64 throughout: (B, N).
-
-        Raises:
-            ValueError: sigma is not positive.
-        """
+        """Log of the posterior weights of all points, in float64: (B, N); needs sigma > 0."""
         flat, variance = _query(x, sigma)
         blocks = self._blocks(torch.float64, flat.device)
         none = torch.full_like(variance, torch.inf)
@@ -103,7 +87,7 @@ class PointCloud:
         return torch.log_softmax(-half / variance, 1)
 
     def to(self, x: Tensor) -> "PointCloud":
-        """The same points on the device of x; itself where they are there."""
+        """The same points, in their own type, on the device of x; itself where they are there."""
         points = self.points.to(x.device)
         return self if points is self.points else PointCloud(points, self.block)
 
@@ -187,16 +171,16 @@ class _Running:
             self.weighted * keep + weights @ points,
         )
 
-    def finished(self, x: Tensor, variance: Tensor, count: int) -> PointPosterior:
+    def finished(self, x: Tensor, variance: Tensor, count: int) -> Posterior:
         """What all `count` points say about x (B, *S), whose variance is (B, 1)."""
         log_total = self.total.log()
         dim = self.weighted.shape[1]
         log_prob = self.top + log_total - dim / 2 * (2 * torch.pi * variance).log()
-        return PointPosterior(
+        return Posterior(
             (self.weighted / self.total).to(x.dtype).view_as(x),
+            log_prob.squeeze(1) - math.log(count),
             (log_total - self.energy / self.total).squeeze(1),
             self.nearest.squeeze(1),
-            log_prob.squeeze(1) - math.log(count),
         )
 
 

@@ -20,8 +20,9 @@ UNITS = ("avx512_vnni", "avx_vnni", "amx_int8")
 
 def _panels(dim: int) -> Iterator[tuple[slice, slice]]:
     """Rows and columns of the blocks that cover the lower triangle of a (dim, dim) matrix."""
-    starts = range(0, dim, PANEL)
-    return ((slice(i, min(i + PANEL, dim)), slice(0, min(i + PANEL, dim))) for i in starts)
+    for start in range(0, dim, PANEL):
+        stop = min(start + PANEL, dim)
+        yield slice(start, stop), slice(0, stop)
 
 
 @cache

@@ -35,7 +35,7 @@ def main() -> None:
     network = checkpoint.load(path)
     provenance = {"source": options.source, "sha256": digest_of_file(path)}
     checkpoint.save(network, options.target, provenance)
-    print(f"{options.target}: network {checkpoint.network_digest(network)}")
+    print(f"{options.target}: network {network.digest}")
 
 
 if __name__ == "__main__":

@@ -25,14 +25,8 @@ from edm.evaluation.extraction import Extractor, Measured, Selection
 from linear_structure.system.download import cache_dir, given, located
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import alone, digest_of, write_json
-from linear_structure.system.machine import (
-    chosen_device,
-    gathered,
-    rank,
-    set_threads,
-    usable_cores,
-)
-from linear_structure.system.precision import set_tf32
+from linear_structure.system.machine import Machine, add_options, gathered, rank
+from linear_structure.system.options import positive
 
 
 @contextmanager
@@ -53,18 +47,16 @@ def extracting(
 
 def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
     """The feature network, which has to suit the images."""
-    device = chosen_device(args.device)
-    set_threads(usable_cores() if args.threads is None else args.threads)
-    set_tf32(False)  # what --tf32 is about, Inception sets by itself
+    machine = Machine.chosen(args.device, args.threads)  # TF32 is set by Inception itself
     path = None
     if args.features != "inception":
         path = located(given(args.features, args.features_sha256))
     elif args.features_sha256:
         raise UsageError("--features-sha256 goes with --features: that of Inception is known")
-    features = networks.load(path, args.tf32, device)
+    features = networks.load(path, args.tf32, machine.device)
     for images in sets:
         images.features(features, images.chosen[:1])
-    return Extractor(features, args.batch, device.type, args.work or cache_dir() / "features")
+    return Extractor(features, args.batch, machine, args.work or cache_dir() / "features")
 
 
 def reference(args: argparse.Namespace) -> Selection | fid.Statistics:
@@ -105,14 +97,26 @@ def calculate(args: argparse.Namespace) -> None:
     sets = [Selection.of(source, args.num, args.seed) for source in args.images]
     standard = reference(args)
     everything = [standard, *sets] if isinstance(standard, Selection) else sets
-    refuse_sizes(args, [len(images.chosen) for images in sets], everything)
+    fid.refuse_unequal([len(images.chosen) for images in sets])  # before anything is computed
+    fewest = min(len(images.chosen) for images in everything)
+    if args.kid:
+        kid.refuse_few(fewest, args.kid)
+    if args.precision_recall:
+        precision_recall.refuse_few(fewest, args.precision_recall)
     extract = network(args, everything)
     if isinstance(standard, fid.Statistics):
         standard.refuse_other(extract.features.dim, extract.features.digest)
     with extracting(args, extract, everything) as extract:
         results = list(compared(args, extract, sets, standard))
         if len(results) > 1:
-            show_repeated(extract.features.distance_name, results)
+            outputs = [result["outputs"] for result in results]
+            distances, counts = zip(*((o["distance"], o["count"]) for o in outputs), strict=True)
+            found = fid.Repeated(distances, counts)
+            print(
+                f"{extract.features.distance_name} {found.mean:.6g} +- {found.spread:.2g} over "
+                f"{len(outputs)} sets of n = {counts[0]}; minimum, the published convention: "
+                f"{found.minimum:.6g}"
+            )
         if results and args.json:
             write_json(args.json, results)
 
@@ -137,26 +141,8 @@ def compared(
             yield result
 
 
-def refuse_sizes(args: argparse.Namespace, counts: list[int], everything: list[Selection]) -> None:
-    """Refuse sets of images that do not compare, before anything is computed.
-
-    Raises:
-        UsageError: their numbers differ, or are too small for what was asked for.
-    """
-    fid.refuse_unequal(counts)
-    fewest = min(len(images.chosen) for images in everything)
-    if args.kid:
-        kid.refuse_few(fewest, args.kid)
-    if args.precision_recall:
-        precision_recall.refuse_few(fewest, args.precision_recall)
-
-
 def refuse_folder(path: Path | None) -> None:
-    """Refuse to write a file where a folder is.
-
-    Raises:
-        UsageError: one is.
-    """
+    """Refuse to write a file where a folder is (UsageError)."""
     if path is not None and path.is_dir():
         raise UsageError(f"{path} is a folder: expected the name of a file to write")
 
@@ -185,19 +171,6 @@ def show_made(made: dict[str, Any]) -> None:
         "{images_per_second:.1f} images/s in each of {processes} processes, ".format(**made)
         + f"peak memory {made['peak_memory'] / 1e9:.2f} GB, "
         f"on the GPU {made['peak_device_memory'] / 1e9:.2f} GB"
-    )
-
-
-def show_repeated(name: str, results: list[dict[str, Any]]) -> None:
-    """Print what several seed ranges have in common."""
-    outputs = [result["outputs"] for result in results]
-    repeated = fid.Repeated(
-        tuple(output["distance"] for output in outputs),
-        tuple(output["count"] for output in outputs),
-    )
-    print(
-        f"{name} {repeated.mean:.6g} +- {repeated.spread:.2g} over {len(outputs)} sets of "
-        f"n = {outputs[0]['count']}; minimum, the published convention: {repeated.minimum:.6g}"
     )
 
 
@@ -259,8 +232,7 @@ def parse() -> argparse.Namespace:
 def add_settings(command: argparse.ArgumentParser) -> None:
     """Options that both commands have."""
     add = command.add_argument
-    add("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
-    add("--threads", type=int, help="CPU threads of each process (default: all usable cores)")
+    add_options(command)
     add("--num", type=int, help="so many images, drawn by --seed (default: all)")
     add("--seed", type=int, default=0, help="of the choice of images (default: 0)")
     add("--batch", type=positive, default=64, help="images at a time (default: 64)")
@@ -273,13 +245,6 @@ def add_settings(command: argparse.ArgumentParser) -> None:
         help="keep features in this folder, and use those that are there "
         "(default: in the cache, until the result is made)",
     )
-
-
-def positive(text: str) -> int:
-    """An argument that is a whole number above 0."""
-    if not text.isdecimal() or int(text) == 0:
-        raise argparse.ArgumentTypeError(f"{text!r} is not a positive whole number")
-    return int(text)
 
 
 def main() -> None:

@@ -10,27 +10,29 @@ what was stopped; a folder that was made with other settings is refused.
 
 import argparse
 import sys
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from edm.checkpoints import checkpoint
+from edm import checkpoints
 from edm.precondition import Preconditioned
-from experiments import presets, settings
-from experiments.generation import Generation, generate
+from experiments import loading, options, presets
+from experiments.generation import ABLATION, Generation, generate
 from experiments.presets import Preset
 from linear_structure import parameters
-from linear_structure.parameters import Parameters
-from linear_structure.sampling.ablation import OPTIONS, Ablation
+from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.grids import Churn
+from linear_structure.sampling.samplers import SAMPLERS
 from linear_structure.sampling.seeds import parse_seeds
+from linear_structure.system import machine
 from linear_structure.system.download import located
 from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.options import add_arguments, given
+from linear_structure.teleport import Teleport
 
 GRID = ("steps", "sigma_min", "sigma_max", "rho")
-ABLATION = ("discretization", "schedule", "scaling", "alpha")
+ABLATED = ("discretization", "schedule", "scaling", "alpha")
 CHURN = ("s_churn", "s_min", "s_max", "s_noise")
 
 
@@ -41,123 +43,94 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--preset", help=f"network, grid and parameters: {', '.join(presets.presets())}")
-    add("--network", metavar="PATH_OR_URL", help="checkpoint, in place of the preset's")
-    add("--network-sha256", metavar="DIGEST", help="what the file of --network must have")
     add("--outdir", type=Path, required=True, help="folder of the images")
     add("--seeds", type=parse_seeds, default="0-63", help="such as 0-63,70 (default: 0-63)")
     add("--subdirs", action="store_true", help="a folder for every thousand seeds")
     add("--batch", type=int, default=64, help="seeds that are sampled together (default: 64)")
     add("--class", type=int, dest="label", help="of all images (default: each seed draws one)")
     add("--skip", type=int, default=0, metavar="K", help="steps to skip by a closed-form flow")
-    settings.add_parameters(add)
+    options.add_values(parser, ("network", "parameters", "eigenvalue_scale"))
     add("--compile", action="store_true", help="compile the network")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="that the network computes in")
-    settings.add_machine(parser)
-    settings.add_tf32(parser)
-    add_sampler(parser)
+    machine.add_options(parser)
+    options.add_tf32(parser)
+    group = parser.add_argument_group("sampler, under the published names")
+    group.add_argument("--solver", choices=(*SAMPLERS, "euler"), default="heun")
+    add_arguments(group, Ablation, GRID)
+    add_arguments(group, Churn)
+    group = parser.add_argument_group(
+        "ablation sampler", "used if one of these is given, or the solver is euler"
+    )
+    add_arguments(group, Ablation, ABLATED)
     return parser.parse_args()
 
 
-def add_sampler(parser: argparse.ArgumentParser) -> None:
-    """Options of the sampler, under the published names."""
-    add = parser.add_argument_group("sampler").add_argument
-    add("--solver", choices=("heun", "euler", "dpmpp_2m", "unipc"), default="heun")
-    add("--steps", type=int, help="(default: the preset's, or 18)")
-    add("--sigma-min", type=float, help="lowest noise level (default: 0.002)")
-    add("--sigma-max", type=float, help="highest noise level (default: 80)")
-    add("--rho", type=float, help="exponent of the grid (default: 7)")
-    add("--s-churn", type=float, help="noise added, as a sum over all steps (default: 0)")
-    add("--s-min", type=float, help="lowest level at which noise is added (default: 0)")
-    add("--s-max", type=float, help="highest level at which noise is added (default: infinite)")
-    add("--s-noise", type=float, help="factor of the noise that is added (default: 1)")
-    add = parser.add_argument_group(
-        "ablation sampler", "used if one of these is given, or the solver is euler"
-    ).add_argument
-    for name in ("discretization", "schedule", "scaling"):
-        add(f"--{name}", choices=OPTIONS[name], help=f"(default: {OPTIONS[name][0]})")
-    add("--alpha", type=float, help="where in its step the second slope is taken (default: 1)")
-
-
-def chosen_settings(options: argparse.Namespace, preset: Preset | None) -> Ablation:
+def chosen_settings(typed: argparse.Namespace, preset: Preset | None) -> Ablation:
     """Grid, churn and ablation; a discretization other than the preset's has its own range."""
     values: dict[str, Any] = {}
     if preset is not None:
         values = {name: getattr(preset, name) for name in GRID}
-    if options.discretization not in (None, "edm"):
+    if typed.discretization not in (None, "edm"):
         values |= {"sigma_min": None, "sigma_max": None}
-    values |= given(options, (*GRID, *ABLATION))
-    solver = "euler" if options.solver == "euler" else "heun"
-    return Ablation(solver=solver, churn=Churn(**given(options, CHURN)), **values)
+    values |= given(typed, (*GRID, *ABLATED))
+    solver = "euler" if typed.solver == "euler" else "heun"
+    return Ablation(solver=solver, churn=Churn(**given(typed, CHURN)), **values)
 
 
-def chosen_sampler(options: argparse.Namespace) -> str:
-    """The sampler that these options ask for, as published."""
-    multistep = options.solver not in OPTIONS["solver"]
-    if not multistep and (options.solver == "euler" or given(options, ABLATION)):
-        return "ablation"
-    return options.solver
-
-
-def given(options: argparse.Namespace, names: tuple[str, ...]) -> dict[str, Any]:
-    """The options of these names that have a value."""
-    values = {name: getattr(options, name) for name in names}
-    return {name: value for name, value in values.items() if value is not None}
-
-
-def chosen_network(options: argparse.Namespace, preset: Preset | None) -> Preconditioned:
+def chosen_network(typed: argparse.Namespace, preset: Preset | None) -> Preconditioned:
     """The network that was named, or the preset's."""
-    if options.network:
-        return checkpoint.load(options.network, options.network_sha256)
-    if options.network_sha256:
+    if typed.network:
+        return checkpoints.load(typed.network, typed.network_sha256)
+    if typed.network_sha256:
         raise UsageError("--network-sha256 goes with --network")
     if preset is None:
         raise UsageError("no network: expected --preset NAME or --network PATH_OR_URL")
-    return checkpoint.load(located(preset.network))
+    return checkpoints.load(located(preset.network))
 
 
-def chosen_parameters(
-    options: argparse.Namespace, preset: Preset | None, network: Preconditioned
-) -> Parameters | None:
+def chosen_teleport(
+    typed: argparse.Namespace, preset: Preset | None, network: Preconditioned
+) -> Teleport | None:
     """What to teleport with, if steps are skipped."""
-    settings.check_scale(options)
-    if not options.skip:
+    options.check_scale(typed)
+    if not typed.skip:
         return None
     if preset is not None:
-        changes = given(options, ("parameters", "eigenvalue_scale"))
-        return settings.load_parameters(replace(preset, **changes), network)
-    if options.parameters is None:
-        raise UsageError(f"--skip {options.skip} needs --parameters DIR or --preset NAME")
-    return parameters.load(options.parameters, *given(options, ("eigenvalue_scale",)).values())
+        own = options.changed(preset, typed, ("parameters", "eigenvalue_scale"))
+        return loading.load_teleport(own, network)
+    if typed.parameters is None:
+        raise UsageError(f"--skip {typed.skip} needs --parameters DIR or --preset NAME")
+    scale = given(typed, ("eigenvalue_scale",))
+    return Teleport(parameters.load(typed.parameters, **scale).model)
 
 
 def main() -> None:
     """Generate the images that were asked for."""
-    options = parse()
-    preset = presets.find(options.preset) if options.preset else None
-    sampling = chosen_settings(options, preset)
-    device, threads = settings.chosen_device(options, preset)
-    network = chosen_network(options, preset)
-    dtype = getattr(torch, options.dtype) if options.dtype else None
+    typed = parse()
+    preset = presets.find(typed.preset) if typed.preset else None
+    settings = chosen_settings(typed, preset)
+    chosen = options.chosen_machine(typed, preset)
+    network = chosen_network(typed, preset)
+    dtype = getattr(torch, typed.dtype) if typed.dtype else None
+    ablated = typed.solver == "euler" or (typed.solver == "heun" and given(typed, ABLATED))
     written = generate(
         Generation(
-            network=settings.prepared(network, device, dtype, options.compile, options.tf32),
-            network_digest=checkpoint.network_digest(network),
-            seeds=tuple(options.seeds),
-            outdir=options.outdir,
-            device=device,
-            threads=threads,
-            settings=sampling,
-            sampler=chosen_sampler(options),
-            skip=options.skip,
-            parameters=chosen_parameters(options, preset, network),
-            label=options.label,
-            batch=options.batch,
-            subdirs=options.subdirs,
-            compiled=options.compile,
-            tf32=options.tf32,
+            network=loading.prepared(network, chosen, dtype, typed.compile),
+            seeds=tuple(typed.seeds),
+            outdir=typed.outdir,
+            machine=chosen,
+            settings=settings,
+            sampler=ABLATION if ablated else typed.solver,
+            skip=typed.skip,
+            teleport=chosen_teleport(typed, preset, network),
+            label=typed.label,
+            batch=typed.batch,
+            subdirs=typed.subdirs,
+            dtype=dtype,
+            compiled=typed.compile,
         )
     )
-    print(f"{written} images written to {options.outdir}, of {len(options.seeds)} asked for")
+    print(f"{written} images written to {typed.outdir}, of {len(typed.seeds)} asked for")
 
 
 if __name__ == "__main__":

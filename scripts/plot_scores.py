@@ -4,41 +4,91 @@ import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
-from experiments import scores, settings, style
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from experiments import comparison, figures, loading, options, tables
+from experiments.comparison import Key, Makers, States
+from experiments.presets import Preset
+from experiments.results import surroundings
+from experiments.sampling import Sampling, grid_of
+from linear_structure import parameters
 from linear_structure.system.errors import run_command
+from linear_structure.system.files import digest_of_file, write_json
+from linear_structure.system.machine import Machine
 
 FOLDER = Path("scores")
 SEEDS = 1000
 UNUSED = ("sampler", "by_class", "features", "reference")
+HEAD = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds")
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__, prog="run_plot_scores")
-    settings.add_preset(parser)
-    settings.add_machine(parser)
-    return parser.parse_args()
+    return options.command(__doc__, "run_plot_scores").parse_args()
+
+
+def errors_of(
+    preset: Preset, sampling: Sampling, makers: Makers, images: Tensor | None, machine: Machine
+) -> dict[Key, Tensor]:
+    """Relative errors (n, L) of each model along the trajectories of all seeds, with a bar."""
+    study = comparison.study_of(sampling, machine, makers, images, FOLDER / "blocks")
+    found: dict[Key, list[Tensor]] = {key: [] for key in makers}
+    with tqdm(total=preset.seeds.count, desc="trajectories", unit=" seeds") as bar:
+        for seeds in preset.seeds.blocks(preset.block):
+            numbers = study.numbers(States(sampling, seeds), ("trajectory",))
+            for key, parts in numbers.items():
+                found[key].append(parts["trajectory"][:, :, 0])
+            bar.update(len(seeds))
+    return {key: torch.cat(blocks) for key, blocks in found.items()}
+
+
+def inputs_of(
+    preset: Preset, sampling: Sampling, makers: Makers, machine: Machine
+) -> dict[str, Any]:
+    """What the numbers depend on, as JSON values."""
+    return {
+        "network": sampling.network.digest,
+        "models": [[key.title, parameters.digest(make())] for key, make in makers.items()],
+        "sampler": "heun",
+        "sigmas": sampling.sigmas.tolist(),
+        "block": preset.block,
+        **machine.inputs,
+        **({"labels": "drawn"} if sampling.network.label_dim else {}),
+        "preset": preset.name,
+        "dataset": preset.dataset,
+        "seeds": [preset.seeds.first, preset.seeds.last],
+    }
 
 
 def main() -> None:
     """Compare or continue; then write the numbers, their settings, and the picture of them."""
-    options = _parse()
-    settings.check_unused(options, UNUSED, "scores are compared along Heun's whole trajectory")
-    preset = settings.chosen_preset(options)
-    device, threads = settings.chosen_device(options, preset)
-    if options.seeds is None:
+    typed = _parse()
+    options.check_unused(typed, UNUSED, "scores are compared along Heun's whole trajectory")
+    preset = options.chosen_preset(typed)
+    machine = options.chosen_machine(typed, preset)
+    if typed.seeds is None:
         preset = replace(preset, seeds=preset.seeds.head(SEEDS))
-    network = settings.load_network(preset, device)
-    models = settings.analytic_models(preset, network)
-    study = scores.Study(preset, network, models, device, threads, FOLDER / "blocks")
-    comparisons = scores.compare(study)
+    network = loading.load_network(preset, machine)
+    sampling = Sampling(network, grid_of(preset, network))
+    makers, images = loading.load_models(preset, network, components=())
+    errors = errors_of(preset, sampling, makers, images, machine)
+    sigmas = sampling.sigmas[:-1].tolist()
     table, record, picture = (FOLDER / f"scores.{end}" for end in ("csv", "json", "png"))
-    scores.write_table(table, comparisons)
-    scores.write_record(record, study, table)
-    count = f"{preset.seeds.count:,} trajectories"
-    style.score_errors(
-        picture, comparisons, f"{preset.name}: analytic scores against the network's, {count}"
+    rows = (
+        [key.title, sigma, *row.tolist(), len(values)]
+        for key, values in errors.items()
+        for sigma, row in zip(sigmas, comparison.quartiles(values), strict=True)
     )
+    tables.write_table(table, HEAD, rows)
+    inputs, outputs = inputs_of(preset, sampling, makers, machine), digest_of_file(table)
+    made = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
+    write_json(record, made)
+    count = f"{preset.seeds.count:,} trajectories"
+    title = f"{preset.name}: analytic scores against the network's, {count}"
+    figures.score_errors(picture, errors, sigmas, title)
     print(f"wrote {table}, {record} and {picture}")
 
 

@@ -10,19 +10,14 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments import reproduction, settings, variations
+from experiments import loading, options, reproduction, variations
 from experiments.reproduction import Reproduction
-from linear_structure.gaussian import Gaussian
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import world_size
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    settings.add_preset(parser)
-    settings.add_machine(parser)
+    parser = options.command(__doc__, "reproduce_figures")
     parser.add_argument(
         "--count", type=int, default=64, help="trajectories beside the models' (default 64)"
     )
@@ -32,23 +27,19 @@ def _parse() -> argparse.Namespace:
 
 def main() -> None:
     """Compare, draw, and measure the quality of solvers and teleports."""
-    options = _parse()
-    if options.count < 2:
-        raise UsageError(f"--count {options.count}: quartiles need 2 or more")
+    typed = _parse()
+    if typed.count < 2:
+        raise UsageError(f"--count {typed.count}: quartiles need 2 or more")
     if world_size() > 1:
         raise UsageError("reproduce_figures runs in one process: share the sweep with torchrun")
-    preset = settings.chosen_preset(options)
-    device, threads = settings.chosen_device(options, preset)
-    sweep = settings.load_sweep(preset, device, threads)
-    model = sweep.parameters.model
-    if not isinstance(model, Gaussian):
-        raise UsageError(f"{preset.parameters} holds no Gaussian: the figures are about one")
+    preset = options.chosen_preset(typed)
+    sweep = loading.load_sweep(preset, options.chosen_machine(typed, preset))
     made = Reproduction(
         sweep=sweep,
-        gaussian=model,
-        images=settings.images_at_hand(preset, sweep.network, sweep.parameters),
-        count=min(options.count, preset.seeds.count),
-        folder=options.out / preset.name,
+        gaussian=loading.gaussian_of(preset, sweep.teleport.model),
+        images=loading.images_at_hand(preset, sweep.network),
+        count=min(typed.count, preset.seeds.count),
+        folder=typed.out / preset.name,
     )
     reproduction.write_comparisons(made)
     reproduction.write_pictures(made)

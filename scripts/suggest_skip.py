@@ -8,32 +8,24 @@ A measured sweep of the preset, where there is one, is named beside it.
 
 import argparse
 import sys
-from collections.abc import Mapping
 from typing import Any
 
 import torch
 from tqdm import tqdm
 
-from edm.checkpoints.checkpoint import network_digest
-from edm.precondition import Preconditioned
-from experiments import results, settings, tables
+from experiments import loading, options, results, tables
 from experiments.presets import Preset
-from experiments.sampling import Sampling, grid_of, image_shape, nfe
+from experiments.sampling import Sampling, grid_of
 from experiments.suggestion import TOLERANCE, Offset, best_skip, offsets, until_above, verdict
-from experiments.sweep import teleport_inputs
-from experiments.teleports import check_shape, flow_of, flows_of
-from linear_structure.parameters import Parameters
+from linear_structure.sampling.samplers import find
 from linear_structure.system.errors import UsageError, run_command
+from linear_structure.teleport import Teleport
 
 UNUSED = ("features", "reference")
 
 
 def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(
-        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
-    )
-    settings.add_preset(parser)
-    settings.add_machine(parser)
+    parser = options.command(__doc__, "suggest_skip")
     parser.add_argument("--count", type=int, default=64, help="trajectories (default 64)")
     parser.add_argument(
         "--tolerance",
@@ -45,22 +37,15 @@ def _parse() -> argparse.Namespace:
 
 
 def suggested(
-    preset: Preset,
-    network: Preconditioned,
-    own: Parameters,
-    by_class: Mapping[int, Parameters],
-    options: argparse.Namespace,
+    preset: Preset, sampling: Sampling, teleport: Teleport, count: int, tolerance: float
 ) -> list[Offset]:
     """The offsets up to the first skip above the tolerance, with a bar."""
-    sigmas, flow = grid_of(preset, network), flow_of(own.model)
-    device = next(network.parameters()).device
-    sampling = Sampling(image_shape(network), sigmas, 0, flow, device, by_class=flows_of(by_class))
-    seeds = range(preset.seeds.first, preset.seeds.first + options.count)
-    denoise, start, teleport = sampling.drawn(network, seeds)
-    found = offsets(denoise, teleport or flow, start, sigmas)
+    first = preset.seeds.first
+    denoise, start, labels, _ = sampling.drawn(range(first, first + count))
+    found = offsets(denoise, teleport, start, sampling.sigmas, labels)
     bar = tqdm(found, total=preset.steps, desc="levels", unit=" levels", leave=False)
     with torch.inference_mode():
-        return until_above(bar, options.tolerance)
+        return until_above(bar, tolerance)
 
 
 def measured(preset: Preset, settled: dict[str, Any]) -> str:
@@ -78,34 +63,37 @@ def measured(preset: Preset, settled: dict[str, Any]) -> str:
     return verdict(distances)
 
 
-def main() -> None:
-    """Print each skip's deviation, the suggestion, and the measured knee."""
-    options = _parse()
-    if options.count < 1 or not options.tolerance > 0:
-        raise UsageError("--count and --tolerance must be above 0")
-    settings.check_unused(options, UNUSED, "no distance is computed")
-    preset = settings.chosen_preset(options)
-    device, _ = settings.chosen_device(options, preset)
-    network = settings.load_network(preset, device)
-    own = settings.load_parameters(preset, network)
-    check_shape(own.model, network)
-    by_class = settings.load_classes(preset, network)
-    found = suggested(preset, network, own, by_class, options)
+def show(preset: Preset, found: list[Offset], tolerance: float) -> None:
+    """Print each skip's deviation, and the suggestion."""
     print("skip   sigma  deviation / sigma, RMS of a pixel, median of the seeds")
     for offset in found:
-        above = f"  above {options.tolerance:g}" if offset.median > options.tolerance else ""
+        above = f"  above {tolerance:g}" if offset.median > tolerance else ""
         print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}{above}")
-    best = best_skip(found, options.tolerance)
-    calls, full = (nfe(preset.steps, skip, preset.sampler) for skip in (best, 0))
+    best, sampler = best_skip(found, tolerance), find(preset.sampler)
+    calls, full = (sampler.calls(preset.steps, skip) for skip in (best, 0))
     end = ", the highest there is" if best == found[-1].skip else ""
     said = f"Skip {best} of {preset.steps} steps{end}: NFE {calls}, not {full}."
     print(said if best else "Skip nothing: the first step is above the tolerance already.")
+
+
+def main() -> None:
+    """Compare, suggest, and name the measured knee."""
+    typed = _parse()
+    if typed.count < 1 or not typed.tolerance > 0:
+        raise UsageError("--count and --tolerance must be above 0")
+    options.check_unused(typed, UNUSED, "no distance is computed")
+    preset = options.chosen_preset(typed)
+    network = loading.load_network(preset, options.chosen_machine(typed, preset))
+    teleport = loading.load_teleport(preset, network)
+    sampling = Sampling(network, grid_of(preset, network))
+    found = suggested(preset, sampling, teleport, typed.count, typed.tolerance)
+    show(preset, found, typed.tolerance)
     settled = {
-        "network": network_digest(network),
-        "sigmas": grid_of(preset, network).tolist(),
+        "network": network.digest,
+        "sigmas": sampling.sigmas.tolist(),
         "sampler": preset.sampler,
         **dict.fromkeys(("by_class", "solver_steps")),  # None where a sweep does not have them
-        **teleport_inputs(own, by_class),
+        **teleport.inputs,
     }
     if said := measured(preset, settled):
         print(said)

@@ -1,5 +1,6 @@
 #!/usr/bin/env bash
-# bash scripts/test.sh [PYTEST OPTIONS]: install with the test packages, check style, run all tests.
+# bash scripts/test.sh [PYTEST OPTIONS]: install with the test packages, check style, types and
+# which way imports go, run all tests, in as many processes as there are cores.
 set -euo pipefail
 cd "$(dirname "$0")/.."
 EXTRA=test
@@ -7,4 +8,5 @@ source scripts/install.sh
 "$PYTHON" -m ruff check .
 "$PYTHON" -m ruff format --check .
 "$PYTHON" -m mypy
-exec "$PYTHON" -m pytest "$@"
+"$PYTHON" -c "from importlinter.cli import lint_imports_command; lint_imports_command()"
+OMP_NUM_THREADS=1 exec "$PYTHON" -m pytest --numprocesses auto --dist worksteal "$@"

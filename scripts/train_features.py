@@ -13,13 +13,13 @@ from pathlib import Path
 
 import torch
 
-from edm.evaluation.classifier import RECIPES, Recipe, Training, accuracy, held_out, save
+from edm.evaluation.classifier import accuracy, save
+from edm.training.features import RECIPES, Recipe, Training, held_out
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.system.machine import chosen_device, set_threads, usable_cores
-from linear_structure.system.options import parse, plain
-from linear_structure.system.precision import set_tf32
+from linear_structure.system.machine import Machine, add_options
+from linear_structure.system.options import given, parse, plain
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -32,8 +32,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
     parser.add_argument("--test", help="name or path of the dataset to measure accuracy on")
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
-    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
-    parser.add_argument("--threads", type=int, default=usable_cores())
+    add_options(parser)
     parser.add_argument("--epochs", type=int, help="instead of the recipe's")
     parser.add_argument("--seed", type=int, help="instead of the recipe's")
     return parser.parse_args()
@@ -47,39 +46,25 @@ def labelled(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     return dataset.images(), labels
 
 
-def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that was named, with what else was given on the command line."""
-    given = {"epochs": arguments.epochs, "seed": arguments.seed}
-    changes = {name: value for name, value in given.items() if value is not None}
-    return parse(Recipe, {**plain(RECIPES[arguments.recipe]), **changes}, "the recipe")
-
-
-def unseen(name: str, data_dir: Path | None, dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
-    """Images and labels to measure on, which must have the shape of those to learn from."""
-    test = datasets.load(name, data_dir)
-    if test.shape != dataset.shape:
-        shapes = [" x ".join(map(str, each.shape)) for each in (test, dataset)]
-        raise UsageError(
-            f"{test.name} has images of {shapes[0]}, and {dataset.name}, which is learned from, "
-            f"of {shapes[1]} (channels x height x width): expected the same"
-        )
-    return labelled(test)
-
-
 def main() -> None:
     """Train, measure, save."""
     arguments = parse_arguments()
-    recipe = recipe_of(arguments)
+    values = {**plain(RECIPES[arguments.recipe]), **given(arguments, ("epochs", "seed"))}
+    recipe = parse(Recipe, values, "the recipe")
     if arguments.out.is_dir():
         raise UsageError(f"--out {arguments.out} is a folder: name a file in it")
-    device = chosen_device(arguments.device)
-    set_threads(arguments.threads)
-    set_tf32(False)
+    device = Machine.chosen(arguments.device, arguments.threads).device
     dataset = datasets.load(arguments.dataset, arguments.data_dir)
     images, labels = labelled(dataset)
     if arguments.test:
-        known = torch.arange(dataset.count)
-        test_images, test_labels = unseen(arguments.test, arguments.data_dir, dataset)
+        known, test = torch.arange(dataset.count), datasets.load(arguments.test, arguments.data_dir)
+        if test.shape != dataset.shape:
+            shapes = [" x ".join(map(str, each.shape)) for each in (test, dataset)]
+            raise UsageError(
+                f"{test.name} has images of {shapes[0]}, and {dataset.name}, which is learned "
+                f"from, of {shapes[1]} (channels x height x width): expected the same"
+            )
+        test_images, test_labels = labelled(test)
     else:
         known, rest = held_out(dataset.count, recipe.held_out, recipe.seed)
         test_images, test_labels = images[rest], labels[rest]

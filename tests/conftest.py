@@ -1,10 +1,20 @@
-"""Fixtures that several files of tests share."""
+"""Fixtures that several files of tests share; of several test processes, each has a core."""
 
+import os
 from types import ModuleType
 
 import published as writer
 import pytest
 import torch
+
+
+def pytest_configure() -> None:
+    """Commands that tests start inherit the core, and so take one thread."""
+    worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
+    if worker and hasattr(os, "sched_setaffinity"):
+        cores = sorted(os.sched_getaffinity(0))
+        os.sched_setaffinity(0, {cores[int(worker) % len(cores)]})
+        torch.set_num_threads(1)
 
 
 @pytest.fixture(scope="session")

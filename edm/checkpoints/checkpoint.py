@@ -6,26 +6,31 @@ built without values first, so that names and shapes are compared before anythin
 """
 
 import json
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
 
-from edm.checkpoints.snapshot import Module, read
+from edm.checkpoints import snapshot
+from edm.checkpoints.snapshot import Module
 from edm.precondition import PRECONDITIONERS, Preconditioned, build
 from linear_structure.system.download import given, located
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of_state, replacing
+from linear_structure.system.files import replacing
 from linear_structure.system.unpickle import Malformed, quote
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 LONGEST_VALUE = 64
 TENSORS_PER_BLOCK = 20  # at least, of one block on either path
+
+AnyModule = TypeVar("AnyModule", bound=nn.Module)
+Build = Callable[[Mapping[str, Any]], AnyModule]
+"""A module of a configuration; UsageError where it gives none."""
 
 
 def load(source: str | Path, sha256: str | None = None) -> Preconditioned:
@@ -44,10 +49,22 @@ def load(source: str | Path, sha256: str | None = None) -> Preconditioned:
             weights that are not finite.
         WorkError: the URL cannot be fetched.
     """
+    return load_module(source, build, sha256)
+
+
+def load_module(
+    source: str | Path, build: Build[AnyModule], sha256: str | None = None, key: str = "config"
+) -> AnyModule:
+    """As `load`, of any kind of module.
+
+    Args:
+        build: makes the module, all of whose tensors are in its state dict, of its configuration.
+        key: names the configuration in the metadata of a safetensors file.
+    """
     path = located(given(str(source), sha256))
     try:
-        config, tensors = _read(path)
-        return _assemble(config, tensors)
+        config, tensors = _read(path, key)
+        return _assemble(build, config, tensors)
     except (Malformed, UsageError) as error:
         raise UsageError(f"{path} gives no network: {error}") from error
 
@@ -57,49 +74,48 @@ def shipped(name: str) -> Path:
     return WEIGHTS / name
 
 
-def save(network: Preconditioned, path: Path, provenance: Mapping[str, Any]) -> None:
+def save(
+    network: nn.Module, path: Path, provenance: Mapping[str, Any], key: str = "config"
+) -> None:
     """Write a network as safetensors, whole or not at all.
 
     Args:
+        network: any with a `config` in JSON values.
         provenance: where the weights come from, as JSON values.
+        key: as in `load_module`.
     """
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    metadata = {"config": json.dumps(network.config), "provenance": json.dumps(dict(provenance))}
+    metadata = {key: json.dumps(network.config), "provenance": json.dumps(dict(provenance))}
     with replacing(path) as beside:
         beside.write_bytes(serialize(tensors, metadata))
 
 
-def network_digest(network: Preconditioned) -> str:
-    """SHA-256 (64 hexadecimal digits) of configuration and tensors, whatever file held them."""
-    return digest_of_state(network.config, network.state_dict())
-
-
-def _read(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     """Configuration and tensors, by what the file starts with."""
     with path.open("rb") as file:
         head = file.read(512)
     if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
-        return _read_safetensors(path)
+        return _read_safetensors(path, key)
     if head.startswith(b"\x80"):
-        network, tensors = read(path)
+        network, tensors = snapshot.read(path)
         return _config(network), tensors
     if head.lstrip().startswith(b"<"):
         raise UsageError("it is a web page (HTML or XML), so something else was downloaded")
     raise UsageError("it is neither a pickle (protocol 2 or later) nor a safetensors file")
 
 
-def _read_safetensors(path: Path) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
     try:
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        config = json.loads(metadata.get("config", "null"))
+        config = json.loads(metadata.get(key, "null"))
     except SafetensorError as error:
         raise UsageError(f"it is a damaged safetensors file: {quote(str(error))}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError("its configuration is not JSON") from error
     if not isinstance(config, dict):
-        raise UsageError("it is a safetensors file without 'config' in its metadata")
+        raise UsageError(f"it is a safetensors file without {key!r} in its metadata")
     return config, tensors
 
 
@@ -119,7 +135,9 @@ def _config(network: Module) -> dict[str, Any]:
     return keywords | scalars | {"precondition": network.class_name, "model_type": model}
 
 
-def _assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preconditioned:
+def _assemble(
+    build: Build[AnyModule], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
+) -> AnyModule:
     """Build a network without values and give it its tensors."""
     _check_values(config)
     _check_extent(config, len(tensors))
@@ -128,8 +146,11 @@ def _assemble(config: Mapping[str, Any], tensors: Mapping[str, Tensor]) -> Preco
             network = build(config)
     except (RuntimeError, OverflowError) as error:
         raise UsageError("its configuration describes a network too large to exist") from error
-    expected = network.state_dict()
-    _check_names(expected, tensors)
+    expected, ours = network.state_dict(), "its tensors are not those of its options"
+    if missing := [name for name in expected if name not in tensors]:
+        raise UsageError(f"{ours}: {len(missing)} are missing, the first of them {missing[0]!r}")
+    if extra := [name for name in tensors if name not in expected]:
+        raise UsageError(f"{ours}: {len(extra)} are unknown, the first of them {quote(extra[0])}")
     values = {name: _fitted(name, tensors[name], like) for name, like in expected.items()}
     network.load_state_dict(values, strict=True, assign=True)
     return network.eval().requires_grad_(False)
@@ -139,15 +160,10 @@ def _check_values(config: Mapping[str, Any]) -> None:
     """All values are numbers, short strings, or short lists of these."""
     for name, value in config.items():
         items = value if isinstance(value, list | tuple) else [value]
-        short = len(items) <= LONGEST_VALUE and all(_is_plain(item) for item in items)
-        if not short or len(name) > LONGEST_VALUE:
+        plain = all(isinstance(item, str | bool | int | float | None) for item in items)
+        longest = max(len(name), len(items), *(len(item) for item in items if type(item) is str), 0)
+        if not plain or longest > LONGEST_VALUE:
             raise UsageError(f"option {quote(name)} is {quote(value)}: expected something plain")
-
-
-def _is_plain(value: Any) -> bool:
-    if isinstance(value, str):
-        return len(value) <= LONGEST_VALUE
-    return value is None or isinstance(value, bool | int | float)
 
 
 def _check_extent(config: Mapping[str, Any], count: int) -> None:
@@ -159,19 +175,12 @@ def _check_extent(config: Mapping[str, Any], count: int) -> None:
         raise UsageError(f"it has {count} tensors, too few for {len(levels)} times {blocks} blocks")
 
 
-def _check_names(expected: Mapping[str, Tensor], tensors: Mapping[str, Tensor]) -> None:
-    if missing := [name for name in expected if name not in tensors]:
-        raise UsageError(f"{len(missing)} tensors are missing, the first of them {missing[0]!r}")
-    if extra := [name for name in tensors if name not in expected]:
-        raise UsageError(f"{len(extra)} tensors are unknown, the first of them {quote(extra[0])}")
-
-
 def _fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     """A tensor in the type that the network wants, of its shape and finite."""
-    if tensor.shape != like.shape or not tensor.is_floating_point():
-        raise UsageError(
-            f"{name!r} is {_described(tensor)}: expected {_described(like)} or another float"
-        )
+    floats = tensor.is_floating_point() and like.is_floating_point()
+    if tensor.shape != like.shape or not (floats or tensor.dtype == like.dtype):
+        other = " or another float" if like.is_floating_point() else ""
+        raise UsageError(f"{name!r} is {_described(tensor)}: expected {_described(like)}{other}")
     values = tensor.to(like.dtype)
     if not values.isfinite().all():
         raise UsageError(f"{name!r} holds NaN or infinity")

@@ -19,11 +19,11 @@ import math
 import mmap
 import os
 import struct
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
-from typing import IO, Any, TypeVar, cast
+from typing import IO, Any, cast
 
 import torch
 from torch import Tensor
@@ -50,10 +50,6 @@ STORAGES = {
     "torch ByteStorage": torch.uint8,
 }
 NUMPY_FORMATS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
-
-Member = TypeVar("Member")
-Blob = memoryview | str
-"""A byte string: a view of the file or, in protocol 2, the latin-1 text that carries it."""
 
 
 @dataclass
@@ -109,25 +105,20 @@ def read(path: Path) -> tuple[Module, dict[str, Tensor]]:
         Malformed: the file is not a snapshot, or departs in anything from what one may hold.
         OSError: the file cannot be read.
     """
-    memory, owned = _load(path), dict[int, Any]()
+    with path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        if not 0 < size <= SIZE_LIMIT:
+            raise Malformed(f"it has {size:,} bytes: expected 1 to {SIZE_LIMIT:,}")
+        memory = mmap.mmap(-1, size)  # a stream and a writable buffer at once
+        if file.readinto(memory) != size:
+            raise Malformed("it became shorter while it was read")
+    owned = dict[int, Any]()
     stand_ins = STAND_INS | {"torch.storage _load_from_bytes": partial(_storage, owned)}
     match evaluate(cast(IO[bytes], memory), memoryview(memory), stand_ins):
         case {"ema": Module() as network} | (Module() as network):
             arrays = dict(_flatten(network, "", owned))
             return network, {name: _decode(name, array) for name, array in arrays.items()}
     raise Malformed("it holds no network under 'ema'")
-
-
-def _load(path: Path) -> mmap.mmap:
-    """The bytes of a file in anonymous memory, which is a stream and a writable buffer at once."""
-    with path.open("rb") as file:
-        size = os.fstat(file.fileno()).st_size
-        if not 0 < size <= SIZE_LIMIT:
-            raise Malformed(f"it has {size:,} bytes: expected 1 to {SIZE_LIMIT:,}")
-        memory = mmap.mmap(-1, size)
-        if file.readinto(memory) != size:
-            raise Malformed("it became shorter while it was read")
-    return memory
 
 
 def _flatten(module: Module, prefix: str, owned: dict[int, Any]) -> Iterator[tuple[str, Array]]:
@@ -141,11 +132,16 @@ def _flatten(module: Module, prefix: str, owned: dict[int, Any]) -> Iterator[tup
     _own(module, owned)
     passing = {k for k in _held(module, "_non_persistent_buffers_set", owned) if type(k) is str}
     buffers = {k: v for k, v in _held(module, "_buffers", owned).items() if k not in passing}
-    for name, array in _present(_held(module, "_parameters", owned) | buffers, Array, prefix):
-        _own(array.storage, owned)
-        yield name, array
-    for name, inner in _present(_held(module, "_modules", owned), Module, prefix):
-        yield from _flatten(inner, f"{name}.", owned)
+    arrays = _held(module, "_parameters", owned) | buffers
+    for kind, members in ((Array, arrays), (Module, _held(module, "_modules", owned))):
+        for name, value in ((prefix + k, v) for k, v in members.items() if v is not None):
+            if not isinstance(value, kind):
+                raise Malformed(f"{quote(name)} is {quote(value)}, not {kind.__name__}")
+            if isinstance(value, Module):
+                yield from _flatten(value, f"{name}.", owned)
+            else:
+                _own(value.storage, owned)
+                yield name, value
 
 
 def _own(value: object, owned: dict[int, Any]) -> None:
@@ -166,50 +162,30 @@ def _held(module: Module, attribute: str, owned: dict[int, Any]) -> Any:
     return value
 
 
-def _present(
-    members: dict[str, Any], kind: type[Member], prefix: str
-) -> Iterator[tuple[str, Member]]:
-    """Full names and members, without those that are None."""
-    for name, value in members.items():
-        if value is not None and not isinstance(value, kind):
-            raise Malformed(f"{quote(prefix + name)} is {quote(value)}, not {kind.__name__}")
-        if value is not None:
-            yield prefix + name, value
-
-
 def _decode(name: str, array: Array) -> Tensor:
-    try:
-        _check_extent(array)
-        return _values(array.storage).view(array.size)
-    except Malformed as offence:
-        raise Malformed(f"tensor {quote(name)} {offence}") from offence
-
-
-def _check_extent(array: Array) -> None:
-    """A tensor is the whole of its storage, row after row."""
-    size, stride, count = array.size, array.stride, array.storage.count
-    plausible = len(stride) == len(size) <= MOST_DIMENSIONS
-    if not plausible or not all(type(n) is int and 0 < n <= count for n in size):
-        raise Malformed(f"has a size or strides that do not fit its storage of {count} values")
-    if array.offset or math.prod(size) != count:
-        raise Malformed(f"is not exactly the {count} values of its storage")
-    steps = [math.prod(size[i + 1 :]) for i in range(len(size))]
-    if any(n > 1 and have != step for n, have, step in zip(size, stride, steps, strict=True)):
-        raise Malformed("has strides that are not those of a contiguous tensor")
-
-
-def _values(storage: Storage) -> Tensor:
-    """The values, (count,), moved down to an aligned address within their bytes."""
-    memory, start = storage.memory, storage.start
+    """The whole of its storage, moved down to an aligned address within the storage's bytes."""
+    if fault := _fault(array):
+        raise Malformed(f"tensor {quote(name)} {fault}")
+    memory, start = array.storage.memory, array.storage.start
     address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr() + start
     aligned = start - address % ALIGNMENT
     values = memory[aligned : aligned + len(memory) - start]
     values[:] = memory[start:]
-    return torch.frombuffer(values, dtype=storage.dtype)
+    return torch.frombuffer(values, dtype=array.storage.dtype).view(array.size)
 
 
-def _octets(blob: Blob) -> bytes:
-    return blob.encode("latin1") if isinstance(blob, str) else bytes(blob)
+def _fault(array: Array) -> str | None:
+    """Why a tensor is not the whole of its storage, row after row; None if it is."""
+    size, stride, count = array.size, array.stride, array.storage.count
+    plausible = len(stride) == len(size) <= MOST_DIMENSIONS
+    if not plausible or not all(type(n) is int and 0 < n <= count for n in size):
+        return f"has a size or strides that do not fit its storage of {count} values"
+    if array.offset or math.prod(size) != count:
+        return f"is not exactly the {count} values of its storage"
+    steps = [math.prod(size[i + 1 :]) for i in range(len(size))]
+    if any(n > 1 and have != step for n, have, step in zip(size, stride, steps, strict=True)):
+        return "has strides that are not those of a contiguous tensor"
+    return None
 
 
 def _persistent(args: tuple[Any, ...]) -> Module:
@@ -221,32 +197,6 @@ def _persistent(args: tuple[Any, ...]) -> Module:
         ]:
             return Module(name, state)
     raise Malformed("a persistent object is made from something unexpected")
-
-
-def _container(args: tuple[Any, ...]) -> Module:
-    if args:
-        raise Malformed("a torch container is made from arguments")
-    return Module("ModuleDict")
-
-
-def _dict(args: tuple[Any, ...]) -> dict[str, Any]:
-    if args:
-        raise Malformed("an ordered dict is made from arguments")
-    return {}
-
-
-def _set(args: tuple[Any, ...]) -> list[Any]:
-    match args:
-        case [list(items)]:
-            return items
-    raise Malformed("a set is made from something else than a list")
-
-
-def _parameter(args: tuple[Any, ...]) -> Array:
-    match args:
-        case [Array() as tensor, bool(), dict(hooks)] if not hooks:
-            return tensor
-    raise Malformed("a parameter is made from something else than a tensor without hooks")
 
 
 def _tensor(args: tuple[Any, ...]) -> Array:
@@ -265,20 +215,20 @@ def _tensor(args: tuple[Any, ...]) -> Array:
 
 
 def _storage(owned: dict[int, Any], args: tuple[Any, ...]) -> Storage:
-    match args:
-        case [memoryview() as memory]:
-            _own(memory, owned)
-            return _decode_storage(memory)
-        case [str(text)]:
-            _own(text, owned)
-            return _decode_storage(memoryview(bytearray(text, "latin1")))
-    raise Malformed("a storage is made from something else than bytes")
-
-
-def _decode_storage(memory: memoryview) -> Storage:
     """Type and count of a storage's values and where they start, all parts checked."""
-    stream = io.BytesIO(memory[:HEADER_LIMIT])
-    match _header(stream, memory):
+    match args:
+        case [memoryview() | str() as blob]:
+            _own(blob, owned)
+        case _:
+            raise Malformed("a storage is made from something else than bytes")
+    memory = memoryview(bytearray(blob, "latin1")) if isinstance(blob, str) else blob
+    stream, nothing = io.BytesIO(memory[:HEADER_LIMIT]), frozenset[str]()
+    try:  # of the five pickles, only the fourth names a global, the type
+        markers = (nothing, nothing, nothing, frozenset(STORAGES), nothing)
+        header = [evaluate(stream, memory, {}, names) for names in markers]
+    except Malformed as offence:
+        raise Malformed(f"in the header of a storage, {offence}") from offence
+    match header:
         case [
             magic,
             version,
@@ -296,60 +246,58 @@ def _decode_storage(memory: memoryview) -> Storage:
     return storage
 
 
-def _header(stream: io.BytesIO, memory: memoryview) -> list[Any]:
-    """The five pickles of a storage; only the fourth names a global, the type."""
-    nothing, types = frozenset[str](), frozenset(STORAGES)
-    try:
-        return [
-            evaluate(stream, memory, {}, markers)
-            for markers in (nothing, nothing, nothing, types, nothing)
-        ]
-    except Malformed as offence:
-        raise Malformed(f"in the header of a storage, {offence}") from offence
-
-
-def _encoded(args: tuple[Any, ...]) -> Blob:
-    match args:
-        case [str(text), "latin1"]:
-            return text
-    raise Malformed("bytes are made from something else than latin-1 text")
-
-
-def _size(args: tuple[Any, ...]) -> tuple[Any, ...]:
-    match args:
-        case [tuple(sizes)]:
-            return sizes
-    raise Malformed("a size is made from something else than a tuple")
-
-
-def _numpy_type(args: tuple[Any, ...]) -> NumpyType:
-    match args:
-        case [str(code), bool(), bool()] if code in NUMPY_FORMATS:
-            return NumpyType(code)
-    raise Malformed(f"a numpy type is none of {', '.join(NUMPY_FORMATS)}")
-
-
 def _numpy_scalar(args: tuple[Any, ...]) -> bool | int | float:
     match args:
         case [NumpyType(code), memoryview() | str() as blob]:
-            form = NUMPY_FORMATS[code]
-            if len(blob) == struct.calcsize(form):
-                return struct.unpack(form, _octets(blob))[0]
+            if len(blob) == struct.calcsize(form := NUMPY_FORMATS[code]):
+                octets = blob.encode("latin1") if isinstance(blob, str) else blob
+                return struct.unpack(form, octets)[0]
     raise Malformed("a numpy number has another type or length than it needs")
 
 
+def _stand_in(sentence: str, kinds: tuple[type, ...], make: Callable[..., Any]) -> StandIn:
+    """Refuses, with the sentence, arguments of other types, or for which `make` gives None."""
+
+    def checked(args: tuple[Any, ...]) -> Any:
+        fits = len(args) == len(kinds) and all(map(isinstance, args, kinds))
+        value = make(*args) if fits else None
+        if value is None:
+            raise Malformed(sentence)
+        return value
+
+    return checked
+
+
+_dict = _stand_in("an ordered dict is made from arguments", (), dict)
+_set = _stand_in("a set is made from something else than a list", (list,), lambda items: items)
 STAND_INS: dict[str, StandIn] = {
     "torch_utils.persistence _reconstruct_persistent_obj": _persistent,
-    "torch.nn.modules.container ModuleDict": _container,
-    "torch._utils _rebuild_parameter": _parameter,
+    "torch.nn.modules.container ModuleDict": _stand_in(
+        "a torch container is made from arguments", (), lambda: Module("ModuleDict")
+    ),
+    "torch._utils _rebuild_parameter": _stand_in(
+        "a parameter is made from something else than a tensor without hooks",
+        (Array, bool, dict),
+        lambda tensor, _, hooks: None if hooks else tensor,
+    ),
     "torch._utils _rebuild_tensor_v2": _tensor,
-    "torch Size": _size,
+    "torch Size": _stand_in(
+        "a size is made from something else than a tuple", (tuple,), lambda sizes: sizes
+    ),
     "collections OrderedDict": _dict,
     "dnnlib.util EasyDict": _dict,
     "builtins set": _set,
     "__builtin__ set": _set,
-    "_codecs encode": _encoded,
-    "numpy dtype": _numpy_type,
+    "_codecs encode": _stand_in(
+        "bytes are made from something else than latin-1 text",
+        (str, str),
+        lambda text, code: text if code == "latin1" else None,
+    ),
+    "numpy dtype": _stand_in(
+        f"a numpy type is none of {', '.join(NUMPY_FORMATS)}",
+        (str, bool, bool),
+        lambda code, *_: NumpyType(code) if code in NUMPY_FORMATS else None,
+    ),
     "numpy.core.multiarray scalar": _numpy_scalar,
     "numpy._core.multiarray scalar": _numpy_scalar,
 }

@@ -6,27 +6,23 @@ are the features. A linear layer on them tells the classes in training. The dist
 features is named after what the network knows, "FD-digits": it is not comparable with FID.
 """
 
-import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save as serialize
 from torch import Tensor, nn
-from torch.nn import functional as F
-from torch.optim.lr_scheduler import OneCycleLR
 from torchvision.models.resnet import BasicBlock
-from tqdm import trange
 
-from edm.training.state import mixed, read_state, write_state
+from edm.checkpoints import checkpoint
 from linear_structure.images import from_uint8
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of, digest_of_state, digest_of_tensor, replacing
+from linear_structure.system.files import digest_of_state
 from linear_structure.system.options import option, parse, plain
+
+KEY = "classifier"  # of the options in a file's metadata
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -81,9 +77,14 @@ class Classifier(nn.Module):
         return self.options.widths[-1]
 
     @property
+    def config(self) -> dict[str, Any]:
+        """All options, as JSON values."""
+        return plain(self.options)
+
+    @property
     def digest(self) -> str:
         """SHA-256 of options and weights, whatever file held them."""
-        return digest_of_state(plain(self.options), self.state_dict())
+        return digest_of_state(self.config, self.state_dict())
 
     def forward(self, images: Tensor) -> Tensor:
         """Features; an image's do not depend on the others in evaluation mode.
@@ -97,16 +98,15 @@ class Classifier(nn.Module):
                 f"expected torch.uint8 with {self.options.channels}"
             )
         device = self.head.weight.device
-        parts = [self._pooled(part.to(device)) for part in images.split(self.batch)]
+        parts = []
+        for part in images.split(self.batch):
+            x = from_uint8(part.to(device)).contiguous(memory_format=torch.channels_last)
+            parts.append(self.stages(self.stem(x)).mean((2, 3)))
         return torch.cat(parts) if parts else torch.zeros(0, self.dim, device=device)
 
     def logits(self, images: Tensor) -> Tensor:
         """Scores (n, classes) of uint8 images (n, C, H, W)."""
         return self.head(self(images))
-
-    def _pooled(self, images: Tensor) -> Tensor:
-        x = from_uint8(images).contiguous(memory_format=torch.channels_last)
-        return self.stages(self.stem(x)).mean((2, 3))
 
 
 def _stage(before: int, width: int, blocks: int) -> nn.Sequential:
@@ -122,11 +122,7 @@ def _stage(before: int, width: int, blocks: int) -> nn.Sequential:
 
 def save(network: Classifier, path: Path, provenance: Mapping[str, Any]) -> None:
     """Write a classifier as safetensors, whole or not at all, with its options in the metadata."""
-    tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
-    texts = {"classifier": plain(network.options), "provenance": dict(provenance)}
-    metadata = {name: json.dumps(value) for name, value in texts.items()}
-    with replacing(path) as beside:
-        beside.write_bytes(serialize(tensors, metadata))
+    checkpoint.save(network, path, provenance, KEY)
 
 
 def load(path: Path) -> Classifier:
@@ -136,168 +132,12 @@ def load(path: Path) -> Classifier:
         UsageError: the file is damaged or holds something else.
     """
     try:
-        with safe_open(path, framework="pt") as file:
-            options = json.loads((file.metadata() or {})["classifier"])
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        wanted = parse(Options, options, "the classifier")
-        with torch.device("meta"):  # nothing is allocated before the file is known to hold it
-            shapes = {name: t.shape for name, t in Classifier(wanted).state_dict().items()}
-        if shapes != {name: tensor.shape for name, tensor in tensors.items()}:
-            raise ValueError("its tensors are not those of its options")
-        network = Classifier(wanted)
-        network.load_state_dict(tensors)
-    except (SafetensorError, KeyError, TypeError, ValueError, RuntimeError, UsageError) as error:
-        raise UsageError(f"{path} is not a feature network of this project: {error}") from error
-    return network.to(memory_format=torch.channels_last).eval().requires_grad_(False)
-
-
-@dataclass(frozen=True, kw_only=True)
-class Recipe:
-    """How a classifier is made and trained: SGD with momentum in one cycle (Smith 2018).
-
-    Attributes:
-        knows, widths, blocks: of the network (`Options`).
-        shift: images move by up to so many pixels either way.
-        mirror: half of the images are seen in a mirror.
-        held_out: share of the images kept for measuring, where there is no other test set.
-    """
-
-    knows: str
-    widths: tuple[int, ...]
-    blocks: int
-    epochs: int = option(low=1)
-    batch: int
-    shift: int
-    mirror: bool
-    held_out: float = 0.2
-    learning_rate: float = 0.1
-    momentum: float = 0.9
-    weight_decay: float = 5e-4
-    label_smoothing: float = 0.0
-    seed: int = option(0, high=2**32 - 1)
-
-
-RECIPES = {
-    "digits": Recipe(
-        knows="digits", widths=(32, 64), blocks=1, epochs=10, batch=64, shift=1, mirror=False
-    ),
-    "cifar10": Recipe(
-        knows="cifar", widths=(16, 32, 64, 128), blocks=1, epochs=10, batch=64, shift=2, mirror=True
-    ),
-}
-
-
-class _Learner(NamedTuple):
-    """What a training keeps between two epochs."""
-
-    network: Classifier
-    optimizer: torch.optim.Optimizer
-    cycle: OneCycleLR
-
-
-@dataclass(frozen=True)
-class Training:
-    """Images (n, C, H, W) uint8 with classes (n,), and how a classifier learns them.
-
-    Attributes:
-        unfinished: where the state after each epoch is kept; removed at the end.
-    """
-
-    recipe: Recipe
-    images: Tensor
-    labels: Tensor
-    device: torch.device
-    unfinished: Path
-
-    def run(self) -> Classifier:
-        """Train from the last finished epoch, or from the start.
-
-        Raises:
-            UsageError: the unfinished training is another one, or there are too few images.
-        """
-        learner = self._learner()
-        with trange(self.recipe.epochs, initial=self._resume(learner), unit="epoch") as bar:
-            for epoch in range(int(bar.n), self.recipe.epochs):
-                loss = self._epoch(learner, epoch)
-                bar.set_postfix(loss=f"{loss:.4f}")
-                self._keep(learner, epoch + 1)
-                bar.update()
-        return learner.network.eval()
-
-    def _learner(self) -> "_Learner":
-        recipe, steps = self.recipe, len(self.images) // self.recipe.batch
-        if not steps:
-            raise UsageError(f"{len(self.images)} images are less than a batch of {recipe.batch}")
-        torch.manual_seed(recipe.seed)
-        network = Classifier(self._options()).to(self.device)
-        optimizer = torch.optim.SGD(
-            network.parameters(),
-            lr=recipe.learning_rate,
-            momentum=recipe.momentum,
-            weight_decay=recipe.weight_decay,
-            nesterov=True,
+        network = checkpoint.load_module(
+            path, lambda config: Classifier(parse(Options, config, "the classifier")), key=KEY
         )
-        cycle = OneCycleLR(optimizer, recipe.learning_rate, recipe.epochs * steps)
-        return _Learner(network.to(memory_format=torch.channels_last), optimizer, cycle)
-
-    def _epoch(self, learner: "_Learner", epoch: int) -> float:
-        """One pass in whole batches, all of whose randomness follows from its number."""
-        recipe, network = self.recipe, learner.network.train()
-        torch.manual_seed(mixed(recipe.seed, epoch))
-        order = torch.randperm(len(self.images)).split(recipe.batch)
-        for index in order[: len(self.images) // recipe.batch]:
-            images = _altered(self.images[index], recipe.shift, recipe.mirror)
-            labels = self.labels[index].to(self.device)
-            smoothing = recipe.label_smoothing
-            loss = F.cross_entropy(network.logits(images), labels, label_smoothing=smoothing)
-            learner.optimizer.zero_grad()
-            loss.backward()
-            learner.optimizer.step()
-            learner.cycle.step()
-        return float(loss.detach())
-
-    def _options(self) -> Options:
-        return Options(
-            knows=self.recipe.knows,
-            channels=self.images.shape[1],
-            classes=int(self.labels.max()) + 1,
-            widths=self.recipe.widths,
-            blocks=self.recipe.blocks,
-        )
-
-    def _identity(self) -> str:
-        data = {"images": self.images, "labels": self.labels}
-        digests = {name: digest_of_tensor(values) for name, values in data.items()}
-        return digest_of({**asdict(self.recipe), **digests})
-
-    def _keep(self, learner: "_Learner", epochs: int) -> None:
-        parts = {name: part.state_dict() for name, part in learner._asdict().items()}
-        state = {**parts, "epochs": epochs, "identity": self._identity()}
-        write_state(self.unfinished, state)
-
-    def _resume(self, learner: "_Learner") -> int:
-        """Put an unfinished training back in place; returns its finished epochs."""
-        if not self.unfinished.exists():
-            return 0
-        saved = read_state(self.unfinished, self.device)
-        if saved.get("identity") != self._identity():
-            raise UsageError(f"{self.unfinished} is of another training: remove it first")
-        for name, part in learner._asdict().items():
-            part.load_state_dict(saved[name])
-        return int(saved["epochs"])
-
-
-def _altered(images: Tensor, shift: int, mirror: bool) -> Tensor:
-    """Each image (n, C, H, W) moved at random, zeros coming in, and perhaps mirrored."""
-    n, _, height, width = images.shape
-    padded = F.pad(images, [shift] * 4)
-    rows = torch.randint(2 * shift + 1, (n, 1)) + torch.arange(height)
-    columns = torch.randint(2 * shift + 1, (n, 1)) + torch.arange(width)
-    if mirror:
-        columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
-    which = torch.arange(n)[:, None, None]
-    moved = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
-    return moved.permute(0, 3, 1, 2)
+    except UsageError as error:
+        raise UsageError(f"{error}; it is not a feature network of this project") from error
+    return network.to(memory_format=torch.channels_last)
 
 
 @torch.no_grad()
@@ -306,10 +146,3 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     parts = zip(images.split(network.batch), labels.split(network.batch), strict=True)
     right = sum(int((network.logits(x).argmax(1).cpu() == y).sum()) for x, y in parts)
     return right / len(images)
-
-
-def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
-    """Indices to train on and indices to measure on, ascending: a random share of all."""
-    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
-    kept = round(count * share)
-    return order[kept:].sort().values, order[:kept].sort().values

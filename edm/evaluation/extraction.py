@@ -12,12 +12,12 @@ import sys
 import time
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import torch
-from numpy.lib.format import open_memmap
 from torch import Tensor
 from tqdm import tqdm
 
@@ -26,8 +26,9 @@ from edm.evaluation.features import Features
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of, write_array
-from linear_structure.system.machine import rank, share, wait_for, world_size
+from linear_structure.system.files import digest_of
+from linear_structure.system.machine import Machine, rank, share, world_size
+from linear_structure.system.store import Block
 
 
 def subset(dataset: Dataset, num: int | None, seed: int) -> list[int]:
@@ -60,27 +61,16 @@ def identity(source: str) -> list[tuple[str, int, int]] | str:
 
 @dataclass(frozen=True)
 class Selection:
-    """Images to be measured.
+    """Images to be measured."""
 
-    Attributes:
-        source: name or path of their dataset.
-        dataset: where they are.
-        chosen: their indices, ascending.
-        key: JSON value that tells them from others, and from files that changed.
-    """
-
-    source: str
+    source: str  # name or path of their dataset
     dataset: Dataset
-    chosen: Sequence[int]
-    key: Any
+    chosen: Sequence[int]  # their indices, ascending
+    key: Any  # JSON value that tells them from others, and from files that changed
 
     @classmethod
     def of(cls, source: str, num: int | None = None, seed: int = 0) -> "Selection":
-        """So many images of a dataset, or all; see `subset`.
-
-        Raises:
-            UsageError: the dataset cannot be read, or has fewer images than are needed.
-        """
+        """So many images of a dataset, or all; raises as `datasets.load` and `subset`."""
         told = identity(source)
         dataset = datasets.load(source)
         chosen = subset(dataset, num, seed)
@@ -100,101 +90,22 @@ class Selection:
 
 
 @dataclass(frozen=True)
-class Extraction:
-    """What to compute, and the folder where the blocks appear.
-
-    Attributes:
-        images: whose features.
-        features: the network.
-        batch: images in a block.
-        folder: for these images, this network and this batch alone.
-    """
-
-    images: Selection
-    features: Features
-    batch: int
-    folder: Path
-
-    def compute(self) -> int:
-        """Compute the missing blocks of this process; returns the number of images they hold.
-
-        Raises:
-            UsageError: the images are damaged, or of a kind that the network does not take.
-        """
-        mine = share(range(self._block_count))
-        missing = [block for block in mine if self._stored(block) is None]
-        images = sum(len(self._indices(block)) for block in missing)
-        quiet = True if rank() else None
-        with tqdm(total=images, desc=self.images.dataset.name, unit="img", disable=quiet) as bar:
-            for block in missing:
-                self._make(block)
-                bar.update(len(self._indices(block)))
-        return images
-
-    def blocks(self) -> Iterator[Tensor]:
-        """All features in order, (b, dim) float32 at a time; waits for those of other processes."""
-        for block in range(self._block_count):
-            wait_for([self._path(block)])
-            stored = self._stored(block)
-            # The process to which a damaged block belongs may be making it again just now: both
-            # write the same, and neither is waited for.
-            yield self._make(block) if stored is None else torch.from_numpy(np.array(stored))
-
-    @property
-    def _block_count(self) -> int:
-        return -(-len(self.images.chosen) // self.batch)
-
-    def _path(self, block: int) -> Path:
-        return self.folder / f"{block:06d}.npy"
-
-    def _indices(self, block: int) -> Sequence[int]:
-        return self.images.chosen[block * self.batch : (block + 1) * self.batch]
-
-    def _stored(self, block: int) -> np.ndarray | None:
-        """A block on disk, not yet in memory; None if it is missing or damaged."""
-        try:
-            rows = open_memmap(self._path(block), mode="r")
-        except (FileNotFoundError, ValueError, EOFError):
-            return None
-        expected = (len(self._indices(block)), self.features.dim)
-        return rows if rows.dtype == np.float32 and rows.shape == expected else None
-
-    def _make(self, block: int) -> Tensor:
-        rows = self.images.features(self.features, self._indices(block))
-        write_array(self._path(block), rows.numpy())
-        return rows
-
-
-@dataclass(frozen=True)
 class Measured:
-    """A set of images as a distance sees it.
-
-    Attributes:
-        statistics: the Gaussian of the features.
-        rows: all features (n, D) float32, where they are kept.
-        made: speed and memory, for the record.
-    """
+    """A set of images as a distance sees it."""
 
     statistics: fid.Statistics
-    rows: Tensor | None = None
-    made: dict[str, Any] = field(default_factory=dict)
+    rows: Tensor | None = None  # all features (n, D) float32, where they are kept
+    made: dict[str, Any] = field(default_factory=dict)  # speed and memory, for the record
 
 
 @dataclass(frozen=True)
 class Extractor:
-    """A feature network and how it is used.
+    """A feature network and how it is used."""
 
-    Attributes:
-        features: the network, on its device.
-        batch: images in a block.
-        device: its kind, recorded: "cpu", "cuda", ...
-        work: folder of the features, one for all processes.
-    """
-
-    features: Features
-    batch: int
-    device: str
-    work: Path
+    features: Features  # on its device
+    batch: int  # images in a block
+    machine: Machine
+    work: Path  # folder of the features, one for all processes
 
     @property
     def inputs(self) -> dict[str, Any]:
@@ -203,8 +114,8 @@ class Extractor:
             "features": self.features.name,
             "weights": self.features.digest,
             "batch": self.batch,
-            "device": self.device,
-            "threads": torch.get_num_threads(),
+            "device": self.machine.device.type,
+            "threads": self.machine.threads,
             "torch": torch.__version__,
         }
 
@@ -221,24 +132,48 @@ class Extractor:
         Raises:
             UsageError: the images are damaged, or of a kind that the network does not take.
         """
-        folder = self.work / self.key(images)[:16]
-        extraction = Extraction(images, self.features, self.batch, folder)
         start = time.perf_counter()
-        computed = extraction.compute()
-        rate = computed / (time.perf_counter() - start)
+        rate = self.compute(images) / (time.perf_counter() - start)
         if rank():
             return None
-        rows = torch.cat(list(extraction.blocks())) if keep else None
-        blocks = extraction.blocks() if rows is None else [rows]
+        rows = torch.cat(list(self.blocks(images))) if keep else None
+        blocks = self.blocks(images) if rows is None else [rows]
         statistics = fid.measure(blocks, self.features.digest)
-        return Measured(statistics, rows, {"images_per_second": rate} | _resources())
+        unit = 1 if sys.platform == "darwin" else 1024  # bytes
+        made = {
+            "images_per_second": rate,
+            "processes": world_size(),
+            "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
+            "peak_device_memory": torch.cuda.max_memory_allocated(),
+        }
+        return Measured(statistics, rows, made)
 
+    def compute(self, images: Selection) -> int:
+        """Compute the missing blocks of this process; returns the number of images they hold."""
+        blocks = self._blocks(images)
+        missing = [n for n in share(range(len(blocks))) if not blocks[n].is_whole]
+        total = sum(blocks[n].shape[0] for n in missing)
+        quiet = True if rank() else None
+        with tqdm(total=total, desc=images.dataset.name, unit="img", disable=quiet) as bar:
+            for n in missing:
+                blocks[n].write(self._made(images, n))
+                bar.update(blocks[n].shape[0])
+        return total
 
-def _resources() -> dict[str, int]:
-    """Processes, and the greatest memory of this one so far: bytes, on the host and on the GPU."""
-    unit = 1 if sys.platform == "darwin" else 1024
-    return {
-        "processes": world_size(),
-        "peak_memory": resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * unit,
-        "peak_device_memory": torch.cuda.max_memory_allocated(),
-    }
+    def blocks(self, images: Selection) -> Iterator[Tensor]:
+        """All features in order, (b, dim) float32 at a time; waits for those of other processes."""
+        blocks = self._blocks(images)
+        mine = share(range(len(blocks)))
+        for n, block in enumerate(blocks):
+            yield block.obtain(partial(self._made, images, n), n in mine)
+
+    def _blocks(self, images: Selection) -> list[Block]:
+        """In a folder for these images, this network and this batch alone."""
+        folder, count = self.work / self.key(images)[:16], len(images.chosen)
+        sizes = [min(self.batch, count - start) for start in range(0, count, self.batch)]
+        shapes = [(size, self.features.dim) for size in sizes]
+        return [Block(folder / f"{n:06d}.npy", shape) for n, shape in enumerate(shapes)]
+
+    def _made(self, images: Selection, block: int) -> Tensor:
+        indices = images.chosen[block * self.batch : (block + 1) * self.batch]
+        return images.features(self.features, indices)

@@ -48,11 +48,7 @@ class Features(Protocol):
         """SHA-256 of the weights."""
 
     def __call__(self, images: Tensor) -> Tensor:
-        """Features (n, dim) float32 of uint8 images (n, C, H, W).
-
-        Raises:
-            ValueError: the images have another type, or channels that the network does not take.
-        """
+        """Features (n, dim) float32 of uint8 images (n, C, H, W); ValueError for other images."""
 
 
 def load(
@@ -71,20 +67,16 @@ def load(
         WorkError: the published weights cannot be fetched.
     """
     path = path or fetch(WEIGHTS)
-    if _is_safetensors(path):
-        from edm.evaluation import (
-            classifier,  # as below: torchvision takes seconds, and only these need it
-        )
+    with path.open("rb") as file:
+        is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
+    # Both import torchvision, which takes seconds.
+    if is_safetensors:
+        from edm.evaluation import classifier
 
         return classifier.load(path).to(device)
     from edm.evaluation.inception import Inception
 
     return Inception(_state_dict(path), tf32).to(device)
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        return file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
 
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:

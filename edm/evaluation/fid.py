@@ -34,19 +34,12 @@ SPURIOUS = 1e-3  # share of the trace that negative eigenvalues may have by roun
 
 @dataclass(frozen=True, eq=False)
 class Statistics:
-    """Gaussian of a set of features; float64.
+    """Gaussian of a set of features; float64. A file may not say count and features."""
 
-    Attributes:
-        mu: mean (D,).
-        sigma: covariance (D, D), divided by n - 1.
-        count: number of images n, None where a file does not say.
-        features: digest of the feature network, None where a file does not say.
-    """
-
-    mu: Tensor
-    sigma: Tensor
-    count: int | None = None
-    features: str | None = None
+    mu: Tensor  # (D,)
+    sigma: Tensor  # (D, D), divided by n - 1
+    count: int | None = None  # number of images n
+    features: str | None = None  # digest of the feature network
 
     @property
     def dim(self) -> int:
@@ -56,18 +49,12 @@ class Statistics:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the values of mu and sigma, whatever file they came from."""
-        sha = hashlib.sha256()
-        for values in (self.mu, self.sigma):
-            sha.update(values.numpy().tobytes())
-        return sha.hexdigest()
+        values = self.mu.numpy().tobytes() + self.sigma.numpy().tobytes()
+        return hashlib.sha256(values).hexdigest()
 
     @cached_property
     def gaussian(self) -> Gaussian:
-        """Mean, eigenvectors and eigenvalues: found once, however many distances are taken.
-
-        Raises:
-            UsageError: sigma is not a covariance, it has negative eigenvalues.
-        """
+        """Mean, eigenvectors and eigenvalues, found once; UsageError if some are negative."""
         gaussian = Gaussian.from_covariance(self.mu, self.sigma)
         positive, trace = float(gaussian.eigenvalues.sum()), float(self.sigma.trace())
         if abs(positive - trace) > SPURIOUS * positive:
@@ -78,15 +65,11 @@ class Statistics:
         return gaussian
 
     def refuse_other(self, dim: int, features: str | None) -> None:
-        """Refuse features of another length, or of another network where both are known.
-
-        Raises:
-            UsageError: they are.
-        """
+        """UsageError for features of another length, or of another network where both are known."""
         if self.dim != dim:
             raise UsageError(
-                f"features of {self.dim} and {dim} dimensions: expected those of the reference and "
-                "of the images to be of one network"
+                f"features of {self.dim} and {dim} dimensions: expected those of the "
+                "reference and of the images to be of one network"
             )
         if self.features and features and self.features != features:
             raise UsageError(
@@ -109,8 +92,7 @@ def measure(blocks: Iterable[Tensor], features: str | None = None) -> Statistics
         WorkError: a feature is NaN or infinite.
     """
     moments: Moments | None = None
-    for rows in regrouped(blocks, ROWS):
-        part = Moments.of(rows)
+    for part in map(Moments.of, regrouped(blocks, ROWS)):
         moments = part if moments is None else moments.merge(part)
     if moments is None or moments.count < 2:
         raise UsageError("a covariance needs at least two images")
@@ -141,11 +123,15 @@ def frechet(a: Statistics, b: Statistics) -> float:
     """
     a.refuse_other(b.dim, b.features)
     p, q = a.gaussian, b.gaussian
-    cross = (p.basis * p.eigenvalues.sqrt()).T @ (q.basis * q.eigenvalues.sqrt())
-    overlap = torch.linalg.svdvals(cross).sum()
+    overlap = torch.linalg.svdvals(cross(p, q)).sum()
     spread = p.eigenvalues.sum() + q.eigenvalues.sum() - 2 * overlap
     # Not negative in exact arithmetic, by the inequality of the means: what is below 0 is rounding.
     return max(float((a.mu - b.mu).square().sum() + spread), 0.0)
+
+
+def cross(p: Gaussian, q: Gaussian) -> Tensor:
+    """A'B (r, r'), of covariances A A' and B B'."""
+    return (p.basis * p.eigenvalues.sqrt()).T @ (q.basis * q.eigenvalues.sqrt())
 
 
 def read(path: Path) -> Statistics:
@@ -156,12 +142,17 @@ def read(path: Path) -> Statistics:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    values = _arrays(path)
+    with path.open("rb") as stream:
+        try:
+            with np.load(stream, allow_pickle=False) as file:
+                values = {name: np.asarray(array) for name, array in file.items()}
+        except UNREADABLE_ARRAYS as error:
+            raise UsageError(f"{path} is not an .npz file of plain arrays") from error
     if not {"mu", "sigma"} <= values.keys():
         raise UsageError(f"{path} holds {', '.join(values) or 'nothing'}: expected mu and sigma")
     mu, sigma = values["mu"], values["sigma"]
     count, features = values.get("count", np.array(0)), values.get("features", np.array(""))
-    if fault := _fault(mu, sigma) or _fault_beside(count, features):
+    if fault := _fault(mu, sigma, count, features):
         raise UsageError(f"{path} holds no mean and covariance: {fault}")
     return Statistics(
         torch.from_numpy(mu.astype(np.float64)),
@@ -171,18 +162,10 @@ def read(path: Path) -> Statistics:
     )
 
 
-def _arrays(path: Path) -> dict[str, np.ndarray]:
-    """Everything in an `.npz` file, which may be damaged, encrypted, or compressed in any way."""
-    with path.open("rb") as stream:
-        try:
-            with np.load(stream, allow_pickle=False) as file:
-                return {name: np.asarray(values) for name, values in file.items()}
-        except UNREADABLE_ARRAYS as error:
-            raise UsageError(f"{path} is not an .npz file of plain arrays") from error
-
-
-def _fault(mu: np.ndarray, sigma: np.ndarray) -> str | None:
-    """Why these arrays are no mean and covariance, None if they may be."""
+def _fault(
+    mu: np.ndarray, sigma: np.ndarray, count: np.ndarray, features: np.ndarray
+) -> str | None:
+    """Why these arrays are no statistics, None if they may be."""
     if mu.ndim != 1 or not mu.size or sigma.shape != (*mu.shape, *mu.shape):
         return f"mu has shape {mu.shape} and sigma {sigma.shape}, expected (D,) and (D, D)"
     if mu.dtype.kind != "f" or sigma.dtype.kind != "f":
@@ -191,11 +174,6 @@ def _fault(mu: np.ndarray, sigma: np.ndarray) -> str | None:
         return "a value is NaN or infinite"
     if np.abs(sigma - sigma.T).max() > 1e-6 * np.abs(sigma).max():
         return "sigma is not symmetric"
-    return None
-
-
-def _fault_beside(count: np.ndarray, features: np.ndarray) -> str | None:
-    """Why these are no number of images and no digest, None if they may be."""
     if count.shape or count.dtype.kind not in "iu" or count < 0:
         return f"count has shape {count.shape} and type {count.dtype}, expected a whole number"
     if features.shape or features.dtype.kind != "U":
@@ -216,11 +194,7 @@ def write(path: Path, statistics: Statistics) -> None:
 
 
 def refuse_unequal(counts: Sequence[int]) -> None:
-    """Keep distances at different n from being put side by side.
-
-    Raises:
-        UsageError: the counts differ.
-    """
+    """UsageError if distances at these n would be put side by side although some differ."""
     if len(set(counts)) > 1:
         raise UsageError(
             f"distances at n = {', '.join(map(str, counts))} do not compare: "
@@ -230,11 +204,7 @@ def refuse_unequal(counts: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Repeated:
-    """One distance measured on several seed ranges of n images each.
-
-    Raises:
-        UsageError: the ranges do not all have the same number of images.
-    """
+    """One distance on several seed ranges of n images each; UsageError for different n."""
 
     distances: tuple[float, ...]
     counts: tuple[int, ...]
@@ -244,7 +214,6 @@ class Repeated:
 
     @property
     def mean(self) -> float:
-        """Average of the distances."""
         return stdlib.mean(self.distances)
 
     @property

@@ -11,6 +11,7 @@ same numbers, and statistics are taken in float64, so nothing is lost where othe
 
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from functools import partial
 
 import torch
 import torch.nn.functional as F
@@ -23,6 +24,11 @@ from linear_structure.system.files import digest_of_state
 
 SIZE = 299  # pixels, what the network sees
 CLASSES = 1008
+
+
+def average(x: Tensor) -> Tensor:
+    """Mean over 3 x 3 neighbours inside the image: (n, C, H, W) -> the same shape."""
+    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
 
 
 class BlockA(blocks.InceptionA):
@@ -57,6 +63,8 @@ class BlockC(blocks.InceptionC):
 class BlockE(blocks.InceptionE):
     """Block E, its average pool without the padding."""
 
+    pool = staticmethod(average)
+
     def forward(self, x: Tensor) -> Tensor:
         """(n, C, H, W) -> (n, 2048, H, W)."""
         single = self.branch3x3_1(x)
@@ -71,20 +79,11 @@ class BlockE(blocks.InceptionE):
         ]
         return torch.cat(branches, 1)
 
-    def pool(self, x: Tensor) -> Tensor:
-        return average(x)
-
 
 class LastBlock(BlockE):
     """The last E block: it takes the maximum where the others average."""
 
-    def pool(self, x: Tensor) -> Tensor:
-        return F.max_pool2d(x, 3, stride=1, padding=1)
-
-
-def average(x: Tensor) -> Tensor:
-    """Mean over 3 x 3 neighbours inside the image: (n, C, H, W) -> the same shape."""
-    return F.avg_pool2d(x, 3, stride=1, padding=1, count_include_pad=False)
+    pool = staticmethod(partial(F.max_pool2d, kernel_size=3, stride=1, padding=1))
 
 
 def inception3() -> Inception3:
@@ -134,44 +133,29 @@ class Inception(nn.Module):
         self.network = network.eval().requires_grad_(False)
 
     def forward(self, images: Tensor) -> Tensor:
-        """Features (n, 2048) float32 of uint8 images (n, 1 or 3, H, W), on the network's device.
-
-        Raises:
-            ValueError: the images are not uint8 or have other channels.
-        """
-        x = as_rgb(images).to(self.network.Conv2d_1a_3x3.conv.weight)
+        """(n, 2048) float32 of uint8 images (n, 1 or 3, H, W); ValueError for other images."""
+        if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+            raise ValueError(
+                f"images of shape {tuple(images.shape)} and type {images.dtype}: "
+                "Inception takes uint8 images of 1 or 3 channels, (n, C, H, W)"
+            )
+        x = images.expand(-1, 3, -1, -1).to(self.network.Conv2d_1a_3x3.conv.weight)
         with convolutions(self.tf32):
             return self.network((legacy_resize(x, SIZE) - 128) / 128)
 
 
-def as_rgb(images: Tensor) -> Tensor:
-    """Repeat the one channel of grey images: uint8 (n, 1 or 3, H, W) -> (n, 3, H, W).
-
-    Raises:
-        ValueError: the images are not uint8 or have other channels.
-    """
-    if images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
-        raise ValueError(
-            f"images of shape {tuple(images.shape)} and type {images.dtype}: "
-            "Inception takes uint8 images of 1 or 3 channels, (n, C, H, W)"
-        )
-    return images.expand(-1, 3, -1, -1)
-
-
 def legacy_resize(x: Tensor, size: int) -> Tensor:
     """TensorFlow 1's bilinear resize: float (n, C, H, W) -> (n, C, size, size)."""
-    return _stretch(_stretch(x, size, 3), size, 2)
-
-
-def _stretch(x: Tensor, size: int, dim: int) -> Tensor:
-    extent = x.shape[dim]
-    scale = torch.tensor(extent / size, dtype=torch.float32)
-    position = torch.arange(size, dtype=torch.float32) * scale
-    low = position.long()
-    high = (low + 1).clamp(max=extent - 1)
-    weight = (position - low).view(-1, *[1] * (3 - dim)).to(x)
-    before, after = (x.index_select(dim, i.to(x.device)) for i in (low, high))
-    return before + (after - before) * weight
+    for dim in (3, 2):
+        extent = x.shape[dim]
+        scale = torch.tensor(extent / size, dtype=torch.float32)
+        position = torch.arange(size, dtype=torch.float32) * scale
+        low = position.long()
+        high = (low + 1).clamp(max=extent - 1)
+        weight = (position - low).view(-1, *[1] * (3 - dim)).to(x)
+        before, after = (x.index_select(dim, i.to(x.device)) for i in (low, high))
+        x = before + (after - before) * weight
+    return x
 
 
 @contextmanager

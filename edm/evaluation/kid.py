@@ -29,10 +29,7 @@ def kid(
     """KID of features (n, D) against reference features (m, D).
 
     Each of the `subsets` compares `size` images with as many of the reference, drawn without
-    replacement.
-
-    Raises:
-        UsageError: as `refuse_few`.
+    replacement; UsageError if a set is smaller.
     """
     refuse_few(min(len(images), len(reference)), size)
     generator = np.random.default_rng(seed)
@@ -45,11 +42,7 @@ def kid(
 
 
 def refuse_few(count: int, size: int) -> None:
-    """Refuse a set of `count` images that has no subset of `size`, or a size without pairs.
-
-    Raises:
-        UsageError: it is so.
-    """
+    """UsageError if a set of `count` images has no subset of `size`, or that has no pairs."""
     if not 2 <= size <= count:
         raise UsageError(
             f"KID on subsets of {size} images, but a set has only {count}: "

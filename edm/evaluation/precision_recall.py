@@ -23,22 +23,14 @@ class Coverage(NamedTuple):
 
 
 def precision_recall(images: np.ndarray, reference: np.ndarray, neighbours: int = 3) -> Coverage:
-    """Precision and recall of features (n, D) against reference features (m, D).
-
-    Raises:
-        UsageError: as `refuse_few`.
-    """
+    """Of features (n, D) against reference features (m, D); UsageError if a set has too few."""
     refuse_few(min(len(images), len(reference)), neighbours)
     precision = covered(images, reference, neighbours)
     return Coverage(precision, covered(reference, images, neighbours))
 
 
 def refuse_few(count: int, neighbours: int) -> None:
-    """Refuse a set of `count` images, one of which cannot have so many neighbours.
-
-    Raises:
-        UsageError: it is so.
-    """
+    """UsageError if an image in a set of `count` cannot have so many neighbours."""
     if count <= neighbours:
         raise UsageError(f"precision and recall need more than {neighbours} images, found {count}")
 

@@ -17,7 +17,7 @@ from edm.networks.layers import (
     kaiming_normal,
     kaiming_uniform,
 )
-from edm.networks.unet import UNetOptions, contracting, drop_labels, expanding
+from edm.networks.unet import UNet, UNetOptions, added, contracting, expanding, label_layer
 from linear_structure.system.options import count
 
 EPS = 1e-5
@@ -52,8 +52,8 @@ class ADMOptions(UNetOptions):
         )
 
 
-class ADM(nn.Module):
-    """The network F of ADM; `edm.precondition` makes a denoiser of it."""
+class ADM(UNet):
+    """The network F of ADM."""
 
     def __init__(self, options: ADMOptions, in_channels: int, out_channels: int) -> None:
         super().__init__()
@@ -61,36 +61,23 @@ class ADM(nn.Module):
         features, width = o.embedding_channels, o.levels[0][1]
         init_label = Init(kaiming_normal, math.sqrt(o.label_dim))
         self.map_noise = PositionalEmbedding(o.model_channels, endpoint=False)
-        self.map_augment = (
-            Linear(o.augment_dim, o.model_channels, ZERO, bias=False) if o.augment_dim else None
-        )
+        self.map_augment = label_layer(o.augment_dim, o.model_channels, ZERO)
         self.map_layer0 = Linear(o.model_channels, features, GENERAL)
         self.map_layer1 = Linear(features, features, GENERAL)
-        self.map_label = (
-            Linear(o.label_dim, features, init_label, bias=False) if o.label_dim else None
-        )
-        stem = f"{o.img_resolution}x{o.img_resolution}_conv"
-        first = Conv2d(in_channels, width, 3, GENERAL)
-        encoder: dict[str, Conv2d | UNetBlock] = {stem: first}
-        encoder.update(contracting(o, o.style, width))
+        self.map_label = label_layer(o.label_dim, features, init_label)
+        encoder = dict(contracting(o, o.style, in_channels, width))
         skips = [block.out_channels for block in encoder.values()]
         self.enc = nn.ModuleDict(encoder)
         self.dec = nn.ModuleDict(dict(expanding(o, o.style, skips, attention_everywhere=True)))
         self.out_norm = GroupNorm(width, EPS)
         self.out_conv = Conv2d(width, out_channels, 3, ZERO)
 
-    def forward(
-        self,
-        x: Tensor,
-        noise_labels: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """x (N, in, H, W), noise labels (N,), or (1,) for all -> (N, out, H, W) in x's dtype.
+    def _embed(self, noise: Tensor, classes: Tensor | None, augment: Tensor | None) -> Tensor:
+        embedding = added(self.map_noise(noise), self.map_augment, augment)
+        embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
+        return F.silu(added(embedding, self.map_label, classes))
 
-        class_labels are one-hot (N or 1, label_dim), augment_labels (N, augment_dim).
-        """
-        embedding = self._embed(noise_labels, class_labels, augment_labels, x.shape[0])
+    def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         skips: list[Tensor] = []
         for block in self.enc.values():
             x = block(x, embedding) if isinstance(block, UNetBlock) else block(x)
@@ -99,16 +86,3 @@ class ADM(nn.Module):
             x = torch.cat([x, skips.pop()], dim=1) if "_block" in name else x
             x = block(x, embedding)
         return self.out_conv(F.silu(self.out_norm(x)))
-
-    def _embed(
-        self, noise: Tensor, classes: Tensor | None, augment: Tensor | None, batch: int
-    ) -> Tensor:
-        embedding = self.map_noise(noise)
-        if self.map_augment is not None and augment is not None:
-            embedding = embedding + self.map_augment(augment)
-        embedding = self.map_layer1(F.silu(self.map_layer0(embedding)))
-        if self.map_label is not None and classes is not None:
-            if self.training and self.options.label_dropout:
-                classes = drop_labels(classes, self.options.label_dropout, batch)
-            embedding = embedding + self.map_label(classes)
-        return F.silu(embedding)

@@ -54,7 +54,9 @@ class UNetBlock(nn.Module):
         self.affine = Linear(style.embedding_channels, features, style.init)
         self.norm1 = GroupNorm(out_channels, style.eps)
         self.conv1 = Conv2d(out_channels, out_channels, 3, style.init_zero)
-        self.skip = _skip(in_channels, out_channels, style, direction)
+        self.skip: nn.Module | None = Resample(direction, style.taps) if direction else None
+        if in_channels != out_channels or (direction and style.project_resampled):
+            self.skip = Conv2d(in_channels, out_channels, 1, style.init, direction, style.taps)
         if self.heads:
             self.norm2 = GroupNorm(out_channels, style.eps)
             self.qkv = Conv2d(out_channels, 3 * out_channels, 1, style.init_attention)
@@ -63,39 +65,28 @@ class UNetBlock(nn.Module):
     def forward(self, x: Tensor, embedding: Tensor) -> Tensor:
         """x (N, in, H, W), embedding (N, E), or (1, E) for all -> (N, out, H', W')."""
         h = self.conv0(F.silu(self.norm0(x)))
-        h = F.silu(self._condition(h, self.affine(embedding)[:, :, None, None].to(x.dtype)))
-        h = self.conv1(F.dropout(h, self.style.dropout, self.training))
+        features = self.affine(embedding)[:, :, None, None].to(x.dtype)
+        if self.style.scale_and_shift:
+            scale, shift = features.chunk(2, dim=1)
+            h = torch.addcmul(shift, self.norm1(h), scale + 1)
+        else:
+            h = self.norm1(h + features)
+        h = self.conv1(F.dropout(F.silu(h), self.style.dropout, self.training))
         x = (h + (self.skip(x) if self.skip else x)) * self.style.skip_scale
         return (self._attend(x) + x) * self.style.skip_scale if self.heads else x
 
-    def _condition(self, h: Tensor, features: Tensor) -> Tensor:
-        if not self.style.scale_and_shift:
-            return self.norm1(h + features)
-        scale, shift = features.chunk(2, dim=1)
-        return torch.addcmul(shift, self.norm1(h), scale + 1)
-
     def _attend(self, x: Tensor) -> Tensor:
-        """Attention between pixels, on rows of channels whatever the memory format of x."""
+        """Attention between pixels, on rows of channels whatever the memory format of x.
+
+        The published weights interleave queries, keys and values: output channel
+        `3 (head * c + i) + j` of `qkv` is channel i of a head's query, key or value (j). Ordered by
+        j, then head, then i, each is contiguous.
+        """
         n, channels, height, width = x.shape
         pixels = self.norm2(x).flatten(2).mT
-        q, k, v = self._project(pixels).unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
-        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, channels)
-        return self.proj(mixed.mT.unflatten(2, (height, width)))
-
-    def _project(self, pixels: Tensor) -> Tensor:
-        """Queries, keys and values, (N, L, 3 C), which the published weights interleave.
-
-        Output channel `3 (head * c + i) + j` of `qkv` is channel i of a head's query, key or value
-        (j); ordered here by j, then head, then i, so that each is contiguous.
-        """
         weight = self.qkv.weight.flatten(1).unflatten(0, (-1, 3)).transpose(0, 1).flatten(0, 1)
         bias = self.qkv.bias.unflatten(0, (-1, 3)).mT.flatten()
-        return F.linear(pixels, weight.to(pixels.dtype), bias.to(pixels.dtype))
-
-
-def _skip(
-    in_channels: int, out_channels: int, style: BlockStyle, direction: str | None
-) -> nn.Module | None:
-    if in_channels != out_channels or (direction and style.project_resampled):
-        return Conv2d(in_channels, out_channels, 1, style.init, direction, style.taps)
-    return Resample(direction, style.taps) if direction else None
+        projected = F.linear(pixels, weight.to(x.dtype), bias.to(x.dtype))
+        q, k, v = projected.unflatten(2, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        mixed = F.scaled_dot_product_attention(q, k, v).transpose(1, 2).reshape(n, -1, channels)
+        return self.proj(mixed.mT.unflatten(2, (height, width)))

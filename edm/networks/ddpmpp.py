@@ -22,7 +22,7 @@ from edm.networks.layers import (
     PositionalEmbedding,
     Resample,
 )
-from edm.networks.unet import UNetOptions, contracting, drop_labels, expanding
+from edm.networks.unet import UNet, UNetOptions, added, contracting, expanding, label_layer
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import choice, count
 
@@ -53,10 +53,6 @@ class DDPMppOptions(UNetOptions):
             )
 
     @property
-    def noise_channels(self) -> int:
-        return self.model_channels * self.channel_mult_noise
-
-    @property
     def style(self) -> BlockStyle:
         """What all blocks of this kind of network have in common."""
         return BlockStyle(
@@ -74,55 +70,33 @@ class DDPMppOptions(UNetOptions):
         )
 
 
-class DDPMpp(nn.Module):
-    """The network F of DDPM++ and NCSN++; `edm.precondition` makes a denoiser of it."""
+class DDPMpp(UNet):
+    """The network F of DDPM++ and NCSN++."""
 
     def __init__(self, options: DDPMppOptions, in_channels: int, out_channels: int) -> None:
         super().__init__()
         self.options = o = options
         positional = o.embedding_type == "positional"
-        noise, features = o.noise_channels, o.embedding_channels
+        noise, features = o.model_channels * o.channel_mult_noise, o.embedding_channels
         self.map_noise = (
             PositionalEmbedding(noise, endpoint=True) if positional else FourierEmbedding(noise)
         )
-        self.map_label = Linear(o.label_dim, noise, GENERAL) if o.label_dim else None
-        self.map_augment = (
-            Linear(o.augment_dim, noise, GENERAL, bias=False) if o.augment_dim else None
-        )
+        self.map_label = label_layer(o.label_dim, noise, GENERAL, bias=True)
+        self.map_augment = label_layer(o.augment_dim, noise, GENERAL)
         self.map_layer0 = Linear(noise, features, GENERAL)
         self.map_layer1 = Linear(features, features, GENERAL)
         self.enc, skips = _encoder(o, in_channels)
         self.dec = _decoder(o, skips, out_channels)
 
-    def forward(
-        self,
-        x: Tensor,
-        noise_labels: Tensor,
-        class_labels: Tensor | None = None,
-        augment_labels: Tensor | None = None,
-    ) -> Tensor:
-        """x (N, in, H, W), noise labels (N,), or (1,) for all -> (N, out, H, W) in x's dtype.
-
-        class_labels are one-hot (N or 1, label_dim), augment_labels (N, augment_dim).
-        """
-        embedding = self._embed(noise_labels, class_labels, augment_labels, x.shape[0])
-        return self._decode(self._encode(x, embedding), embedding)
-
-    def _embed(
-        self, noise: Tensor, classes: Tensor | None, augment: Tensor | None, batch: int
-    ) -> Tensor:
+    def _embed(self, noise: Tensor, classes: Tensor | None, augment: Tensor | None) -> Tensor:
         cos, sin = self.map_noise(noise).chunk(2, dim=1)
-        embedding = torch.cat([sin, cos], dim=1)
-        if self.map_label is not None and classes is not None:
-            if self.training and self.options.label_dropout:
-                classes = drop_labels(classes, self.options.label_dropout, batch)
-            embedding = embedding + self.map_label(classes * math.sqrt(self.options.label_dim))
-        if self.map_augment is not None and augment is not None:
-            embedding = embedding + self.map_augment(augment)
+        if classes is not None:
+            classes = classes * math.sqrt(self.options.label_dim)
+        embedding = added(torch.cat([sin, cos], dim=1), self.map_label, classes)
+        embedding = added(embedding, self.map_augment, augment)
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
-    def _encode(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
-        """All outputs of the encoder that the decoder takes."""
+    def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
         image = x
         skips: list[Tensor] = []
         for name, block in self.enc.items():
@@ -135,10 +109,6 @@ class DDPMpp(nn.Module):
             else:
                 x = block(x, embedding) if isinstance(block, UNetBlock) else block(x)
                 skips.append(x)
-        return skips
-
-    def _decode(self, skips: list[Tensor], embedding: Tensor) -> Tensor:
-        x = skips[-1]
         image = x.new_zeros(())
         for name, block in self.dec.items():
             if name.endswith("aux_up"):
@@ -156,10 +126,8 @@ class DDPMpp(nn.Module):
 
 def _encoder(o: DDPMppOptions, in_channels: int) -> tuple[nn.ModuleDict, list[int]]:
     """The encoder, and the channels of each output that the decoder takes."""
-    stem = f"{o.img_resolution}x{o.img_resolution}_conv"
-    blocks = nn.ModuleDict({stem: Conv2d(in_channels, o.model_channels, 3, GENERAL)})
-    skips, image = [o.model_channels], in_channels
-    for name, block in contracting(o, o.style, o.model_channels):
+    blocks, skips, image = nn.ModuleDict(), list[int](), in_channels
+    for name, block in contracting(o, o.style, in_channels, o.model_channels):
         blocks[name] = block
         skips.append(block.out_channels)
         level, _, part = name.partition("_")

@@ -44,6 +44,10 @@ class Init:
     weight: float = 1.0
     bias: float = 0.0
 
+    def parameter(self, shape: Sequence[int], fans: tuple[int, int], scale: float) -> nn.Parameter:
+        """A draw times a scale."""
+        return nn.Parameter(self.draw(shape, *fans).mul_(scale))
+
 
 class Linear(nn.Module):
     """`x W^T + b`: (N, in) -> (N, out)."""
@@ -51,11 +55,8 @@ class Linear(nn.Module):
     def __init__(self, in_features: int, out_features: int, init: Init, bias: bool = True) -> None:
         super().__init__()
         fans = (in_features, out_features)
-        weight = init.draw((out_features, in_features), *fans).mul_(init.weight)
-        self.weight = nn.Parameter(weight)
-        self.bias = None
-        if bias:
-            self.bias = nn.Parameter(init.draw((out_features,), *fans).mul_(init.bias))
+        self.weight = init.parameter((out_features, in_features), fans, init.weight)
+        self.bias = init.parameter((out_features,), fans, init.bias) if bias else None
 
     def forward(self, x: Tensor) -> Tensor:
         bias = self.bias.to(x.dtype) if self.bias is not None else None
@@ -124,9 +125,9 @@ class Conv2d(nn.Module):
         self.out_channels, self.direction, self.filter_last = out_channels, direction, filter_last
         self.padding = kernel // 2 + ((len(taps) - 1) // 2 if filter_last else 0)
         fans = (in_channels * kernel**2, out_channels * kernel**2)
-        weight = init.draw((out_channels, in_channels, kernel, kernel), *fans).mul_(init.weight)
-        self.weight = nn.Parameter(weight)
-        self.bias = nn.Parameter(init.draw((out_channels,), *fans).mul_(init.bias))
+        shape = (out_channels, in_channels, kernel, kernel)
+        self.weight = init.parameter(shape, fans, init.weight)
+        self.bias = init.parameter((out_channels,), fans, init.bias)
         if direction:
             self.register_buffer("resample_filter", outer_filter(taps))
 
@@ -134,7 +135,7 @@ class Conv2d(nn.Module):
         if self.direction and not self.filter_last:
             x = resample(x, self.direction, self.resample_filter)
         x = F.conv2d(x, self.weight.to(x.dtype), self.bias.to(x.dtype), padding=self.padding)
-        return downsample(x, self.resample_filter, padding=0) if self.filter_last else x
+        return resample(x, "down", self.resample_filter, padding=0) if self.filter_last else x
 
 
 def outer_filter(taps: Sequence[int]) -> Tensor:
@@ -143,28 +144,20 @@ def outer_filter(taps: Sequence[int]) -> Tensor:
     return torch.tensor([[[[a * b / total for b in taps] for a in taps]]], dtype=torch.float32)
 
 
-def resample(x: Tensor, direction: str, kernel: Tensor) -> Tensor:
-    """(N, C, H, W) -> (N, C, 2 H, 2 W) if "up", (N, C, H / 2, W / 2) if "down"."""
-    padding = (kernel.shape[-1] - 1) // 2
-    return upsample(x, kernel, padding) if direction == "up" else downsample(x, kernel, padding)
+def resample(x: Tensor, direction: str, kernel: Tensor, padding: int | None = None) -> Tensor:
+    """(N, C, H, W) -> (N, C, 2 H, 2 W) if "up", (N, C, H / 2, W / 2) if "down".
 
-
-def upsample(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """Zeros between the pixels, then the filter, four times as strong: the mean stays."""
-    channels = x.shape[1]
-    weight = (4 * kernel).to(x.dtype).expand(channels, -1, -1, -1)
-    return F.conv_transpose2d(x, weight, stride=2, padding=padding, groups=channels)
-
-
-def downsample(x: Tensor, kernel: Tensor, padding: int) -> Tensor:
-    """The filter at every second pixel."""
-    channels = x.shape[1]
-    weight = kernel.to(x.dtype).expand(channels, -1, -1, -1)
-    return F.conv2d(x, weight, stride=2, padding=padding, groups=channels)
+    Upwards, zeros come between the pixels and the filter is four times as strong: the mean stays.
+    """
+    padding = (kernel.shape[-1] - 1) // 2 if padding is None else padding
+    channels, up = x.shape[1], direction == "up"
+    weight = (4 * kernel if up else kernel).to(x.dtype).expand(channels, -1, -1, -1)
+    convolve = F.conv_transpose2d if up else F.conv2d
+    return convolve(x, weight, stride=2, padding=padding, groups=channels)
 
 
 class PositionalEmbedding(nn.Module):
-    """`cos, sin` of the noise label times `10000^(-i / (h - e))`, i < h = channels / 2.
+    """(N,) -> (N, channels): `cos, sin` of the label times `10000^(-i / (h - e))`, i < h = C / 2.
 
     `endpoint` (e = 1) makes the slowest frequency exactly 1 / 10000; else e = 0.
     """
@@ -174,13 +167,12 @@ class PositionalEmbedding(nn.Module):
         self.count, self.endpoint = channels // 2, endpoint
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(N,) -> (N, channels)."""
         i = torch.arange(self.count, dtype=torch.float32, device=labels.device)
         return _waves(labels, (1 / 10000) ** (i / (self.count - self.endpoint)))
 
 
 class FourierEmbedding(nn.Module):
-    """`cos, sin` of the noise label times fixed random frequencies, 2 pi N(0, 16^2)."""
+    """(N,) -> (N, channels): `cos, sin` of the label times fixed frequencies, 2 pi N(0, 16^2)."""
 
     freqs: Tensor
 
@@ -189,7 +181,6 @@ class FourierEmbedding(nn.Module):
         self.register_buffer("freqs", torch.randn(channels // 2).mul_(scale))
 
     def forward(self, labels: Tensor) -> Tensor:
-        """(N,) -> (N, channels)."""
         return _waves(labels, 2 * math.pi * self.freqs)
 
 

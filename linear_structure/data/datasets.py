@@ -22,7 +22,7 @@ from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from linear_structure.data.archives import ARCHIVES
-from linear_structure.data.pictures import Pictures, open_folder, open_zip
+from linear_structure.data.pictures import open_folder, open_zip
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import UNREADABLE_ARRAYS
@@ -118,46 +118,37 @@ def _digits() -> Dataset:
 
 def _at_path(path: Path) -> Dataset:
     if path.is_dir():
-        return _of_pictures(path.resolve().name, open_folder(path))
+        return Dataset(path.resolve().name, *open_folder(path))
     if not path.exists():
         raise UsageError(
             f"{str(path)!r} is neither a known dataset ({', '.join(NAMES)}) nor an existing path"
         )
     if path.suffix.lower() == ".zip":
-        return _of_pictures(path.stem, open_zip(path))
+        return Dataset(path.stem, *open_zip(path))
     if path.suffix.lower() in (".npy", ".npz"):
         return _of_arrays(path)
     raise UsageError(f"{path} is neither a folder nor a .zip, .npy or .npz file")
 
 
-def _of_pictures(name: str, pictures: Pictures) -> Dataset:
-    return Dataset(name, len(pictures.names), pictures.shape, pictures.read, pictures.labels)
-
-
 def _of_arrays(path: Path) -> Dataset:
-    stored, labels = _stored(path)
+    try:
+        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
+        stored, labels = loaded, None
+        if isinstance(loaded, NpzFile):
+            with loaded:
+                stored = _first(loaded, "images", "arr_0")
+                labels = _first(loaded, "labels", "arr_1")
+    except UNREADABLE_ARRAYS as error:
+        raise UsageError(f"{path} cannot be read as numpy arrays: {error}") from error
     if stored is None:
         raise UsageError(f"{path} has no array named images or arr_0")
     images = _channels_second(stored, path)
-    return Dataset(
-        path.stem,
-        len(images),
-        images.shape[1:],
-        lambda start, stop: torch.from_numpy(np.array(images[start:stop], order="C")),
-        _labels(labels, len(images), path),
-    )
+    targets = None if labels is None else _targets(labels, len(images), path)
 
+    def read(start: int, stop: int) -> Tensor:
+        return torch.from_numpy(np.array(images[start:stop], order="C"))
 
-def _stored(path: Path) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """The arrays of images and of labels in a file, None for those that it lacks."""
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        if not isinstance(loaded, NpzFile):
-            return loaded, None
-        with loaded:
-            return _first(loaded, "images", "arr_0"), _first(loaded, "labels", "arr_1")
-    except UNREADABLE_ARRAYS as error:
-        raise UsageError(f"{path} cannot be read as numpy arrays: {error}") from error
+    return Dataset(path.stem, len(images), images.shape[1:], read, targets)
 
 
 def _first(arrays: NpzFile, *keys: str) -> np.ndarray | None:
@@ -180,9 +171,7 @@ def _channels_second(array: np.ndarray, path: Path) -> np.ndarray:
     return array
 
 
-def _labels(array: np.ndarray | None, count: int, path: Path) -> Tensor | None:
-    if array is None:
-        return None
+def _targets(array: np.ndarray, count: int, path: Path) -> Tensor:
     whole = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
     if not whole or array.min() < 0:
         raise UsageError(

@@ -15,9 +15,8 @@ import struct
 import zipfile
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import BinaryIO
 
 import numpy as np
 import torch
@@ -32,37 +31,12 @@ FILE_LIMIT = 1 << 28  # bytes of one unpacked file of a zip
 LABEL_FILE = "dataset.json"
 MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB"}  # Pillow's modes, and what they become
 
-Shape = tuple[int, int, int]
+Shape = tuple[int, int, int]  # C, H, W
+Content = Callable[[str], bytes]  # of a file, by its name
 
-
-@dataclass(frozen=True, eq=False)
-class Pictures:
-    """Image files of one shape in a fixed order, with a label each or none at all."""
-
-    where: Path
-    names: tuple[str, ...]
-    content: Callable[[str], bytes]
-    shape: Shape  # C, H, W
-    labels: Tensor | None  # int64 (n,)
-
-    def read(self, start: int, stop: int) -> Tensor:
-        """Decode the images [start, stop): uint8 (stop - start, C, H, W).
-
-        Raises:
-            UsageError: an image is damaged, or has another shape than the first.
-        """
-        channels, height, width = self.shape
-        pixels = np.empty((stop - start, *self.shape), np.uint8)
-        for row, name in zip(pixels, self.names[start:stop], strict=True):
-            image = _decode(self.content(name), self.where, name)
-            if _shape(image) != self.shape:
-                raise UsageError(
-                    f"{self.where}: images of one shape are needed, but {self.names[0]} is "
-                    f"{_said(self.shape)} and {name} is {_said(_shape(image))}"
-                )
-            flat = np.frombuffer(image.tobytes(), np.uint8)
-            row[:] = flat.reshape(height, width, channels).transpose(2, 0, 1)
-        return torch.from_numpy(pixels)
+Pictures = tuple[int, Shape, Callable[[int, int], Tensor], Tensor | None]
+"""Of n images: n, their shape, what decodes those of [start, stop) to uint8 (stop - start, C, H, W)
+or raises `UsageError`, and the labels, int64 (n,)."""
 
 
 def open_folder(folder: Path) -> Pictures:
@@ -72,11 +46,12 @@ def open_folder(folder: Path) -> Pictures:
         UsageError: there is none, the first is damaged, or the labels do not fit.
     """
     names = _images(_files_below(folder), folder)
-    stated = folder / LABEL_FILE
-    if stated.exists():
+    if (stated := folder / LABEL_FILE).exists():
         labels = _stated_labels(stated.read_bytes(), names, folder)
     else:
-        labels = _folder_labels(names)
+        tops = [name.rpartition("/")[0].partition("/")[0] for name in names]
+        classes = {top: index for index, top in enumerate(sorted(set(tops)))}
+        labels = torch.tensor([classes[top] for top in tops]) if len(classes) > 1 else None
     return _pictures(folder, names, lambda name: (folder / name).read_bytes(), labels)
 
 
@@ -88,32 +63,41 @@ def open_zip(path: Path) -> Pictures:
     """
     with ExitStack() as opened:
         file = opened.enter_context(path.open("rb"))
-        pictures = _pictures_of_zip(path, file)
+        try:
+            archive = zipfile.ZipFile(file)
+        except UNREADABLE_ARRAYS as error:
+            raise UsageError(f"{path} is damaged or not a zip file: {error}") from error
+        content, labels = partial(_unpacked, archive, path), None
+        names = _images(archive.namelist(), path)
+        if LABEL_FILE in archive.namelist():
+            labels = _stated_labels(content(LABEL_FILE), names, path)
+        pictures = _pictures(path, names, content, labels)
         opened.pop_all()  # all went well: the file stays open
     return pictures
 
 
-def _pictures_of_zip(path: Path, file: BinaryIO) -> Pictures:
-    try:
-        archive = zipfile.ZipFile(file)
-    except UNREADABLE_ARRAYS as error:
-        raise UsageError(f"{path} is damaged or not a zip file: {error}") from error
-
-    def content(name: str) -> bytes:
-        return _unpacked(archive, name, path)
-
-    names = _images(archive.namelist(), path)
-    labels = None
-    if LABEL_FILE in archive.namelist():
-        labels = _stated_labels(content(LABEL_FILE), names, path)
-    return _pictures(path, names, content, labels)
-
-
 def _pictures(
-    where: Path, names: tuple[str, ...], content: Callable[[str], bytes], labels: Tensor | None
+    where: Path, names: tuple[str, ...], content: Content, labels: Tensor | None
 ) -> Pictures:
-    first = _decode(content(names[0]), where, names[0])
-    return Pictures(where, names, content, _shape(first), labels)
+    shape = _shape(_decode(content(names[0]), where, names[0]))
+    return len(names), shape, partial(_read, where, names, content, shape), labels
+
+
+def _read(
+    where: Path, names: tuple[str, ...], content: Content, shape: Shape, start: int, stop: int
+) -> Tensor:
+    channels, height, width = shape
+    pixels = np.empty((stop - start, *shape), np.uint8)
+    for row, name in zip(pixels, names[start:stop], strict=True):
+        image = _decode(content(name), where, name)
+        if _shape(image) != shape:
+            raise UsageError(
+                f"{where}: images of one shape are needed, but {names[0]} is {_said(shape)} and "
+                f"{name} is {_said(_shape(image))}"
+            )
+        flat = np.frombuffer(image.tobytes(), np.uint8)
+        row[:] = flat.reshape(height, width, channels).transpose(2, 0, 1)
+    return torch.from_numpy(pixels)
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -145,7 +129,7 @@ def _images(names: Iterable[str], where: Path) -> tuple[str, ...]:
     return images
 
 
-def _unpacked(archive: zipfile.ZipFile, name: str, path: Path) -> bytes:
+def _unpacked(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     if archive.getinfo(name).file_size > FILE_LIMIT:
         raise UsageError(f"{name} in {path} is larger than {FILE_LIMIT} bytes")
     try:
@@ -159,7 +143,9 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         image.load()
-        opaque = _opaque(image)
+        opaque = True  # no pixel has the colour, or the palette's entry, that is seen through
+        if "transparency" in image.info:
+            opaque = min(image.convert("RGBA").getchannel("A").tobytes()) == 255
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} in {where}: {error}") from error
     except (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error) as error:
@@ -176,13 +162,6 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     return image if MODES[image.mode] == image.mode else image.convert(MODES[image.mode])
 
 
-def _opaque(image: Image.Image) -> bool:
-    """Whether no pixel has the colour, or the entry of the palette, that is to be seen through."""
-    if "transparency" not in image.info:
-        return True
-    return min(image.convert("RGBA").getchannel("A").tobytes()) == 255
-
-
 def _shape(image: Image.Image) -> Shape:
     return len(image.mode), image.height, image.width
 
@@ -190,12 +169,6 @@ def _shape(image: Image.Image) -> Shape:
 def _said(shape: Shape) -> str:
     channels, height, width = shape
     return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
-
-
-def _folder_labels(names: Sequence[str]) -> Tensor | None:
-    tops = [name.rpartition("/")[0].partition("/")[0] for name in names]
-    classes = {top: index for index, top in enumerate(sorted(set(tops)))}
-    return torch.tensor([classes[top] for top in tops]) if len(classes) > 1 else None
 
 
 def _stated_labels(text: bytes, names: Sequence[str], where: Path) -> Tensor | None:
@@ -207,10 +180,8 @@ def _stated_labels(text: bytes, names: Sequence[str], where: Path) -> Tensor | N
             f'{where}: {LABEL_FILE} must hold {{"labels": [["path/of/image.png", 6], ...]}} '
             'or {"labels": null}'
         ) from error
-    return None if stated is None else _class_numbers(stated, names, where)
-
-
-def _class_numbers(stated: dict[str, object], names: Sequence[str], where: Path) -> Tensor:
+    if stated is None:
+        return None
     numbers = []
     for name in names:
         if name not in stated:

@@ -18,8 +18,8 @@ computed once from the full grid and then sliced (`schedule[k:]`): a skip change
 """
 
 import math
-from dataclasses import dataclass, field
-from typing import NamedTuple
+from dataclasses import dataclass, field, fields
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
@@ -35,8 +35,9 @@ from linear_structure.sampling.grids import (
     ve_grid,
     vp_grid,
 )
-from linear_structure.sampling.processes import VE, VP, Linear, TimeLaw
+from linear_structure.sampling.processes import VP, Linear, RootTime
 from linear_structure.system.errors import UsageError
+from linear_structure.system.options import choice, option
 
 
 class Stage(NamedTuple):
@@ -79,13 +80,8 @@ class Schedule:
         return Schedule(sigmas, self.stages[part][: len(sigmas) - 1])
 
 
-OPTIONS = {
-    "solver": ("heun", "euler"),
-    "discretization": ("edm", "vp", "ve", "iddpm"),
-    "schedule": ("linear", "vp", "ve"),
-    "scaling": ("none", "vp"),
-}
-"""The named choices of the ablation sampler, the default first."""
+def _end(meaning: str) -> Any:
+    return field(default=None, metadata={"meaning": meaning, "parse": float, "metavar": "N"})
 
 
 @dataclass(frozen=True)
@@ -93,9 +89,7 @@ class Ablation:
     """Settings of the ablation sampler, named as published (Karras et al. 2022, algorithm 3).
 
     Attributes:
-        alpha: where in its step the second slope is taken: 1 Heun, 2/3 Ralston, 1/2 midpoint.
         sigma_min, sigma_max: None is the end that belongs to the discretization.
-        rho: of the "edm" discretization.
         epsilon_s: the time of sigma_min in the "vp" discretization and schedule.
         c_1, c_2, m: of the "iddpm" table.
 
@@ -103,15 +97,15 @@ class Ablation:
         UsageError: an unknown name, or alpha outside (0, 1].
     """
 
-    steps: int = 18
-    solver: str = "heun"
-    discretization: str = "edm"
-    schedule: str = "linear"
-    scaling: str = "none"
-    alpha: float = 1.0
-    sigma_min: float | None = None
-    sigma_max: float | None = None
-    rho: float = 7.0
+    steps: int = option(18, meaning="steps of the grid (default: the preset's, or 18)")
+    solver: str = choice("heun", "euler")
+    discretization: str = choice("edm", "vp", "ve", "iddpm", meaning="of the grid (default: edm)")
+    schedule: str = choice("linear", "vp", "ve", meaning="sigma(t) (default: linear)")
+    scaling: str = choice("none", "vp", meaning="s(t) (default: none)")
+    alpha: float = option(1.0, meaning="where in a step the second slope is (default: 1, Heun)")
+    sigma_min: float | None = _end("lowest noise level (default: 0.002)")
+    sigma_max: float | None = _end("highest noise level (default: 80)")
+    rho: float = option(7.0, meaning="exponent of the edm grid (default: 7)")
     epsilon_s: float = 1e-3
     c_1: float = 1e-3
     c_2: float = 8e-3
@@ -119,10 +113,10 @@ class Ablation:
     churn: Churn = field(default_factory=Churn)
 
     def __post_init__(self) -> None:
-        for name, choices in OPTIONS.items():
-            value = getattr(self, name)
-            if value not in choices:
-                raise UsageError(f"{name} is {value!r}: expected one of {', '.join(choices)}")
+        for each in fields(self):
+            value, choices = getattr(self, each.name), each.metadata.get("words")
+            if choices and value not in choices:
+                raise UsageError(f"{each.name} is {value!r}: expected one of {', '.join(choices)}")
         if not 0 < self.alpha <= 1:
             raise UsageError(f"alpha is {self.alpha}: expected 0 < alpha <= 1")
 
@@ -134,14 +128,6 @@ class Ablation:
         Raises:
             UsageError: the grid or the VP process cannot be made.
         """
-        low, high = self._range()
-        low, high = max(low, lowest), min(high, highest)
-        sigmas = ended(round_sigma(self._grid(low, high)[:-1]))
-        lifts = self.churn.lifts(sigmas, round_sigma)
-        return Schedule(sigmas, self._stages(sigmas, lifts, self._law(low, high)))
-
-    def _range(self) -> tuple[float, float]:
-        """The ends of the grid before the network's limits."""
         ends = torch.tensor([self.epsilon_s, 1.0], dtype=torch.float64)
         low, high = {
             "edm": (0.002, 80.0),
@@ -149,10 +135,14 @@ class Ablation:
             "ve": (0.02, 100.0),
             "iddpm": (0.002, 81.0),
         }[self.discretization]
-        return (
-            low if self.sigma_min is None else self.sigma_min,
-            high if self.sigma_max is None else self.sigma_max,
-        )
+        low = max(low if self.sigma_min is None else self.sigma_min, lowest)
+        high = min(high if self.sigma_max is None else self.sigma_max, highest)
+        sigmas = ended(round_sigma(self._grid(low, high)[:-1]))
+        lifts = self.churn.lifts(sigmas, round_sigma)
+        law: Linear = RootTime() if self.schedule == "ve" else Linear()
+        if self.schedule == "vp":
+            law = VP.through(low, high, self.epsilon_s)
+        return Schedule(sigmas, self._stages(sigmas, lifts, law))
 
     def _grid(self, low: float, high: float) -> Tensor:
         match self.discretization:
@@ -165,16 +155,7 @@ class Ablation:
             case _:
                 return sigma_grid(self.steps, low, high, self.rho)
 
-    def _law(self, low: float, high: float) -> TimeLaw:
-        match self.schedule:
-            case "vp":
-                return VP.through(low, high, self.epsilon_s)
-            case "ve":
-                return VE()
-            case _:
-                return Linear()
-
-    def _stages(self, sigmas: Tensor, lifts: tuple[Lift, ...], law: TimeLaw) -> tuple[Stage, ...]:
+    def _stages(self, sigmas: Tensor, lifts: tuple[Lift, ...], law: Linear) -> tuple[Stage, ...]:
         """The weights of all steps; every name is (N,)."""
         ends = sigmas[1:]
         above_zero = (ends > 0).to(ends)
@@ -207,7 +188,7 @@ class _Point(NamedTuple):
     growth: Tensor
 
     @classmethod
-    def at(cls, t: Tensor, law: TimeLaw, scaling: str) -> "_Point":
+    def at(cls, t: Tensor, law: Linear, scaling: str) -> "_Point":
         sigma, rate = law.sigma(t), law.rate(t)
         growth = -sigma * rate / (1 + sigma**2) if scaling == "vp" else torch.zeros_like(t)
         return cls(sigma, rate, _scale(sigma, scaling), growth)

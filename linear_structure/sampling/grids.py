@@ -12,8 +12,9 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linear_structure.sampling.processes import VP
+from linear_structure.sampling.processes import VP, geometric, iddpm_levels
 from linear_structure.system.errors import UsageError
+from linear_structure.system.options import option
 
 END_TOLERANCE = 1e-6  # relative, of the ends of a grid
 
@@ -52,7 +53,8 @@ def _roots(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float
         ends = top**rho, (top + (bottom - top)) ** rho
     except OverflowError:
         ends = math.nan, math.nan
-    if not all(map(_close, ends, (sigma_max, sigma_min))):
+    wanted = zip(ends, (sigma_max, sigma_min), strict=True)
+    if not all(math.isclose(*pair, rel_tol=END_TOLERANCE) for pair in wanted):
         raise UsageError(
             f"rho is {rho}: float64 cannot hold a grid from {sigma_max} to {sigma_min} with it; "
             "expected a number nearer to 7"
@@ -60,14 +62,10 @@ def _roots(sigma_min: float, sigma_max: float, rho: float) -> tuple[float, float
     return top, bottom
 
 
-def _close(a: float, b: float) -> bool:
-    return math.isclose(a, b, rel_tol=END_TOLERANCE)
-
-
 def ve_grid(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
     """Levels evenly spaced in log sigma, then 0: (steps + 1,). Raises as `sigma_grid`."""
     fractions = _fractions(steps, sigma_min, sigma_max)
-    return ended(sigma_max * (sigma_min / sigma_max) ** fractions)
+    return ended(geometric(fractions, sigma_max, sigma_min))
 
 
 def vp_grid(steps: int, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> Tensor:
@@ -95,7 +93,7 @@ def iddpm_grid(
         UsageError: as `sigma_grid`, or the range holds fewer levels than steps.
     """
     fractions = _fractions(steps, sigma_min, sigma_max)
-    table = iddpm_table(c_1, c_2, m)
+    table = iddpm_levels(m, c_1, c_2)
     table = table[(sigma_min <= table) & (table <= sigma_max)]
     if len(table) < steps:
         raise UsageError(
@@ -103,18 +101,6 @@ def iddpm_grid(
             f"from {sigma_min} to {sigma_max}: expected at most as many steps"
         )
     return ended(table[(fractions * (len(table) - 1)).round().long()])
-
-
-def iddpm_table(c_1: float = 0.001, c_2: float = 0.008, m: int = 1000) -> Tensor:
-    """Noise levels of the iDDPM cosine schedule, decreasing to 0: (m + 1,) float64.
-
-    The cosine terms are float32, as published: that moves the lowest levels by 5e-4 of themselves.
-    """
-    signal = (math.pi / 2 * torch.arange(m + 1, dtype=torch.float32) / m / (c_2 + 1)).sin() ** 2
-    levels = [0.0]
-    for ratio in (signal[:-1] / signal[1:]).clip(min=c_1).flip(0).tolist():
-        levels.append(math.sqrt((levels[-1] ** 2 + 1) / ratio - 1))
-    return torch.tensor(levels[::-1], dtype=torch.float64)
 
 
 def _fractions(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
@@ -161,10 +147,10 @@ class Churn:
         UsageError: a negative amount, or an empty range of levels.
     """
 
-    s_churn: float = 0.0
-    s_min: float = 0.0
-    s_max: float = math.inf
-    s_noise: float = 1.0
+    s_churn: float = option(0.0, meaning="noise added, as a sum over all steps (default: 0)")
+    s_min: float = option(0.0, meaning="lowest level at which noise is added (default: 0)")
+    s_max: float = option(math.inf, meaning="highest level of these (default: infinite)")
+    s_noise: float = option(1.0, meaning="factor of the noise that is added (default: 1)")
 
     def __post_init__(self) -> None:
         if not (0 <= self.s_churn < math.inf and 0 <= self.s_noise < math.inf):

@@ -1,7 +1,7 @@
 """Samplers of the probability-flow ODE `dx/dsigma = (x - D(x, sigma)) / sigma`, as generators.
 
-A sampler walks down a grid of M levels and yields M Steps: a trajectory, a progress bar and the
-final image are all iteration over it,
+A sampler takes x (B, *S) at level sigmas[0] and a grid of M decreasing levels, sigmas (M,). It
+yields M Steps: a trajectory, a progress bar and the final image are all iteration over it,
 
     *_, last = heun(denoise, x, sigmas[k:])
 
@@ -15,8 +15,10 @@ sliced grid gives the rest of the full trajectory. `dpmpp_2m` and `unipc` use ea
 and start at order one wherever they start. A grid may live on the CPU while x lives elsewhere.
 """
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
+from operator import sub
 from typing import NamedTuple
 
 import torch
@@ -25,32 +27,22 @@ from torch import Tensor
 from linear_structure.denoise import Denoiser, slope
 from linear_structure.sampling.ablation import Schedule
 from linear_structure.sampling.grids import Churn, Lift
+from linear_structure.system.errors import UsageError, WorkError
 
 Noise = Callable[[Tensor], Tensor]
 """Draws standard normal noise in the shape, dtype and device of x: (B, *S) -> (B, *S)."""
 
 
 class Step(NamedTuple):
-    """One evaluation of the denoiser.
+    """One evaluation of the denoiser."""
 
-    Attributes:
-        x: (B, *S) float64, unscaled.
-        sigma: (), the noise level of x.
-        denoised: (B, *S), `D(x, sigma)`.
-    """
-
-    x: Tensor
-    sigma: Tensor
-    denoised: Tensor
+    x: Tensor  # (B, *S) float64, unscaled
+    sigma: Tensor  # (), the noise level of x
+    denoised: Tensor  # (B, *S), `D(x, sigma)`
 
 
 def euler(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
-    """First order: N calls for N levels and a final 0.
-
-    Args:
-        x: (B, *S) at level sigmas[0].
-        sigmas: (M,) decreasing.
-    """
+    """First order: N calls for N levels and a final 0."""
     x = x.to(torch.float64)
     for sigma, sigma_next in pairwise(sigmas):
         denoised = denoise(x, sigma)
@@ -73,8 +65,6 @@ def heun(
     also at those that add none of it, so that a step's noise depends on its number alone.
 
     Args:
-        x: (B, *S) at level sigmas[0].
-        sigmas: (M,) decreasing.
         lifts: the M - 1 amounts of churn, made from the full grid (`Churn.lifts`), sliced alike.
         noise: draws what the lifts add.
 
@@ -108,10 +98,7 @@ def ablation(
     Args:
         x: (B, *S), unscaled, at level schedule.sigmas[0].
         schedule: made from the full grid (`Ablation.plan`), or a slice of it.
-        noise: as in `heun`.
-
-    Raises:
-        ValueError: a lift adds noise and none is given.
+        noise: draws what its lifts add; a ValueError where they add some and none is given.
     """
     x = x.to(torch.float64)
     for step in schedule.stages:
@@ -128,12 +115,9 @@ def ablation(
 
 
 def discard(noise: Noise, x: Tensor, steps: int) -> None:
-    """Draw and drop the noise of skipped steps: whoever skips does so, before it samples the rest.
+    """Draw and drop the noise of skipped steps, for states like x, (B, *S) float64.
 
-    Args:
-        noise: the callable that the sampler gets.
-        x: (B, *S) float64, the state in shape, dtype and device.
-        steps: how many steps are skipped.
+    Whoever skips does so, before it samples the rest.
     """
     for _ in range(steps):
         noise(x)
@@ -151,10 +135,6 @@ def dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """DPM-Solver++(2M): second order, N calls for N levels and a final 0.
 
     Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
-
-    Args:
-        x: (B, *S) at level sigmas[0].
-        sigmas: (M,) decreasing.
     """
     x, last = x.to(torch.float64), None
     for sigma, sigma_next in pairwise(sigmas):
@@ -172,10 +152,6 @@ def unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     predicted x corrects the step that led there and serves the next one: a Step is the predicted x
     with its own `denoised`; the corrected x is not evaluated and not seen. The final x is a
     prediction.
-
-    Args:
-        x: (B, *S) at level sigmas[0].
-        sigmas: (M,) decreasing.
     """
     x = corrected = x.to(torch.float64)
     before, last = None, None
@@ -219,3 +195,58 @@ def _correct(x: Tensor, before: Step | None, last: Step | None, now: Step) -> Te
         + first_moment * (change - curvature)
         + second_moment * curvature
     )
+
+
+Run = Callable[[Denoiser, Tensor, Tensor, int, Noise | None], Iterator[Step]]
+"""Denoiser, x (B, *S) at sigmas[skip], the full grid (N + 1,), skip, noise -> the Steps left."""
+
+
+@dataclass(frozen=True)
+class Sampler:
+    """A row of the table of samplers: all that a command, a table or a figure asks of one."""
+
+    name: str  # on command lines and in results
+    title: str  # in figures
+    run: Run  # whoever adds noise draws and drops that of the skipped steps first
+    calls: Callable[[int, int], int]  # (steps, skip) -> network calls of a sample, its NFE
+    stochastic: bool = False  # whether it needs noise
+
+
+def _sliced(walk: Callable[[Denoiser, Tensor, Tensor], Iterator[Step]]) -> Run:
+    """A sampler that takes what is left of the grid, and no noise."""
+    return lambda denoise, x, sigmas, skip, noise: walk(denoise, x, sigmas[skip:])
+
+
+SAMPLERS = {
+    row.name: row
+    for row in (
+        Sampler("heun", "Heun", _sliced(heun), lambda steps, skip: 2 * (steps - skip) - 1),
+        Sampler("dpmpp_2m", "DPM-Solver++(2M)", _sliced(dpmpp_2m), sub),  # steps - skip
+        Sampler("unipc", "UniPC-2", _sliced(unipc), sub),
+    )
+}
+"""By name, every sampler that walks down a grid of levels with nothing else to set."""
+
+
+def find(name: str) -> Sampler:
+    """The sampler of this name; where there is none, a UsageError lists the known ones."""
+    if name not in SAMPLERS:
+        raise UsageError(f"sampler is {name!r}: expected one of {', '.join(SAMPLERS)}")
+    return SAMPLERS[name]
+
+
+def check_skip(skip: int, steps: int) -> None:
+    """Raise a UsageError unless at least one of the steps is left, and skip >= 0."""
+    if not 0 <= skip < steps:
+        raise UsageError(f"skip {skip}: with {steps} steps expected 0 to {steps - 1}")
+
+
+def final(steps: Iterable[Step]) -> Tensor:
+    """Where a trajectory ends: (B, *S) float64; a WorkError where it is NaN or infinite."""
+    for step in steps:
+        last = step
+    if not bool(torch.isfinite(last.x).all()):
+        raise WorkError(
+            "the network gave NaN or infinity: its weights, or half precision, are unusable"
+        )
+    return last.x

@@ -7,7 +7,7 @@ of processes. The streams of CPU and CUDA generators differ.
 """
 
 import re
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import groupby
 
@@ -17,6 +17,7 @@ from torch import Generator, Tensor
 from linear_structure.system.errors import UsageError
 
 MOST = 10**7  # more is a slip of the finger, and fills the memory
+SEED_LIMIT = 2**32  # generators are seeded modulo this
 
 
 def parse_seeds(text: str) -> list[int]:
@@ -49,23 +50,45 @@ def _parse_range(part: str, text: str) -> tuple[int, int]:
 
 def format_seeds(seeds: Iterable[int]) -> str:
     """Numbers and ranges that `parse_seeds` reads as these seeds, in this order."""
-    runs = [
-        [seed for _, seed in run]
-        for _, run in groupby(enumerate(seeds), lambda placed: placed[1] - placed[0])
-    ]
+    grouped = groupby(enumerate(seeds), lambda placed: placed[1] - placed[0])
+    runs = [[seed for _, seed in run] for _, run in grouped]
     return ",".join(f"{run[0]}-{run[-1]}" if len(run) > 1 else f"{run[0]}" for run in runs)
 
 
 def check_class(chosen: int, label_count: int) -> None:
-    """Refuse a class that a network does not know.
-
-    Raises:
-        UsageError: there is no such class, or there are no classes.
-    """
+    """Raise a UsageError for a class that a network does not know."""
     if not label_count:
         raise UsageError(f"class {chosen} of an unconditional network: it has no classes")
     if not 0 <= chosen < label_count:
         raise UsageError(f"class {chosen} is not known: expected 0 to {label_count - 1}")
+
+
+@dataclass(frozen=True)
+class SeedRange:
+    """An inclusive range of at most 10^7 seeds below 2^32; others raise a UsageError."""
+
+    first: int
+    last: int
+
+    def __post_init__(self) -> None:
+        if self.count > MOST or self.last >= SEED_LIMIT:
+            raise UsageError(f"seeds {self}: expected at most {MOST:,}, each below 2^32")
+
+    @property
+    def count(self) -> int:
+        return self.last - self.first + 1
+
+    def head(self, count: int) -> "SeedRange":
+        """The first `count` seeds, or all where there are fewer."""
+        return SeedRange(self.first, min(self.last, self.first + count - 1))
+
+    def blocks(self, size: int) -> Iterator[range]:
+        """The seeds in order, at most `size` at a time."""
+        for first in range(self.first, self.last + 1, size):
+            yield range(first, min(first + size, self.last + 1))
+
+    def __str__(self) -> str:
+        return f"{self.first}-{self.last}"
 
 
 @dataclass(frozen=True)
@@ -86,8 +109,7 @@ class Seeds:
     def labels(self, label_count: int, chosen: int | None = None) -> Tensor:
         """Uniform classes (n,), int64, or the chosen one for all: the second draw, made either way.
 
-        Raises:
-            UsageError: the chosen class is not one of the label_count classes.
+        Raises as `check_class`.
         """
         if chosen is not None:
             check_class(chosen, label_count)
@@ -95,11 +117,7 @@ class Seeds:
         return drawn if chosen is None else torch.full_like(drawn, chosen)
 
     def noise(self, x: Tensor) -> Tensor:
-        """Standard normal noise for one sampler step, (n, *S) in x's dtype.
-
-        Raises:
-            ValueError: x is not a batch of n samples.
-        """
+        """Standard normal noise for a step, like x, (n, *S); a ValueError for another n."""
         if len(x) != len(self.generators):
             raise ValueError(f"{len(x)} samples for {len(self.generators)} seeds: expected as many")
         return self._stack(

@@ -17,11 +17,9 @@ import json
 import os
 import re
 import time
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
-from typing import BinaryIO, Literal
+from typing import TypeVar
 from urllib.parse import urlparse
 
 import requests
@@ -62,10 +60,9 @@ class Source:
 
 def cache_dir() -> Path:
     """`$LINEAR_STRUCTURE_CACHE`, by default `linear_structure` in the user's cache directory."""
-    if chosen := os.environ.get("LINEAR_STRUCTURE_CACHE"):
-        return Path(chosen).expanduser()
     caches = os.environ.get("XDG_CACHE_HOME") or "~/.cache"
-    return Path(caches).expanduser() / "linear_structure"
+    chosen = os.environ.get("LINEAR_STRUCTURE_CACHE") or f"{caches}/linear_structure"
+    return Path(chosen).expanduser()
 
 
 def fetch(source: Source, folder: Path | None = None) -> Path:
@@ -81,7 +78,11 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
     source = _redirected(source)
     path = (folder or cache_dir()) / source.name
     if not path.exists():
-        _refuse_offline(source, path)
+        if os.environ.get("LINEAR_STRUCTURE_OFFLINE", "0") not in ("", "0"):
+            raise WorkError(
+                f"{source.name} is missing and LINEAR_STRUCTURE_OFFLINE is set: "
+                f"fetch {' or '.join(source.urls)} elsewhere and put it at {path}"
+            )
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone(Path(f"{path}.lock"), f"fetches {path.name}"):
             if not path.exists():
@@ -115,22 +116,11 @@ def _redirected(source: Source) -> Source:
         ) from error
 
 
-def _refuse_offline(source: Source, path: Path) -> None:
-    if os.environ.get("LINEAR_STRUCTURE_OFFLINE", "0") not in ("", "0"):
-        raise WorkError(
-            f"{source.name} is missing and LINEAR_STRUCTURE_OFFLINE is set: "
-            f"fetch {' or '.join(source.urls)} elsewhere and put it at {path}"
-        )
-
-
 def given(text: str, sha256: str | None = None) -> Source | Path:
     """What somebody typed: a path, or an http(s) URL, whose place in the cache follows from it.
 
-    Args:
-        sha256: what the file must have (64 hexadecimal digits), where it was said.
-
     Raises:
-        UsageError: the file at a path has another digest.
+        UsageError: the file at a path has another digest than `sha256` (64 hexadecimal digits).
     """
     if text.startswith(("http://", "https://")):
         stem = re.sub(r"[^\w.-]", "_", Path(urlparse(text).path).name).strip(".")
@@ -143,12 +133,7 @@ def given(text: str, sha256: str | None = None) -> Source | Path:
 
 
 def located(file: Source | Path) -> Path:
-    """The path of a file, fetched and verified where it is a `Source`.
-
-    Raises:
-        UsageError: a path that is not a file.
-        WorkError: a file that cannot be fetched.
-    """
+    """The path of a file, fetched where it is a `Source`; a UsageError where there is none."""
     if isinstance(file, Source):
         return fetch(file)
     if not file.is_file():
@@ -176,18 +161,33 @@ class _Record:
                 md5.update(chunk)
         return cls(sha256.hexdigest(), md5.hexdigest(), stat.st_size, stat.st_mtime_ns)
 
-    def describes(self, path: Path) -> bool:
-        stat = path.stat()
-        return (self.size, self.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+
+@dataclass(frozen=True)
+class _Origin:
+    """Which file a partial one is the beginning of."""
+
+    url: str
+    validator: str | None  # its strong ETag, else the time of its last change
+    total: int | None  # its bytes, if the server states them
+
+    @classmethod
+    def of(cls, url: str, response: requests.Response, total: int | None) -> "_Origin":
+        etag = response.headers.get("ETag", "")
+        strong = etag if etag.startswith('"') else None  # If-Range takes no weak one
+        return cls(url, strong or response.headers.get("Last-Modified"), total)
 
 
-def _record_path(path: Path) -> Path:
+Noted = TypeVar("Noted", _Record, _Origin)
+
+
+def _note(path: Path) -> Path:
+    """What lies beside a file and tells of it."""
     return path.with_name(f"{path.name}.json")
 
 
-def _recall(path: Path) -> _Record | None:
+def _recall(kind: type[Noted], path: Path) -> Noted | None:
     try:
-        return _Record(**json.loads(_record_path(path).read_text()))
+        return kind(**json.loads(_note(path).read_text()))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 
@@ -195,8 +195,8 @@ def _recall(path: Path) -> _Record | None:
 def _difference(source: Source, found: _Record, first: _Record | None) -> str | None:
     """Which digest is not the pinned one (or, where none is pinned, the first seen); else None."""
     sha256 = source.sha256 if source.pinned or first is None else first.sha256
-    wanted = (("SHA-256", sha256, found.sha256), ("MD5", source.md5, found.md5))
-    for kind, expected, actual in wanted:
+    digests = (("SHA-256", sha256, found.sha256), ("MD5", source.md5, found.md5))
+    for kind, expected, actual in digests:
         if expected and expected.lower() != actual:
             return f"its {kind} is {actual} instead of {expected}"
     return None
@@ -204,15 +204,16 @@ def _difference(source: Source, found: _Record, first: _Record | None) -> str | 
 
 def _verify(source: Source, path: Path) -> None:
     """Hash the file if it is new or was touched since, and compare."""
-    first = _recall(path)
-    record = first if first and first.describes(path) else _Record.of(path)
+    first, stat = _recall(_Record, path), path.stat()
+    known = first and (first.size, first.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+    record = first if first and known else _Record.of(path)
     if difference := _difference(source, record, first):
         remedy = "remove it or replace it"
         if not source.pinned:
-            remedy += f", or remove {_record_path(path).name} beside it if it is right as it is"
+            remedy += f", or remove {_note(path).name} beside it if it is right as it is"
         raise WorkError(f"{path} is damaged or another file: {difference}; {remedy}")
     if record != first and os.access(path.parent, os.W_OK):
-        write_json(_record_path(path), asdict(record))
+        write_json(_note(path), asdict(record))
 
 
 class _Cut(Exception):
@@ -246,21 +247,16 @@ def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> N
         old = _size(partial)
         _persist(url, source, partial, bar)
         record = _Record.of(partial)
-        fault = _page(partial) or _difference(source, record, _recall(path))
+        with partial.open("rb") as file:
+            page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
+        fault = "an HTML page" if page else _difference(source, record, _recall(_Record, path))
         if fault is None:
             partial.replace(path)
-            _record_path(partial).unlink(missing_ok=True)
-            write_json(_record_path(path), asdict(record))
-            return
+            _note(partial).unlink(missing_ok=True)
+            return write_json(_note(path), asdict(record))
         _discard(partial)
         if not old:
             raise _Refused(f"it gives another file, {fault}")
-
-
-def _page(partial: Path) -> str | None:
-    with partial.open("rb") as file:
-        start = file.read(512).lstrip().lower()
-    return "an HTML page" if start.startswith((b"<!doctype html", b"<html")) else None
 
 
 def _persist(url: str, source: Source, partial: Path, bar: tqdm) -> None:
@@ -283,40 +279,7 @@ def _size(partial: Path) -> int:
 
 def _discard(partial: Path) -> None:
     partial.unlink()
-    _record_path(partial).unlink(missing_ok=True)
-
-
-@dataclass(frozen=True)
-class _Origin:
-    """Which file `partial` is the beginning of.
-
-    Attributes:
-        validator: its strong ETag, else the time of its last change, else None.
-        total: its bytes, if the server states them.
-    """
-
-    url: str
-    validator: str | None
-    total: int | None
-
-    @classmethod
-    def of(cls, url: str, response: requests.Response, total: int | None) -> "_Origin":
-        etag = response.headers.get("ETag", "")
-        strong = etag if etag.startswith('"') else None  # If-Range takes no weak one
-        return cls(url, strong or response.headers.get("Last-Modified"), total)
-
-    @classmethod
-    def recall(cls, partial: Path) -> "_Origin | None":
-        try:
-            return cls(**json.loads(_record_path(partial).read_text()))
-        except (FileNotFoundError, ValueError, TypeError):
-            return None
-
-    def fits(self, now: "_Origin") -> bool:
-        """Whether an answer, in which things may be left unsaid, is of the same file."""
-        return self.validator == (now.validator or self.validator) and (
-            None in (self.total, now.total) or self.total == now.total
-        )
+    _note(partial).unlink(missing_ok=True)
 
 
 def _conditions(url: str, source: Source, partial: Path) -> dict[str, str]:
@@ -326,7 +289,7 @@ def _conditions(url: str, source: Source, partial: Path) -> dict[str, str]:
     rest = {"Range": f"bytes={_size(partial)}-"}
     if source.pinned:
         return rest
-    origin = _Origin.recall(partial)
+    origin = _recall(_Origin, partial)
     if origin is None or origin.url != url or origin.validator is None:
         return {}
     return rest | {"If-Range": origin.validator}
@@ -356,8 +319,12 @@ def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
 
 def _refuse_changed(now: _Origin, source: Source, partial: Path) -> None:
     """Some servers ignore If-Range and give the rest of another file."""
-    before = _Origin.recall(partial)
-    if not source.pinned and not (before and before.fits(now)):
+    before = _recall(_Origin, partial)
+    same = before and (  # as far as the answer says
+        before.validator == (now.validator or before.validator)
+        and (None in (before.total, now.total) or before.total == now.total)
+    )
+    if not source.pinned and not same:
         _discard(partial)
         raise _Cut("the file there changed since its beginning was fetched")
 
@@ -380,9 +347,14 @@ def _extent(response: requests.Response, source: Source, kept: int) -> tuple[int
         raise _Refused(f"HTTP status {status}")
     if headers.get("Content-Type", "").startswith("text/html"):
         raise _Refused("it gives an HTML page instead of the file")
-    start, length = _span(headers.get("Content-Range", "")) if status == 206 else (0, None)
-    if status == 200 and headers.get("Content-Length", "").isdigit():
-        length = int(headers["Content-Length"])
+    start, total = 0, headers.get("Content-Length", "")
+    if status == 206:
+        span = headers.get("Content-Range", "")
+        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span)
+        if match is None:
+            raise _Refused(f"it answers with a malformed Content-Range {span!r}")
+        start, total = int(match[1]), match[2]
+    length = int(total) if total.isdigit() else None
     if start not in (0, kept):
         raise _Refused(f"asked for what follows byte {kept}, it gives what follows byte {start}")
     if length is None and not source.pinned and not response.raw.chunked:
@@ -390,21 +362,8 @@ def _extent(response: requests.Response, source: Source, kept: int) -> tuple[int
     return start, length
 
 
-def _span(content_range: str) -> tuple[int, int | None]:
-    """Start and total of `bytes START-END/TOTAL`; no total if it is unknown (`*`)."""
-    match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", content_range)
-    if match is None:
-        raise _Refused(f"it answers with a malformed Content-Range {content_range!r}")
-    return int(match[1]), None if match[2] == "*" else int(match[2])
-
-
 def _append(
-    response: requests.Response,
-    partial: Path,
-    start: int,
-    origin: _Origin,
-    limit: int,
-    bar: tqdm,
+    response: requests.Response, partial: Path, start: int, origin: _Origin, limit: int, bar: tqdm
 ) -> None:
     """Write the body from byte `start` on; what was there is another file's if `start` is 0."""
     size, total = start, origin.total
@@ -413,27 +372,20 @@ def _append(
         raise _Refused(too_large)
     bar.reset(total)
     bar.n = bar.initial = start
-    with _writing(partial, "ab" if start else "wb") as file:
-        if not start:  # only now that `partial` is empty: it never has another file's origin
-            write_json(_record_path(partial), asdict(origin))
-        for chunk in response.raw.stream(CHUNK, decode_content=False):
-            size += len(chunk)
-            if size > limit:
-                raise _Refused(too_large)
-            file.write(chunk)
-            bar.update(len(chunk))
-    if total is not None and size != total:
-        raise _Cut(f"the connection ended at byte {size} of {total}")
-
-
-@contextmanager
-def _writing(partial: Path, mode: Literal["ab", "wb"]) -> Iterator[BinaryIO]:
-    """Open `partial`; a full disk, or whatever else keeps it from growing, is one sentence."""
     try:
-        with partial.open(mode) as file:
-            yield file
-    except OSError as error:
+        with partial.open("ab" if start else "wb") as file:
+            if not start:  # only now that `partial` is empty: it never has another file's origin
+                write_json(_note(partial), asdict(origin))
+            for chunk in response.raw.stream(CHUNK, decode_content=False):
+                size += len(chunk)
+                if size > limit:
+                    raise _Refused(too_large)
+                file.write(chunk)
+                bar.update(len(chunk))
+    except OSError as error:  # such as a full disk
         raise WorkError(
             f"cannot write {partial}: {error.strerror}; what was fetched is kept there "
             "and the same command continues"
         ) from error
+    if total is not None and size != total:
+        raise _Cut(f"the connection ended at byte {size} of {total}")

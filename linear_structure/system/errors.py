@@ -19,12 +19,9 @@ def run_command(main: Callable[[], None]) -> int:
     """
     try:
         main()
-    except UsageError as error:
+    except (UsageError, WorkError) as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
-    except WorkError as error:
-        print(f"error: {error}", file=sys.stderr)
-        return 1
+        return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)

@@ -14,6 +14,7 @@ import zlib
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from tokenize import TokenError
 from typing import Any
 
 import numpy as np
@@ -21,33 +22,19 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-UNREADABLE_ARRAYS = (  # what numpy, zipfile and its decompressors raise on odd .npy and .npz files
-    ValueError,
-    TypeError,
-    RuntimeError,
-    MemoryError,
-    OverflowError,
-    EOFError,
-    OSError,
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
-)
-UNREADABLE_TENSORS = (  # what zipfile, torch and pickle raise on damaged or foreign files
-    zipfile.BadZipFile,
-    zlib.error,
-    lzma.LZMAError,
+_DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
+_ODD = (*_DAMAGED_ZIP, EOFError, MemoryError, RuntimeError, TypeError, ValueError)
+UNREADABLE_ARRAYS = (*_ODD, SyntaxError, TokenError, OverflowError, OSError)
+"""What numpy, which reads headers as Python, and zipfile raise on odd .npy and .npz files."""
+UNREADABLE_TENSORS = (
+    *_ODD,
     pickle.UnpicklingError,
-    EOFError,
     ArithmeticError,
     AssertionError,
     AttributeError,
     LookupError,
-    MemoryError,
-    RuntimeError,
-    TypeError,
-    ValueError,
 )
+"""What zipfile, torch and pickle raise on damaged or foreign files."""
 
 
 @contextmanager
@@ -124,14 +111,12 @@ def alone(path: Path, doing: str) -> Iterator[None]:
     """
     lock = FileLock(path)
     try:
-        lock.acquire(timeout=0)
+        held = lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process that {doing}", file=sys.stderr)
-        lock.acquire()
-    try:
+        held = lock.acquire()
+    with held:
         yield
-    finally:
-        lock.release()
 
 
 def write_text(path: Path, text: str) -> None:

@@ -1,21 +1,24 @@
-"""Ranks as `torchrun` tells them through the environment; one process is the simplest case.
+"""The machine: device, threads, precision; and ranks, as `torchrun` tells them.
 
-Processes share work by index and meet through files; a process group is needed only where none may
-leave before the others (`gathered`).
+One process is the simplest case. Processes share work by index and meet through files; a process
+group is needed only where none may leave before the others (`gathered`).
 """
 
 import os
 import time
+from argparse import ArgumentParser
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
-from typing import TypeVar
+from typing import Any, TypeVar
 
 import torch
 from threadpoolctl import threadpool_limits
 
 from linear_structure.system.errors import UsageError, WorkError
+from linear_structure.system.precision import set_tf32
 
 Item = TypeVar("Item")
 MOST_THREADS = 1024
@@ -42,6 +45,50 @@ def usable_cores() -> int:
     return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 
 
+@dataclass(frozen=True)
+class Machine:
+    """Where and how everything is computed, for as far as the last bits depend on it."""
+
+    device: torch.device  # of networks, latents and noise
+    threads: int  # of the CPU, for torch and for the BLAS of numpy and scipy
+    tf32: bool = False  # whether GPUs round factors of a network's float32 products to 10 bits
+
+    @classmethod
+    def chosen(
+        cls, device: str = "auto", threads: int | None = None, tf32: bool = False
+    ) -> "Machine":
+        """Set this process up, whatever the environment or an earlier call said.
+
+        By default with all usable cores. Raises as `chosen_device` and `set_threads`, and
+
+        Raises:
+            UsageError: TF32 on a CPU.
+        """
+        count = usable_cores() if threads is None else threads
+        set_threads(count)
+        found = chosen_device(device)
+        if tf32 and found.type == "cpu":
+            raise UsageError("--tf32 is for GPUs: a CPU computes in float32")
+        set_tf32(tf32)
+        return cls(found, count, tf32)
+
+    @property
+    def inputs(self) -> dict[str, Any]:
+        """What results depend on, as JSON values."""
+        said = {"device": self.device.type, "threads": self.threads}
+        return {**said, "tf32": True} if self.tf32 else said
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options --device and --threads of a command."""
+    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
+    parser.add_argument(
+        "--threads",
+        type=int,
+        help="CPU threads of a process (default: the preset's if it says, else all usable cores)",
+    )
+
+
 def set_threads(count: int) -> None:
     """Use `count` CPU threads in torch and in the BLAS of numpy and scipy, whatever was set before.
 
@@ -60,7 +107,7 @@ def chosen_device(name: str = "auto") -> torch.device:
     """The device of a name such as cpu, cuda or cuda:1; a GPU becomes torch's current one.
 
     Args:
-        name: "auto" is the GPU where there is one; "cuda" is that of this process.
+        name: "auto" is the GPU where there is one, "cuda" that of this process.
 
     Raises:
         UsageError: there is no such device here.

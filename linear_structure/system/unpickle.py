@@ -11,9 +11,9 @@ keys are strings, BUILD reaches stand-ins made for it, memo indices count up, an
 skipped. A byte string stays a view of the stream's memory, so that reading costs little beside it.
 """
 
-from collections.abc import Callable, Mapping, Set
+from collections.abc import Callable, Container, Mapping, Set
 from dataclasses import dataclass
-from pickletools import opcodes
+from pickletools import opcodes as all_opcodes
 from typing import IO, Any
 
 OPCODE_LIMIT = 200_000  # a published network takes some 50,000
@@ -45,6 +45,8 @@ def evaluate(
     memory: memoryview,
     stand_ins: Mapping[str, StandIn],
     markers: Set[str] = frozenset(),
+    python2: bool = False,
+    limit: int = OPCODE_LIMIT,
 ) -> Any:
     """Evaluate one pickle from the stream's position, and leave the stream behind it.
 
@@ -54,6 +56,8 @@ def evaluate(
         stand_ins: by "module name", what each global does that may be called.
         markers: globals that may be named but not called. If there are any, a persistent id
             is taken for the value it is made of; otherwise it is refused.
+        python2: whether byte strings of Python 2 may occur; they become latin-1 text.
+        limit: of the number of opcodes.
 
     Returns:
         Numbers, strings, views, tuples, lists (also for sets), dicts with string keys, and what
@@ -62,25 +66,25 @@ def evaluate(
     Raises:
         Malformed: the stream is damaged or holds anything else.
     """
-    machine = _Machine(stand_ins, markers)
+    machine, opcodes = _Machine(stand_ins, markers), PYTHON2 if python2 else OPCODES
     try:
-        for _ in range(OPCODE_LIMIT):
-            name, arg = _next(stream, memory)
+        for _ in range(limit):
+            name, arg = _next(stream, memory, opcodes)
             if name == "STOP":
                 return machine.result()
-            OPCODES[name](machine, arg)
+            opcodes[name](machine, arg)
     except ValueError as error:
         raise Malformed(f"it is damaged: {quote(str(error))}") from error
-    raise Malformed(f"it has more than {OPCODE_LIMIT:,} opcodes")
+    raise Malformed(f"it has more than {limit:,} opcodes")
 
 
-def _next(stream: IO[bytes], memory: memoryview) -> tuple[str, Any]:
+def _next(stream: IO[bytes], memory: memoryview, known: Container[str]) -> tuple[str, Any]:
     """Name and argument of the next opcode; one that is not known is refused before it is read."""
     code = stream.read(1)
     if not code:
         raise Malformed("it is cut short")
     opcode = CODES.get(code)
-    if opcode is None or opcode.name not in OPCODES:
+    if opcode is None or opcode.name not in known:
         raise Malformed(f"opcode {opcode.name if opcode else repr(code)} has no place in it")
     arg = opcode.arg.reader(stream) if opcode.arg else None
     if isinstance(arg, bytes):
@@ -134,6 +138,12 @@ class _Machine:
             raise Malformed(f"memo index {index} follows {len(self.memo)} entries")
         self.memo.append(self.top())
 
+    def remember_from_one(self, index: int) -> None:
+        """As `remember`, but the first index may be 1, as Python 2 writes it."""
+        if not self.memo and index == 1:
+            self.memo.append(None)
+        self.remember(index)
+
     def recall(self, index: int) -> None:
         if index >= len(self.memo):
             raise Malformed(f"memo index {index} is asked for among {len(self.memo)} entries")
@@ -155,10 +165,11 @@ class _Machine:
 
     def find(self, name: str) -> None:
         if name not in self.stand_ins and name not in self.markers:
-            raise Malformed(f"it names the global {quote(name)}, which is not on the list")
+            raise Malformed(f"it names the global {quote(name)}, which is not allowed")
         self.push(Global(name))
 
-    def find_pair(self, module: Any, name: Any) -> None:
+    def find_pair(self) -> None:
+        module, name = self.pop(2)
         if not (isinstance(module, str) and isinstance(name, str)):
             raise Malformed("a global is named by something else than two strings")
         self.find(f"{module} {name}")
@@ -185,7 +196,7 @@ class _Machine:
         return self.stack[0]
 
 
-CODES = {opcode.code.encode("latin1"): opcode for opcode in opcodes}
+CODES = {opcode.code.encode("latin1"): opcode for opcode in all_opcodes}
 LITERALS = (
     *("NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE"),
     *("BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
@@ -211,8 +222,13 @@ OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "SETITEM": lambda machine, _: machine.update(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.update(machine.pop_mark()),
     "GLOBAL": _Machine.find,
-    "STACK_GLOBAL": lambda machine, _: machine.find_pair(*machine.pop(2)),
+    "STACK_GLOBAL": lambda machine, _: machine.find_pair(),
     "BUILD": lambda machine, _: machine.build(*machine.pop(1)),
     "BINPERSID": lambda machine, _: machine.persist(),
 }
 """Every opcode that is known, and what it does."""
+PYTHON2 = {
+    **OPCODES,
+    **dict.fromkeys(("SHORT_BINSTRING", "BINSTRING"), _Machine.push),
+    **dict.fromkeys(("BINPUT", "LONG_BINPUT"), _Machine.remember_from_one),
+}

@@ -5,28 +5,23 @@ import math
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edm.precondition import PRECONDITIONERS, Preconditioned, build, noise_levels
+from edm.precondition import PRECONDITIONERS, Preconditioned, build
+from linear_structure.sampling.processes import iddpm_levels
 from linear_structure.system.errors import UsageError
 
-SMALL = {
-    "img_resolution": 8,
-    "img_channels": 3,
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-}
+SMALL = {"channel_mult": [1, 2], "attn_resolutions": [4]}
 ROUNDING = 1e-5  # of float32 through a whole network, relative to the largest value
 KINDS = list(PRECONDITIONERS)
 
 
 def network(precondition: str = "EDMPrecond", **options: Any) -> Preconditioned:
     torch.manual_seed(0)
-    made = build(SMALL | {"precondition": precondition, "model_type": "SongUNet"} | options)
+    made = build(tiny.config(precondition=precondition, **SMALL | options))
     for parameter in made.requires_grad_(False).parameters():
         if parameter.ndim > 1:
             nn.init.normal_(parameter, std=parameter[0].numel() ** -0.5)
@@ -67,10 +62,12 @@ def test_vp_values() -> None:
     vp = network("VPPrecond")
     assert (vp.sigma_min, vp.sigma_max) == (0.0009765625, 152.16697692871094)
     time = torch.linspace(0.01, 1, 7)
-    sigma = vp.sigma(time)
+    sigma = vp.process.sigma(time)
     assert torch.allclose(1 + sigma**2, (19.9 * time**2 / 2 + 0.1 * time).exp())
     c = vp.coefficients(sigma)
     assert torch.allclose(c.noise, 999 * time, rtol=1e-4)
+    root = (0.1**2 + 2 * 19.9 * (1 + sigma**2).log()).sqrt()
+    assert torch.equal(c.noise, 999 * ((root - 0.1) / 19.9))
     assert torch.allclose(c.input**2 * (1 + sigma**2), torch.ones(7))
     assert torch.equal(c.out, -sigma) and torch.equal(c.skip, torch.ones(7))
 
@@ -85,7 +82,7 @@ def test_ve_values() -> None:
 
 
 def test_iddpm_levels() -> None:
-    u = noise_levels(1000, 0.001, 0.008)
+    u = iddpm_levels(dtype=torch.float32)
     assert u.shape == (1001,) and u.dtype == torch.float32
     assert u[-1] == 0 and (u.diff() < 0).all()
     j = torch.arange(1001, dtype=torch.float64)
@@ -300,7 +297,7 @@ def test_the_default_model_depends_on_the_preconditioner() -> None:
     ],
 )
 def test_wrong_configurations_are_named(change: dict[str, Any], message: str) -> None:
-    config = SMALL | {"precondition": "EDMPrecond", "model_type": "SongUNet"} | change
+    config = tiny.config(**SMALL | change)
     with torch.device("meta"), pytest.raises(UsageError, match=message):
         build(config)
 

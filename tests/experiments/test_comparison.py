@@ -2,26 +2,53 @@
 
 import math
 from itertools import pairwise
+from types import SimpleNamespace
 
 import pytest
 import torch
 
-from experiments import models
+from edm.network import network_of
+from experiments import comparison
+from experiments.comparison import (
+    PARTS,
+    Key,
+    States,
+    compared,
+    low_rank,
+    models,
+    on_noised,
+    refined,
+    scores,
+    solution,
+    solutions,
+)
 from experiments.findings import beaten_range, equal_above, settling, summary
-from experiments.kept import kept
-from experiments.trajectories import agreement, compared, deviation, on_noised, refined, solution
+from experiments.sampling import Sampling
+from linear_structure import fit
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import from_uint8
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
+from linear_structure.system.store import kept
 
 GENERATOR = torch.Generator().manual_seed(0)
 IMAGES = torch.randint(0, 256, (60, 1, 4, 4), generator=GENERATOR, dtype=torch.uint8)
 GAUSSIAN = Gaussian.from_samples(from_uint8(IMAGES.flatten(1)))
 X = 80 * torch.randn(40, 1, 4, 4, generator=GENERATOR, dtype=torch.float64)
 SIGMAS = sigma_grid(18)
+
+
+def agreement(steps, denoise):
+    """How close a model's score is to the network's at its Steps."""
+    levels = [float(step.sigma) for step in steps if step.sigma > 0]
+    return SimpleNamespace(sigma=levels, **comparison.agreement(scores(steps, denoise)))
+
+
+def deviation(steps, model, sigmas):
+    """How far a model's solution is from the network's Steps."""
+    return SimpleNamespace(**comparison.deviation(solutions(steps, model, sigmas)))
 
 
 def trajectory(steps: int = 18):
@@ -59,7 +86,7 @@ def test_a_finer_grid_is_the_grid_of_more_steps():
 @pytest.mark.parametrize("name", ["mixture", "point cloud"])
 def test_numerical_solutions_have_a_level_for_each_of_the_networks(name):
     model = {
-        "mixture": models.fitted(IMAGES, 3, None),
+        "mixture": fit.mixture_of(IMAGES, 3),
         "point cloud": PointCloud(IMAGES.flatten(1)),
     }[name]
     steps = list(solution(model, X, SIGMAS))
@@ -116,20 +143,22 @@ def test_where_a_model_beats_another_and_where_they_are_equal():
 
 
 def test_the_models_are_those_that_the_images_allow():
-    known = models.known(GAUSSIAN, IMAGES)
-    rank = models.low_rank(GAUSSIAN)
-    assert list(known)[:3] == ["isotropic", "Gaussian", f"mixture of 1, rank {rank}"]
-    assert "mixture of 50" in known
-    assert "mixture of 100" not in known
-    assert list(models.known(GAUSSIAN, None)) == ["isotropic", "Gaussian"]
+    known, rank = models(GAUSSIAN, IMAGES), low_rank(GAUSSIAN)
+    titles = [key.title for key in known]
+    assert titles[:3] == ["isotropic", "Gaussian", f"mixture of 1, rank {rank}"]
+    assert Key("mixture", 50) in known and "mixture of 50" in titles
+    assert Key("mixture", 100) not in known
+    assert [key.title for key in models(GAUSSIAN, None)] == ["isotropic", "Gaussian"]
     held = GAUSSIAN.eigenvalues[:rank].sum() / GAUSSIAN.eigenvalues.sum()
     assert 0.95 <= held < 0.95 + float(GAUSSIAN.eigenvalues[rank - 1])
 
 
 def test_findings_name_each_claim():
+    network = network_of(GAUSSIAN.denoise, (1, 4, 4), dtype=torch.float64)
+    states = States(Sampling(network, SIGMAS), range(40), IMAGES)
     numbers = {
-        name: compared(make(), trajectory()[:-1], trajectory(), SIGMAS)
-        for name, make in models.known(GAUSSIAN, IMAGES, (1, 2)).items()
+        key: compared(states, {part: states.measure(part, make()) for part in PARTS})
+        for key, make in models(GAUSSIAN, IMAGES, (1, 2)).items()
     }
     found = summary(numbers, settling(trajectory(), GAUSSIAN, 4))
     assert set(found["score explained by the Gaussian"].values()) == {1.0}

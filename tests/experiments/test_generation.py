@@ -9,54 +9,39 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
 from edm.checkpoints import checkpoint
-from edm.precondition import build
 from experiments import presets
 from experiments.generation import Generation
-from experiments.sampling import carry, final, grid_of
-from experiments.settings import prepared
+from experiments.loading import prepared
+from experiments.sampling import grid_of
 from linear_structure import parameters
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
-from linear_structure.parameters import Parameters, Story
+from linear_structure.parameters import Story
 from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.grids import Churn, sigma_grid
-from linear_structure.sampling.samplers import discard, dpmpp_2m, euler, heun, unipc
+from linear_structure.sampling.samplers import discard, dpmpp_2m, euler, final, heun, unipc
 from linear_structure.sampling.seeds import Seeds
+from linear_structure.system import machine
 from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.machine import Machine
+from linear_structure.teleport import Teleport, carry
 
 SCRIPT = Path(__file__).resolve().parents[2] / "scripts" / "generate.py"
-CPU = torch.device("cpu")
+CPU, META = Machine(torch.device("cpu"), 1), Machine(torch.device("meta"), 1)
 SHAPE = (3, 8, 8)
-CONFIG = {
-    "precondition": "EDMPrecond",
-    "model_type": "SongUNet",
-    "img_resolution": 8,
-    "img_channels": 3,
-    "model_channels": 8,
-    "channel_mult": [1],
-    "num_blocks": 1,
-    "attn_resolutions": [],
-}
-
-
-def random_network(**options):
-    torch.manual_seed(0)
-    network = build(CONFIG | options).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return network
 
 
 @pytest.fixture(scope="module")
 def files(tmp_path_factory):
     """Networks of both kinds and a Gaussian to teleport with."""
     folder = tmp_path_factory.mktemp("files")
-    checkpoint.save(random_network(), folder / "plain.safetensors", {})
-    checkpoint.save(random_network(label_dim=5), folder / "classes.safetensors", {})
+    checkpoint.save(tiny.network(), folder / "plain.safetensors", {})
+    checkpoint.save(tiny.network(label_dim=5), folder / "classes.safetensors", {})
     story = Story("noise", "none", 2, SHAPE, 0.5)
     parameters.save(folder / "gaussian", gaussian(), story)
     parameters.save(folder / "small", Isotropic(torch.zeros(64).double()), story)
@@ -104,14 +89,14 @@ def levels_apart(a, b):
 
 
 def plain_network():
-    return prepared(random_network(), CPU, None, False)
+    return prepared(tiny.network(), CPU)
 
 
 def sampled(solver, skip=0):
     """The images of seeds 0 to 2 at 4 steps."""
     sigmas = sigma_grid(4)
     start = Seeds.of(range(3)).latents(SHAPE).double() * sigmas[0]
-    x = carry(start, sigmas, skip, gaussian())
+    x = carry(start, sigmas, skip, Teleport(gaussian()))
     return to_uint8(final(solver(plain_network(), x, sigmas[skip:])))
 
 
@@ -143,16 +128,16 @@ def test_images_are_those_of_the_sweep(run, tmp_path):
 
 @pytest.mark.parametrize("precondition", ["EDMPrecond", "VPPrecond", "iDDPMPrecond"])
 def test_the_grid_is_that_of_the_sweep(precondition, tmp_path):
-    network = random_network(precondition=precondition)
+    network = tiny.network(precondition=precondition)
     preset = dataclasses.replace(presets.find("digits"), steps=9, rho=5.0, skips=())
     generation = Generation(
-        network, "", (0,), tmp_path, CPU, 1, Ablation(9, sigma_min=0.002, sigma_max=80, rho=5.0)
+        network, (0,), tmp_path, CPU, Ablation(9, sigma_min=0.002, sigma_max=80, rho=5.0)
     )
     assert torch.equal(generation.schedule.sigmas, grid_of(preset, network))
 
 
 def test_grey_images(run, files, tmp_path):
-    checkpoint.save(random_network(img_channels=1), files / "grey.safetensors", {})
+    checkpoint.save(tiny.network(img_channels=1), files / "grey.safetensors", {})
     assert run("--network", "grey.safetensors", "--steps", "2", "--seeds", "0") == 0
     assert Image.open(tmp_path / "out" / "000000.png").mode == "L"
 
@@ -308,28 +293,30 @@ def test_skipped_steps_draw_their_noise(run, tmp_path):
 
 def test_a_network_computes_in_the_type_asked_for():
     with pytest.raises(UsageError, match="bfloat16 is for GPUs"):
-        prepared(random_network(), CPU, torch.bfloat16, False)
-    assert prepared(random_network(), CPU, torch.float32, False).compute_dtype == torch.float32
-    meta = prepared(random_network(), torch.device("meta"), torch.float16, False)
+        prepared(tiny.network(), CPU, torch.bfloat16, False)
+    assert prepared(tiny.network(), CPU, torch.float32, False).compute_dtype == torch.float32
+    meta = prepared(tiny.network(), META, torch.float16, False)
     assert meta.compute_dtype == torch.float16
 
 
-def test_tf32_is_off_unless_asked_for():
+def test_tf32_is_off_unless_asked_for(monkeypatch):
+    monkeypatch.setattr(machine, "chosen_device", torch.device)
     conv, matmul = torch.backends.cudnn.conv, torch.backends.cuda.matmul
     before = conv.fp32_precision, matmul.fp32_precision
     try:
         conv.fp32_precision = matmul.fp32_precision = "tf32"
-        prepared(random_network(), CPU)
+        Machine.chosen("cpu", torch.get_num_threads())
         assert (conv.fp32_precision, matmul.fp32_precision) == ("ieee", "ieee")
-        prepared(random_network(), torch.device("meta"), tf32=True)
+        Machine.chosen("meta", torch.get_num_threads(), tf32=True)
         assert (conv.fp32_precision, matmul.fp32_precision) == ("tf32", "tf32")
     finally:
         conv.fp32_precision, matmul.fp32_precision = before
 
 
 def test_tf32_is_recorded_where_it_is_used(tmp_path):
-    plain = Generation(random_network(), "", (0,), tmp_path, CPU, 1)
-    assert dataclasses.replace(plain, tf32=True).inputs == {**plain.inputs, "tf32": True}
+    plain = Generation(tiny.network(), (0,), tmp_path, CPU)
+    fast = dataclasses.replace(plain, machine=dataclasses.replace(CPU, tf32=True))
+    assert fast.inputs == {**plain.inputs, "tf32": True}
 
 
 def test_an_eigenvalue_scale_is_that_of_the_directory(run, files, tmp_path):
@@ -402,21 +389,24 @@ def test_nan_is_said_and_not_saved(run, tmp_path, capsys, monkeypatch):
         ({"sampler": "rk4"}, "sampler is 'rk4': expected one of heun"),
         ({"settings": Ablation(scaling="vp")}, "sampler heun takes no schedule"),
         ({"skip": 1}, "needs the parameters"),
-        ({"network": random_network(img_channels=2)}, "2 channels: PNG has 1 or 3"),
+        ({"network": tiny.network(img_channels=2)}, "2 channels: PNG has 1 or 3"),
     ],
 )
 def test_what_does_not_fit_together_is_refused(tmp_path, changes, said):
     with pytest.raises(UsageError, match=said):
         Generation(
             **{
-                "network": random_network(), "network_digest": "", "seeds": (0,),
-                "outdir": tmp_path, "device": CPU, "threads": 1,
-            } | changes
-        )  # fmt: skip
+                "network": tiny.network(),
+                "seeds": (0,),
+                "outdir": tmp_path,
+                "machine": CPU,
+            }
+            | changes
+        )
 
 
 def test_parameters_are_used_from_memory(tmp_path):
-    held = Parameters(gaussian(), {}, "digest")
-    made = Generation(random_network(), "", (0,), tmp_path, CPU, 1, skip=3, parameters=held)
-    assert made.teleport is held.model
-    assert (made.inputs["skip"], made.inputs["parameters"]) == (3, "digest")
+    held = gaussian()
+    made = Generation(tiny.network(), (0,), tmp_path, CPU, skip=3, teleport=Teleport(held))
+    assert made.teleport.model is held
+    assert (made.inputs["skip"], made.inputs["parameters"]) == (3, parameters.digest(held))

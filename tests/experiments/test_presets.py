@@ -9,20 +9,38 @@ import torch
 
 from edm.checkpoints import shipped
 from edm.evaluation import features, fid
-from experiments import settings, sweep
-from experiments.presets import SeedRange, find
+from experiments import loading, options, sweep
+from experiments.presets import Preset, find
 from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.images import save_png
+from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError
+from linear_structure.system.machine import Machine
 
-CPU = torch.device("cpu")
+CPU = Machine(torch.device("cpu"), 1)
 SMALL = find("cifar10-small")
 
 
 def test_an_unknown_preset_lists_the_known_ones():
     with pytest.raises(UsageError, match="digits, cifar10-small, cifar10, ffhq64, afhqv2"):
         find("cifar")
+
+
+def test_a_preset_of_the_users_own_needs_no_name_that_is_known():
+    mine = dataclasses.replace(find("digits"), name="mine")
+    assert mine.makes_parameters and mine.replaced == ("name",)
+    other = dataclasses.replace(mine, steps=5, skips=(0,), parameters=SMALL.parameters)
+    assert other.replaced == ("name", "parameters", "steps", "skips")
+    assert not other.makes_parameters
+
+
+def test_help_says_what_each_value_means_and_what_the_presets_have():
+    text = " ".join(options.command(None, "sweep").format_help().split())
+    meant = [each.metadata["meaning"] for each in dataclasses.fields(Preset) if each.metadata]
+    assert len(meant) == 15 and all(meaning in text for meaning in meant)
+    assert "| steps | 18 | 18 | 18 | 40 | 40 |" in text
+    assert "| seeds | 0-999 | 0-499 | 0-49999 |" in text
 
 
 def size_of(*names: str) -> int:
@@ -41,26 +59,31 @@ def test_shipped_files_are_small():
 def test_cifar10_small_runs_from_shipped_files_alone(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     preset = dataclasses.replace(SMALL, seeds=SeedRange(0, 3), block=4, skips=(8, 12), steps=14)
-    loaded = settings.load_sweep(preset, CPU, 1)
+    loaded = loading.load_sweep(preset, CPU)
     results = list(sweep.run(loaded))
     assert [result.outputs["count"] for result in results] == [4, 4]
     assert all(result.distance > 0 for result in results)
     assert results[0].inputs["distance_name"] == "FD-cifar"
 
 
+def titles(preset, network):
+    models, _ = loading.load_models(preset, network, components=())
+    return [key.title for key in models]
+
+
 def test_without_images_the_models_that_need_them_are_left_out(capsys):
-    network = settings.load_network(SMALL, CPU)
-    assert list(settings.analytic_models(SMALL, network)) == ["isotropic", "Gaussian"]
+    network = loading.load_network(SMALL, CPU)
+    assert titles(SMALL, network) == ["isotropic", "Gaussian"]
     assert "give --dataset" in capsys.readouterr().out
     with pytest.raises(UsageError, match="comes without images: give --dataset"):
-        settings.load_dataset(SMALL, network)
+        loading.load_dataset(SMALL, network)
 
 
 def test_images_that_the_parameters_are_not_of_are_named(tmp_path, capsys):
-    network = settings.load_network(SMALL, CPU)
+    network = loading.load_network(SMALL, CPU)
     np.save(tmp_path / "others.npy", np.zeros((2, 3, 32, 32), np.uint8))
     others = dataclasses.replace(SMALL, dataset=str(tmp_path / "others.npy"))
-    assert list(settings.analytic_models(others, network))[2:] == ["point cloud"]
+    assert titles(others, network)[2:] == ["point cloud"]
     assert "was made from other images than those of" in capsys.readouterr().out
 
 
@@ -68,47 +91,47 @@ def test_a_default_directory_of_other_images_is_refused_whatever_their_name(tmp_
     """Two arrays of one name: the second is not teleported by the first one's Gaussian."""
     monkeypatch.chdir(tmp_path)
     digits = find("digits")
-    network = settings.load_network(digits, CPU)
+    network = loading.load_network(digits, CPU)
     images = datasets.load("digits").images().squeeze(1).numpy()
     for folder, pixels in (("a", images), ("b", 255 - images)):
         (tmp_path / folder).mkdir()
         np.save(tmp_path / folder / "digits.npy", pixels)
     a, b = (dataclasses.replace(digits, dataset=f"{name}/digits.npy") for name in "ab")
-    settings.load_parameters(a, network)
-    settings.load_parameters(digits, network)
+    loading.load_parameters(a, network)
+    loading.load_parameters(digits, network)
     with pytest.raises(UsageError, match="was made from other images"):
-        settings.load_parameters(b, network)
+        loading.load_parameters(b, network)
     unknown = dataclasses.replace(digits, dataset="nosuch")
     with pytest.raises(UsageError, match="neither a known dataset"):
-        settings.load_parameters(unknown, network)
+        loading.load_parameters(unknown, network)
 
 
 def test_a_default_directory_made_from_a_zip_is_taken_again(tmp_path, monkeypatch):
     """A preset whose images are an archive with a reference of its own, as ffhq64."""
     monkeypatch.chdir(tmp_path)
-    preset, network = find("ffhq64"), settings.load_network(find("digits"), CPU)
+    preset, network = find("ffhq64"), loading.load_network(find("digits"), CPU)
     (tmp_path / "datasets").mkdir()
     with zipfile.ZipFile(preset.dataset, "w") as archive:
         for i, image in enumerate(datasets.load("digits").images()[:5]):
             save_png(tmp_path / f"{i}.png", image)
             archive.write(tmp_path / f"{i}.png", f"{i}.png")
-    made, again = (settings.load_parameters(preset, network) for _ in range(2))
+    made, again = (loading.load_parameters(preset, network) for _ in range(2))
     assert made.story["count"] == 5
     assert made.digest == again.digest
 
 
 def test_images_that_change_nothing_are_refused():
     for preset in (SMALL, find("cifar10"), find("digits")):
-        settings.check_images_count(preset)
+        options.check_images_count(preset)
     with pytest.raises(UsageError, match="would change nothing"):
-        settings.check_images_count(dataclasses.replace(SMALL, dataset="CIFAR10"))
-    settings.check_images_count(dataclasses.replace(find("cifar10"), dataset="CIFAR100"))
+        options.check_images_count(dataclasses.replace(SMALL, dataset="CIFAR10"))
+    options.check_images_count(dataclasses.replace(find("cifar10"), dataset="CIFAR100"))
 
 
 def test_the_shipped_parts_belong_together():
     """The reference is of the shipped features, and of as many images as the parameters."""
     reference = fid.read(SMALL.reference)
-    network = features.load(SMALL.features, device=CPU)
+    network = features.load(SMALL.features, device=CPU.device)
     assert reference.features == network.digest
     story = parameters.load(SMALL.parameters).story
     assert reference.count == story["count"] == 50_000

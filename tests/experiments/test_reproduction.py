@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 
 from edm.checkpoints import shipped
-from linear_structure import get_parameters, parameters
+from linear_structure import fit, parameters
 from linear_structure.data import datasets
 from linear_structure.points import PointCloud
 from linear_structure.system.errors import run_command
@@ -37,7 +37,7 @@ def files(tmp_path_factory) -> Path:
     folder = tmp_path_factory.mktemp("digits")
     images = datasets.load("digits").images()[:24]
     np.savez(folder / "few.npz", images=images.numpy())
-    model, story = get_parameters.fit_gaussian(datasets.load(str(folder / "few.npz")))
+    model, story = fit.fit_gaussian(datasets.load(str(folder / "few.npz")))
     parameters.save(folder / "gaussian", model, story)
     classes = [(model, replace(story, label=label)) for label in range(10)]
     parameters.save(folder / "by-class", model, story, classes)
@@ -72,8 +72,8 @@ def test_all_figures_come_with_their_numbers_and_a_second_run_makes_none_again(r
     assert {row["curve"] for row in rows} == {"Gaussian", "isotropic", "mixture of 10"}
     unskipped = {row["FD-digits"] for row in rows if row["skipped_steps"] == "0"}
     assert len(unskipped) == 1  # without a skip the model is not called
-    made = {path: path.stat().st_mtime_ns for path in (folder / "models").iterdir()}
-    assert "mixture-of-20.json" in {path.name for path in made}
+    made = {path: path.stat().st_mtime_ns for path in (folder / "models").rglob("*.npy")}
+    assert "mixture-of-20-solution-000000-000002.npy" in {path.name for path in made}
     assert run("reproduce_figures.py", *words) == 0
     assert {path: path.stat().st_mtime_ns for path in made} == made
 
@@ -119,7 +119,7 @@ def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
     capsys.readouterr()
     assert run("suggest_skip.py", *words, "--count", "4") == 0
     assert "Measured: the distance" in capsys.readouterr().out
-    monkeypatch.setattr("experiments.sweep.SOLVER_STEPS", 16)
+    monkeypatch.setattr("linear_structure.teleport.SOLVER_STEPS", 16)
     assert run("suggest_skip.py", *words, "--count", "4") == 0
     assert "The latest sweep was of another solver_steps:" in capsys.readouterr().out
 

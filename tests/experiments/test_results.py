@@ -7,7 +7,7 @@ from dataclasses import asdict
 
 import pytest
 
-from experiments import results, style, tables
+from experiments import figures, results, tables
 from experiments.presets import SeedRange, find
 from experiments.results import Result
 from linear_structure.sampling.grids import sigma_grid
@@ -170,9 +170,12 @@ def test_rows_of_as_many_but_other_ranges_say_so(incomplete):
 
 def test_the_graph_says_which_ranges_it_shows(tmp_path, monkeypatch, incomplete):
     drawn = []
-    monkeypatch.setattr(style, "save", lambda figure, path: drawn.append(figure))
+    monkeypatch.setattr(
+        "matplotlib.figure.Figure.savefig",
+        lambda figure, path, **_: drawn.append(figure) or path.touch(),
+    )
     rows = tables.rows(incomplete)
-    style.distance_against_skips(tmp_path / "g.png", rows, "FD", 10, {}, "title")
+    figures.distance_against_skips(tmp_path / "g.png", rows, "FD", 10, {}, "title")
     (figure,) = drawn
     _, labels = figure.axes[0].get_legend_handles_labels()
     assert labels == ["measured, mean", "smallest to largest of 1 to 2 seed ranges"]

@@ -5,20 +5,27 @@ import math
 import pytest
 import torch
 
-from experiments.sampling import Sampling, carry, nfe
+from edm.network import network_of
+from experiments.sampling import Sampling
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 from linear_structure.sampling.grids import sigma_grid
-from linear_structure.sampling.samplers import heun
+from linear_structure.sampling.samplers import SAMPLERS, heun
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.system.errors import UsageError, WorkError
+from linear_structure.teleport import Teleport, carry
 
 SHAPE = (1, 4, 4)
 
 
 def start(seeds, sigmas, skip=0, teleport=None):
     x = Seeds.of(seeds).latents(SHAPE).double() * sigmas[0]
-    return carry(x, sigmas, skip, teleport)
+    return carry(x, sigmas, skip, Teleport(teleport) if teleport else None)
+
+
+def exactly(denoise):
+    """A denoiser of float64 states as a network."""
+    return network_of(denoise, SHAPE, dtype=torch.float64)
 
 
 @pytest.fixture
@@ -34,8 +41,8 @@ def test_no_skip_is_plain_sampling_to_the_bit(gaussian):
     latents = Seeds.of([3, 5]).latents(SHAPE).double()
     *_, last = heun(gaussian.denoise, latents * sigmas[0], sigmas)
     without = to_uint8(last.x)
-    for teleport in (gaussian, None):
-        pixels = Sampling(SHAPE, sigmas, 0, teleport).pixels(gaussian.denoise, [3, 5])
+    for teleport in (Teleport(gaussian), None):
+        pixels = Sampling(exactly(gaussian.denoise), sigmas, teleport).pixels([3, 5])
         assert torch.equal(pixels, without)
 
 
@@ -64,8 +71,8 @@ def test_cost_is_what_the_formula_says(gaussian):
     sigmas = sigma_grid(18)
     for skip in (0, 1, 7, 17):
         calls = 0
-        Sampling(SHAPE, sigmas, skip, gaussian).pixels(counted, [0])
-        assert calls == nfe(18, skip) == 2 * (18 - skip) - 1
+        Sampling(exactly(counted), sigmas, Teleport(gaussian)).pixels([0], skip)
+        assert calls == SAMPLERS["heun"].calls(18, skip) == 2 * (18 - skip) - 1
 
 
 def test_isotropic_with_no_variance_only_shrinks_the_noise():
@@ -90,4 +97,4 @@ def test_skip_without_a_model_is_refused():
 
 def test_nan_of_a_network_is_said(gaussian):
     with pytest.raises(WorkError, match="NaN"):
-        Sampling(SHAPE, sigma_grid(4)).pixels(lambda x, sigma: x * math.nan, [0])
+        Sampling(exactly(lambda x, sigma: x * math.nan), sigma_grid(4)).pixels([0])

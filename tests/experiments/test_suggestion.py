@@ -8,11 +8,11 @@ import torch
 
 from experiments.presets import find
 from experiments.suggestion import best_skip, knee, offsets, until_above, verdict
-from experiments.teleports import flow_of
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.system.errors import WorkError
+from linear_structure.teleport import Teleport
 
 SIGMAS = sigma_grid(18)
 X = 80 * torch.randn(16, 1, 4, 4, generator=torch.Generator().manual_seed(0)).double()
@@ -21,7 +21,7 @@ GAUSSIAN = Gaussian(torch.zeros(16).double(), BASIS, torch.linspace(2, 0.1, 16).
 
 
 def test_a_network_that_is_the_gaussian_needs_no_steps_of_it():
-    found = list(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS))
+    found = list(offsets(GAUSSIAN.denoise, Teleport(GAUSSIAN), X, SIGMAS))
     assert [offset.skip for offset in found] == list(range(18))
     assert found[0].median == 0
     shown = until_above(found, 0.02)
@@ -37,8 +37,8 @@ def test_a_worse_model_may_skip_less_and_calls_stop_there():
         calls.append(float(sigma))
         return GAUSSIAN.denoise(x, sigma)
 
-    worse = until_above(offsets(network, Isotropic(GAUSSIAN.mean), X, SIGMAS), 0.02)
-    better = until_above(offsets(GAUSSIAN.denoise, GAUSSIAN, X, SIGMAS), 0.02)
+    worse = until_above(offsets(network, Teleport(Isotropic(GAUSSIAN.mean)), X, SIGMAS), 0.02)
+    better = until_above(offsets(GAUSSIAN.denoise, Teleport(GAUSSIAN), X, SIGMAS), 0.02)
     assert 1 < worse[-1].skip < better[-1].skip
     assert [offset.median > 0.02 for offset in worse] == [False] * worse[-1].skip + [True]
     assert min(calls) >= float(SIGMAS[worse[-1].skip])
@@ -58,7 +58,7 @@ def test_a_knee_that_no_distance_passes_is_said_to_be_the_end_of_the_sweep():
 
 def test_models_without_a_closed_flow_are_compared_too():
     """A mixture of one Gaussian misses by as little as the Gaussian: by the solvers' errors."""
-    alone = flow_of(GaussianMixture(torch.ones(1).double(), (GAUSSIAN,)))
+    alone = Teleport(GaussianMixture(torch.ones(1).double(), (GAUSSIAN,)))
     found = list(islice(offsets(GAUSSIAN.denoise, alone, X, SIGMAS), 8))
     assert found[0].median == 0
     assert max(offset.median for offset in found) < 0.01
@@ -66,4 +66,4 @@ def test_models_without_a_closed_flow_are_compared_too():
 
 def test_nan_of_a_network_is_said():
     with pytest.raises(WorkError, match="NaN"):
-        list(offsets(lambda x, sigma: x * math.nan, GAUSSIAN, X, SIGMAS))
+        list(offsets(lambda x, sigma: x * math.nan, Teleport(GAUSSIAN), X, SIGMAS))

@@ -15,37 +15,27 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from PIL import Image
 
 from edm.checkpoints import checkpoint
-from edm.checkpoints.checkpoint import network_digest
 from edm.evaluation import fid
-from edm.precondition import build
-from experiments import presets, results, scores, sweep
+from experiments import comparison, presets, results, sweep
 from experiments.forecast import forecast
-from experiments.presets import SeedRange
 from experiments.sampling import Sampling, grid_of
-from experiments.teleports import flow_of
 from linear_structure import parameters
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
-from linear_structure.parameters import Parameters, Story
+from linear_structure.parameters import Story
 from linear_structure.points import PointCloud
-from linear_structure.sampling.seeds import Seeds
+from linear_structure.sampling.samplers import heun
+from linear_structure.sampling.seeds import SeedRange, Seeds
 from linear_structure.system.errors import UsageError, WorkError, run_command
+from linear_structure.system.machine import Machine
+from linear_structure.teleport import Teleport
 
 ROOT = Path(__file__).resolve().parents[2]
-CONFIG = {
-    "precondition": "EDMPrecond",
-    "model_type": "SongUNet",
-    "img_resolution": 8,
-    "img_channels": 1,
-    "model_channels": 8,
-    "channel_mult": [1],
-    "num_blocks": 1,
-    "attn_resolutions": [],
-}
 
 
 @dataclasses.dataclass(frozen=True)
@@ -61,18 +51,10 @@ class Corners:
         return torch.nn.functional.adaptive_avg_pool2d(images.float(), 2).flatten(1)
 
 
-def random_network(**changes):
-    torch.manual_seed(0)
-    network = build({**CONFIG, **changes}).eval().requires_grad_(False)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
-    return network
-
-
 @pytest.fixture
 def small(tmp_path):
     """A sweep of tiny parts in a folder of its own."""
-    network = random_network()
+    network = tiny.network(img_channels=1)
     model = Gaussian(torch.zeros(64).double(), torch.eye(64)[:, :3], torch.ones(3).double())
     generator = torch.Generator().manual_seed(1)
     reference = fid.measure([torch.randn(50, 4, generator=generator)])
@@ -82,12 +64,10 @@ def small(tmp_path):
     return sweep.Sweep(
         preset=preset,
         network=network,
-        network_digest=network_digest(network),
-        parameters=Parameters(model, {}, parameters.digest(model)),
+        teleport=Teleport(model),
         features=Corners(),
         reference=reference,
-        device=torch.device("cpu"),
-        threads=torch.get_num_threads(),
+        machine=Machine(torch.device("cpu"), torch.get_num_threads()),
         root=tmp_path,
     )
 
@@ -107,8 +87,8 @@ def test_distance_is_that_of_the_images(small):
     assert [result.skip for result in found] == [0, 2]
     for result in found:
         sigmas = grid_of(small.preset, small.network)
-        sampling = Sampling((1, 8, 8), sigmas, result.skip, flow_of(small.parameters.model))
-        pixels = [sampling.pixels(small.network, range(i, i + 5)) for i in range(0, 20, 5)]
+        sampling = Sampling(small.network, sigmas, small.teleport)
+        pixels = [sampling.pixels(range(i, i + 5), result.skip) for i in range(0, 20, 5)]
         statistics = fid.measure([Corners()(torch.cat(pixels))])
         assert result.distance == fid.frechet(statistics, small.reference)
         assert result.outputs["count"] == 20
@@ -125,9 +105,9 @@ def test_a_finished_sweep_is_reused_without_a_call(small):
 def test_other_settings_are_sampled_anew(small):
     list(sweep.run(small))
     model = Isotropic(torch.zeros(64).double())
-    other = dataclasses.replace(small, parameters=Parameters(model, {}, parameters.digest(model)))
+    other = dataclasses.replace(small, teleport=Teleport(model))
     (_, two) = sweep.run(other)
-    assert two.inputs["parameters"] != small.parameters.digest
+    assert two.inputs["parameters"] != small.inputs(2)["parameters"]
     kept = list(small.folder.glob("2.*.json"))
     assert len(kept) == 1 and results.read(kept[0]).inputs == small.inputs(2)
 
@@ -175,10 +155,8 @@ def test_images_are_saved_as_measured(small):
     list(sweep.run(saving))
     sigmas = grid_of(small.preset, small.network)
     for skip in (0, 2):
-        sampling = Sampling((1, 8, 8), sigmas, skip, flow_of(small.parameters.model))
-        pixels = torch.cat(
-            [sampling.pixels(small.network, seeds) for seeds in (range(5), range(5, 10))]
-        )
+        sampling = Sampling(small.network, sigmas, small.teleport)
+        pixels = torch.cat([sampling.pixels(seeds, skip) for seeds in (range(5), range(5, 10))])
         images = stored(small, skip)
         assert list(images) == [f"{seed:06d}.png" for seed in range(3, 8)]
         assert np.array_equal(np.stack(list(images.values())), pixels[3:8].squeeze(1).numpy())
@@ -189,20 +167,22 @@ def test_images_of_other_settings_are_not_reused(small):
     list(sweep.run(saving))
     before = stored(small, 2)
     model = Isotropic(torch.zeros(64).double())
-    other = dataclasses.replace(saving, parameters=Parameters(model, {}, parameters.digest(model)))
+    other = dataclasses.replace(saving, teleport=Teleport(model))
     list(sweep.run(other))
     records = sorted((small.root / "digits" / "images").glob("2-*/inputs.json"))
     digests = {json.loads(path.read_text())["parameters"] for path in records}
-    assert digests == {saving.parameters.digest, other.parameters.digest}
+    assert digests == {each.teleport.inputs["parameters"] for each in (saving, other)}
     for path in records:
-        of_saving = json.loads(path.read_text())["parameters"] == saving.parameters.digest
+        of_saving = (
+            json.loads(path.read_text())["parameters"] == saving.teleport.inputs["parameters"]
+        )
         image = np.asarray(Image.open(path.parent / "000003.png"))
         assert np.array_equal(image, before["000003.png"]) == of_saving
 
 
 def test_tf32_is_part_of_what_a_result_depends_on(small):
     """Its absence is not, so that results made without it stay valid."""
-    fast = dataclasses.replace(small, tf32=True)
+    fast = dataclasses.replace(small, machine=dataclasses.replace(small.machine, tf32=True))
     assert fast.inputs(2) == {**small.inputs(2), "tf32": True}
     assert sweep.blocks_of(fast, 2) != sweep.blocks_of(small, 2)
 
@@ -233,7 +213,7 @@ def test_statistics_of_other_features_are_refused_before_sampling(small):
 def test_parameters_of_another_shape_are_refused(small):
     model = Isotropic(torch.zeros(63).double())
     with pytest.raises(UsageError, match=r"63 values.*1 x 8 x 8 = 64"):
-        dataclasses.replace(small, parameters=Parameters(model, {}, ""))
+        dataclasses.replace(small, teleport=Teleport(model))
 
 
 def test_a_point_cloud_teleports_too(small):
@@ -243,8 +223,7 @@ def test_a_point_cloud_teleports_too(small):
     preset = dataclasses.replace(small.preset, skips=(2,))
     found = []
     for model in (cloud, point):
-        changed = Parameters(model, {}, type(model).__name__)
-        varied = dataclasses.replace(small, preset=preset, parameters=changed)
+        varied = dataclasses.replace(small, preset=preset, teleport=Teleport(model))
         found.append([result.distance for result in sweep.run(varied)])
     assert found[0] == pytest.approx(found[1], rel=0.05)
 
@@ -265,7 +244,7 @@ def test_nan_stops_the_sweep_and_keeps_what_is_made(small):
     list(sweep.run(done))
     small.network.requires_grad_(False)
     next(small.network.parameters()).fill_(math.nan)
-    broken = dataclasses.replace(small, network_digest="other")
+    broken = dataclasses.replace(small)
     with pytest.raises(WorkError, match="NaN"):
         list(sweep.run(broken))
     assert (small.folder / "0.json").exists()
@@ -410,7 +389,8 @@ def test_a_dry_run_says_what_it_knows_and_touches_nothing(
 def test_a_dry_run_names_the_images_that_will_be_read(call, small, tmp_path, capsys, monkeypatch):
     """For a reference of theirs, whatever parameters there are; else to make parameters alone."""
     monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path / "cache"))
-    parameters.save(tmp_path / "own", small.parameters.model, Story("none", "", 50, (1, 8, 8), 0.5))
+    monkeypatch.setattr("experiments.forecast._seconds_of_call", lambda *_: 1.0)
+    parameters.save(tmp_path / "own", small.teleport.model, Story("none", "", 50, (1, 8, 8), 0.5))
     for words, read in (
         (["digits", "--dataset", "CIFAR10", "--parameters", "own"], True),
         (["cifar10"], True),
@@ -447,7 +427,7 @@ def test_a_dry_runs_time_is_that_of_timed_calls(small, monkeypatch):
 
 def test_a_dry_run_counts_the_steps_of_a_solved_teleport(small, tmp_path):
     """A mixture takes 64 calls of three products for each component; a Gaussian's flow has two."""
-    gaussian = small.parameters.model
+    gaussian = small.teleport.model
     mixture = GaussianMixture(torch.ones(2).double() / 2, (gaussian, gaussian))
     flops = []
     for name, model in (("mixture", mixture), ("gaussian", gaussian)):
@@ -470,15 +450,14 @@ def test_a_dry_run_with_redirected_sources(call, tmp_path, capsys, monkeypatch):
 
 
 def test_a_dry_run_with_features_for_other_images(call, tmp_path, capsys):
-    torch.manual_seed(0)
-    checkpoint.save(build({**CONFIG, "img_channels": 3}), tmp_path / "n.safetensors", {})
+    checkpoint.save(tiny.network(), tmp_path / "n.safetensors", {})
     assert call("digits", "--dry-run", "--network", "n.safetensors") == 2
     assert "the features do not suit the network's images" in capsys.readouterr().err
 
 
 def test_images_of_another_size_are_refused_as_points(call, tmp_path, capsys):
     from linear_structure.data import datasets
-    from linear_structure.get_parameters import fit_gaussian
+    from linear_structure.fit import fit_gaussian
 
     parameters.save(tmp_path / "p", *fit_gaussian(datasets.load("digits")))
     np.save(tmp_path / "large.npy", np.zeros((2, 9, 9), np.uint8))
@@ -497,7 +476,11 @@ def test_scores_continue_and_say_what_they_are_of(call, tmp_path, monkeypatch):
     assert [name for name, _ in inputs["models"]] == ["isotropic", "Gaussian", "point cloud"]
 
     blocks = sorted((tmp_path / "scores" / "blocks").rglob("*.npy"))
-    assert [path.name for path in blocks] == ["000000-000004.npy", "000005-000009.npy"]
+    models = ("Gaussian", "isotropic", "point-cloud")
+    ends = ("000000-000004.npy", "000005-000009.npy")
+    assert [path.name for path in blocks] == [
+        f"{m}-trajectory-{end}" for m in models for end in ends
+    ]
     blocks[1].write_bytes(blocks[1].read_bytes()[:-1])
     kept = blocks[0].stat().st_mtime_ns
     assert call(*words, script="plot_scores.py") == 0
@@ -512,23 +495,29 @@ def test_scores_continue_and_say_what_they_are_of(call, tmp_path, monkeypatch):
 
 def test_scores_are_of_the_classes_that_the_seeds_draw(small, tmp_path):
     """Blocks of a network with classes that was told none are not read; others stay valid."""
-    network, isotropic = random_network(label_dim=3), Isotropic(torch.zeros(64).double())
-    study = scores.Study(
-        small.preset, network, {"isotropic": isotropic}, small.device, small.threads, tmp_path
+    network, isotropic = (
+        tiny.network(img_channels=1, label_dim=3),
+        Isotropic(torch.zeros(64).double()),
+    )
+    sigmas, makers = small.sampling.sigmas, {comparison.GAUSSIAN: lambda: isotropic}
+    study, told_none = (
+        comparison.study_of(Sampling(each, sigmas), small.machine, makers, None, tmp_path)
+        for each in (network, small.network)
     )
     seeds = Seeds.of(range(5))
     latents, denoise = seeds.latents((1, 8, 8)), network.bind(seeds.labels(3))
-    x, models = latents.double() * small.sigmas[0], {"isotropic": isotropic.denoise}
-    errors = torch.cat(list(scores.relative_errors(denoise, models, x, small.sigmas)), 1).T
-    assert torch.equal(scores.compare(study)["isotropic"].errors[:, :5], errors)
+    steps = list(heun(denoise, latents.double() * sigmas[0], sigmas))
+    states = comparison.States(Sampling(network, sigmas), range(5))
+    found = study.numbers(states, ("trajectory",))[comparison.GAUSSIAN]["trajectory"]
+    assert torch.equal(found, comparison.scores(steps, isotropic.denoise))
     assert study.inputs["labels"] == "drawn"
-    assert "labels" not in dataclasses.replace(study, network=small.network).inputs
+    assert "labels" not in told_none.inputs
 
 
 def test_eigenvalues_of_other_units_are_rescaled(call, tmp_path):
     """A directory that describes pixels in [0, 1] gives with --eigenvalue-scale 4 the same."""
     from linear_structure.data import datasets
-    from linear_structure.get_parameters import fit_gaussian
+    from linear_structure.fit import fit_gaussian
 
     model, story = fit_gaussian(datasets.load("digits"))
     parameters.save(tmp_path / "p", model, story)

@@ -71,7 +71,11 @@ def test_every_kind_is_made_wherever_it_is_typed(tmp_path, kind):
     run = typed(folder, script, "digits", kind, tmp_path / "p" if at_home else "p")
     assert run.returncode == 0, run.stderr
     found = parameters.load(tmp_path / "p")
-    assert (found.kind, found.story["dataset"], found.story["count"]) == (kind, "digits", 1797)
+    assert (found.model.kind, found.story["dataset"], found.story["count"]) == (
+        kind,
+        "digits",
+        1797,
+    )
     assert found.story["image_shape"] == [1, 8, 8]
     assert found.story["sigma_data"] == pytest.approx(float(X.std(correction=0)), rel=1e-12)
     assert f"sigma_data) {float(X.std(correction=0)):.4f}" in run.stdout

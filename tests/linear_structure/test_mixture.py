@@ -6,8 +6,9 @@ import torch
 from scipy.stats import multivariate_normal
 
 from linear_structure.denoise import score
+from linear_structure.fit import fit_mixture
 from linear_structure.gaussian import Gaussian
-from linear_structure.mixture import GaussianMixture, cluster, fit
+from linear_structure.mixture import GaussianMixture
 
 GENERATOR = torch.Generator().manual_seed(0)
 X = torch.randn(6, 2, 4, generator=GENERATOR, dtype=torch.float64)
@@ -50,7 +51,7 @@ def test_log_prob_is_scipys():
 
 def test_weights_far_from_all_components_stay_finite():
     assert bool(torch.isfinite(MIXTURE.denoise(X * 1e4, 0.01)).all())
-    assert torch.allclose(MIXTURE.responsibilities(X, 0.5).sum(1), torch.ones(6).double())
+    assert torch.allclose(MIXTURE.posterior(X, 0.5).responsibilities.sum(1), torch.ones(6).double())
 
 
 def test_each_sample_has_its_own_sigma():
@@ -64,29 +65,10 @@ def test_each_sample_has_its_own_sigma():
 def test_half_precision_rounds_only_what_goes_in_and_out(dtype, sigma):
     """At the size of images, where log densities are in the thousands."""
     samples = torch.randn(40, 3072, generator=GENERATOR) / 2
-    mixture = fit(samples, torch.arange(40) % 4)
+    mixture = fit_mixture(samples, torch.arange(40) % 4)
     x = (samples[:5] + sigma * torch.randn(5, 3072, generator=GENERATOR)).to(dtype)
     expected = mixture.denoise(x.double(), sigma)
     assert torch.allclose(mixture.denoise(x, sigma).double(), expected, rtol=0.01, atol=5e-3)
-    chosen = mixture.responsibilities(x, sigma).double()
-    assert torch.allclose(chosen, mixture.responsibilities(x.double(), sigma), atol=0.01)
-
-
-def test_fit_recovers_separate_clusters():
-    labels = torch.arange(600) % 3
-    centers = torch.eye(3, DIM).double() * 20
-    samples = centers[labels] + torch.randn(600, DIM, generator=GENERATOR, dtype=torch.float64)
-    found = cluster(samples, 3)
-    assert torch.equal(found, cluster(samples, 3))
-    same_pairs = (found[:, None] == found) == (labels[:, None] == labels)
-    assert bool(same_pairs.all())
-    by_label = fit(samples, labels, rank=2)
-    assert torch.allclose(by_label.weights, torch.full((3,), 1 / 3, dtype=torch.float64))
-    for label, part in enumerate(by_label.components):
-        direct = Gaussian.from_samples(samples[labels == label], 2)
-        assert torch.equal(part.mean, direct.mean) and part.basis.shape == (DIM, 2)
-
-
-def test_more_components_than_samples_are_refused():
-    with pytest.raises(ValueError, match="9 components"):
-        cluster(X.flatten(1), 9)
+    chosen = mixture.posterior(x, sigma).responsibilities.double()
+    exact = mixture.posterior(x.double(), sigma).responsibilities
+    assert torch.allclose(chosen, exact, atol=0.01)

@@ -11,6 +11,7 @@ import signal
 import sys
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 
@@ -94,7 +95,7 @@ def refusal(directory: Path) -> str:
 @every_kind
 def test_a_model_survives_the_way_through_files(tmp_path, kind):
     found = parameters.load(saved(tmp_path / "p", kind))
-    assert found.kind == kind
+    assert found.model.kind == kind
     assert found.notice == ""
     x = torch.randn(4, *SHAPE, dtype=torch.float64)
     torch.testing.assert_close(found.model.denoise(x, 0.3), MODELS[kind].denoise(x, 0.3))
@@ -131,6 +132,34 @@ def test_the_digest_tells_values_not_files(tmp_path, kind):
     assert digests == {parameters.digest(model)}
     others = {parameters.digest(other) for other in MODELS.values()}
     assert len(others) == len(MODELS)
+
+
+MEAN = torch.arange(4, dtype=torch.float64) / 8
+PLANE = Gaussian(MEAN, torch.eye(4)[:, :2], torch.tensor([2.0, 0.5]))
+PAIR = (PLANE, Gaussian(-MEAN, torch.eye(4)[:, :0], MEAN[:0]))
+
+
+@pytest.mark.parametrize(
+    ("model", "expected"),
+    [
+        (PLANE, "526fdde7f8e9aaa81369408c7e35c22323deff39b6194b23b6a7e74398e20fed"),
+        (
+            Isotropic(MEAN, 0.25),
+            "c1d08386c2dcadb2671306bfcedef96a56d3f664ddcdb2a2b5b7fcb259d501aa",
+        ),
+        (
+            GaussianMixture(torch.tensor([0.75, 0.25]), PAIR),
+            "dabe590bdbc1474b4ed726f6fbd3187f5f623a0de97253ff4d61c794bb35aff9",
+        ),
+        (
+            PointCloud(torch.arange(8, dtype=torch.uint8).view(2, 4)),
+            "1d7146449cb78e70a8faad23669233348c4c6d6633a1580196c5cc8a0404dbc5",
+        ),
+    ],
+    ids=MODELS,
+)
+def test_digests_are_those_of_stored_results(model, expected):
+    assert parameters.digest(model) == expected
 
 
 def test_a_digest_changes_with_any_value():
@@ -171,6 +200,38 @@ def test_models_of_classes_come_back_by_label(tmp_path, kind):
 
 def test_a_directory_without_classes_has_none(tmp_path):
     assert parameters.load_by_class(saved(tmp_path)) == {}
+
+
+@dataclass(frozen=True)
+class Spread(PointCloud):
+    """Pixels, each with as much Gaussian noise: a kind that nothing but its row tells of."""
+
+    kind = "spread"
+    files = ("points.npy", "scale.pt")
+    scale: float = 0.0
+
+    @classmethod
+    def from_tensors(cls, tensors):
+        if float(tensors["scale"]) < 0:
+            raise ValueError("scale: expected 0 or more")
+        return cls(tensors["points"], scale=float(tensors["scale"]))
+
+    def tensors(self):
+        return {"points": self.points, "scale": torch.tensor(self.scale).double()}
+
+
+def test_a_new_kind_is_one_row(tmp_path, monkeypatch):
+    monkeypatch.setitem(parameters.KINDS, "spread", Spread)
+    monkeypatch.setattr(parameters, "CONTENTS", {*parameters.CONTENTS, *Spread.files})
+    model = Spread(MODELS["pointcloud"].points, scale=0.5)
+    parameters.save(tmp_path / "p", model, DIGITS)
+    found = parameters.load(tmp_path / "p")
+    assert isinstance(found.model, Spread) and found.model.scale == 0.5
+    assert torch.equal(found.model.points, model.points)
+    assert found.digest == parameters.digest(model)
+    assert found.story["dtype"] == {"scale": "float64"}
+    parameters.save(tmp_path / "p", Spread(model.points, scale=-1.0), DIGITS)
+    assert refusal(tmp_path / "p") == f"{tmp_path / 'p'}: scale: expected 0 or more"
 
 
 def test_points_that_are_no_pixels_are_not_written(tmp_path):

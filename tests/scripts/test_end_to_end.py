@@ -18,11 +18,11 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import tiny
 import torch
 
 from edm.evaluation import fid
 from edm.evaluation.inception import inception3
-from edm.precondition import build
 
 ROOT = Path(__file__).resolve().parents[2]
 ARCHIVE = "cifar-10-python.tar.gz"
@@ -74,25 +74,15 @@ def cifar_archive() -> bytes:
 
 def network_snapshot(published) -> bytes:
     """A tiny unconditional VP network in the form of the published ones."""
-    config = {
-        "precondition": "EDMPrecond",
-        "model_type": "SongUNet",
-        "img_resolution": 32,
-        "img_channels": 3,
-        "label_dim": 0,
-        "model_channels": 8,
-        "channel_mult": [1, 1],
-        "num_blocks": 1,
-        "attn_resolutions": [16],
-        "augment_dim": 9,
-    }
-    torch.manual_seed(0)
-    network = build(config)
-    for parameter in network.parameters():
-        torch.nn.init.normal_(parameter, std=0.1)
+    shape = {"img_resolution": 32, "channel_mult": [1, 1], "attn_resolutions": [16]}
+    network = tiny.network(augment_dim=9, **shape)
     file = io.BytesIO()
     form = published.Form()
-    published.dump(published.snapshot(config, network.state_dict(), form), file, form)
+    published.dump(
+        published.snapshot(tiny.config(augment_dim=9, **shape), network.state_dict(), form),
+        file,
+        form,
+    )
     return file.getvalue()
 
 

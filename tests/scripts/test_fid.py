@@ -18,7 +18,7 @@ from edm.evaluation.extraction import Selection, subset
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.system.machine import set_threads
+from linear_structure.system.machine import Machine, set_threads
 
 ROOT = Path(__file__).resolve().parents[2]
 SCRIPT = ROOT / "scripts" / "fid.py"
@@ -121,20 +121,23 @@ def test_stopped_and_continued_equals_uninterrupted_bit_for_bit(run, tmp_path, m
 def test_what_the_command_says_beside_its_work_does_not_matter_to_a_continuation(
     run, tmp_path, monkeypatch
 ):
-    def stopping(self, block):
+    def stopping(self, images, block):
         if block == 5:
             raise KeyboardInterrupt
-        return make(self, block)
+        return make(self, images, block)
 
-    words, make = ("calc", "--images", "digits", "--ref", "digits"), extraction.Extraction._make
+    words, make = ("calc", "--images", "digits", "--ref", "digits"), extraction.Extractor._made
     with monkeypatch.context() as patch:
-        patch.setattr(extraction.Extraction, "_make", stopping)
+        patch.setattr(extraction.Extractor, "_made", stopping)
         assert run(*words)[0] == 130
     kept = list((tmp_path / "cache").rglob("*.npy"))
     made_again = []
-    monkeypatch.setattr(
-        extraction.Extraction, "_make", lambda self, n: made_again.append(n) or make(self, n)
-    )
+
+    def making(self, images, block):
+        made_again.append(block)
+        return make(self, images, block)
+
+    monkeypatch.setattr(extraction.Extractor, "_made", making)
     assert run(*words, "--json", tmp_path / "result.json")[0] == 0
     assert (len(kept), made_again) == (5, list(range(5, 18)))
 
@@ -168,11 +171,12 @@ def test_a_damaged_block_is_made_again(run, tmp_path, damage):
 def test_a_block_that_is_damaged_while_others_work_is_made_again(tmp_path):
     network = features.load(WEIGHTS)
     images = Selection.of("digits", 20)
-    extract = extraction.Extraction(images, network, 10, tmp_path)
-    assert extract.compute() == 20
-    (tmp_path / "000001.npy").write_bytes(b"cut")
-    assert torch.equal(torch.cat(list(extract.blocks())), images.features(network, images.chosen))
-    assert extract.compute() == 0
+    extract = extraction.Extractor(network, 10, Machine(torch.device("cpu"), 1), tmp_path)
+    assert extract.compute(images) == 20
+    next(tmp_path.rglob("000001.npy")).write_bytes(b"cut")
+    found = torch.cat(list(extract.blocks(images)))
+    assert torch.equal(found, images.features(network, images.chosen))
+    assert extract.compute(images) == 0
 
 
 def test_reference_measures_all_images_and_knows_its_network(run, tmp_path):
@@ -247,9 +251,7 @@ def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, monkeypatch):
         "need more than 5 images": (few, "digits", "--precision-recall", "5"),
     }
     with monkeypatch.context() as patched:
-        patched.setattr(
-            extraction.Extraction, "compute", lambda self: pytest.fail("work has begun")
-        )
+        patched.setattr(extraction.Extractor, "compute", lambda *_: pytest.fail("work has begun"))
         for complaint, words in cases.items():
             images, reference, options = split(words)
             code, _, error = run("calc", "--images", *images, "--ref", reference, *options)

@@ -5,35 +5,26 @@ import json
 import runpy
 import sys
 from collections import OrderedDict
+from collections.abc import Mapping
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
 import pytest
+import tiny
 import torch
 from safetensors import safe_open
 from safetensors.torch import save_file
-from torch import Tensor
+from torch import Tensor, nn
 
-from edm.checkpoints.checkpoint import load, network_digest, save
-from edm.precondition import Preconditioned, build
+from edm.checkpoints.checkpoint import load, load_module, save
+from edm.precondition import Preconditioned
 from linear_structure.system.download import Source, given, located
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of_file
+from linear_structure.system.files import digest_of_file, digest_of_state
 
 ROOT = Path(__file__).resolve().parents[3]
-CONFIG = {
-    "precondition": "EDMPrecond",
-    "model_type": "SongUNet",
-    "img_resolution": 8,
-    "img_channels": 3,
-    "model_channels": 8,
-    "channel_mult": [1, 2],
-    "num_blocks": 1,
-    "attn_resolutions": [4],
-    "augment_dim": 9,
-    "dropout": 0.13,
-}
+OPTIONS = {"channel_mult": [1, 2], "attn_resolutions": [4], "augment_dim": 9, "dropout": 0.13}
 FORMS = [
     (protocol, container, numpy)
     for protocol in (2, 4)
@@ -44,11 +35,7 @@ OTHER_FORMS = [(3, dict, "numpy._core.multiarray"), (5, dict, "numpy._core.multi
 
 
 def network(**options: Any) -> Preconditioned:
-    torch.manual_seed(0)
-    made = build(CONFIG | options)
-    for parameter in made.requires_grad_(False).parameters():
-        parameter.copy_(torch.randn(parameter.shape) * parameter[0].numel() ** -0.5)
-    return made.eval()
+    return tiny.network(None, **OPTIONS | options)
 
 
 def written(
@@ -233,15 +220,15 @@ def test_digest_is_that_of_the_network_and_not_of_its_file(
     source = network()
     save(source, tmp_path / "a.safetensors", {"source": "here"})
     paths = [written(published, tmp_path / "a.pkl", source), tmp_path / "a.safetensors"]
-    assert {network_digest(load(path)) for path in paths} == {network_digest(source)}
+    assert {load(path).digest for path in paths} == {source.digest}
 
 
 def test_digest_sees_every_bit_and_option() -> None:
-    digests = {network_digest(network()), network_digest(network(sigma_data=0.6))}
+    digests = {network().digest, network(sigma_data=0.6).digest}
     nudged = network()
     weight = nudged.model.map_layer0.weight
     weight[0, 0] = torch.nextafter(weight[0, 0], torch.tensor(9.0))
-    assert len(digests | {network_digest(nudged)}) == 3
+    assert len(digests | {nudged.digest}) == 3
 
 
 # Paths, URLs and digests
@@ -300,6 +287,64 @@ def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
         save_file({"a": torch.zeros(3)}, path, {"config": config})
         with pytest.raises(UsageError, match="config"):
             load(path)
+
+
+class Linear(nn.Linear):
+    """A module of another kind, one of whose tensors is an integer."""
+
+    def __init__(self, width: int) -> None:
+        super().__init__(width, 2)
+        self.config = {"width": width}
+        self.register_buffer("steps", torch.tensor(7))
+
+
+def linear(config: Mapping[str, Any]) -> Linear:
+    if config.keys() != {"width"}:
+        raise UsageError(f"its options are {', '.join(config)}: expected width")
+    return Linear(**config)
+
+
+def test_a_module_of_any_kind_is_given_back(tmp_path: Path) -> None:
+    source, path = Linear(3), tmp_path / "a.safetensors"
+    save(source, path, {}, key="layer")
+    read = load_module(path, linear, key="layer")
+    assert isinstance(read, Linear)
+    assert same(read, source)
+    assert read.config == source.config
+    assert not read.training
+    digests = {digest_of_state(each.config, each.state_dict()) for each in (read, source)}
+    assert len(digests) == 1
+
+
+def test_a_module_of_another_kind_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "a.safetensors"
+    save(Linear(3), path, {})
+    with pytest.raises(UsageError, match="gives no network: unknown precondition None"):
+        load(path)
+    with pytest.raises(UsageError, match="without 'layer' in its metadata"):
+        load_module(path, linear, key="layer")
+    save(network(), path, {})
+    with pytest.raises(UsageError, match="gives no network: its options are precondition, model_t"):
+        load_module(path, linear)
+
+
+@pytest.mark.parametrize(
+    ("tensors", "complaint"),
+    [
+        ({"steps": torch.tensor(7.0)}, "'steps' is .* float32: expected .* int64"),
+        ({"steps": torch.tensor(7, dtype=torch.int32)}, "'steps' is .* int32: expected .* int64$"),
+        ({"bias": torch.tensor([1, 2])}, "'bias' is .* int64: expected .* or another float"),
+        ({"bias": torch.zeros(3)}, r"'bias' is \(3,\) float32: expected \(2,\) float32"),
+        ({"more": torch.zeros(3)}, "1 are unknown, the first of them 'more'"),
+    ],
+)
+def test_tensors_that_do_not_fit_are_named(
+    tmp_path: Path, tensors: dict[str, Tensor], complaint: str
+) -> None:
+    path, source = tmp_path / "a.safetensors", Linear(3)
+    save_file({**source.state_dict(), **tensors}, path, {"config": json.dumps(source.config)})
+    with pytest.raises(UsageError, match=complaint):
+        load_module(path, linear)
 
 
 def test_conversion_keeps_the_network(

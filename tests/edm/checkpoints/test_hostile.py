@@ -24,6 +24,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+import tiny
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -36,16 +37,7 @@ from edm.precondition import Preconditioned, build
 from linear_structure.system.errors import UsageError
 from linear_structure.system.unpickle import Malformed, evaluate
 
-CONFIG = {
-    "precondition": "EDMPrecond",
-    "model_type": "SongUNet",
-    "img_resolution": 4,
-    "img_channels": 1,
-    "model_channels": 4,
-    "channel_mult": [1],
-    "num_blocks": 1,
-    "attn_resolutions": [],
-}
+CONFIG = tiny.config(img_resolution=4, img_channels=1, model_channels=4)
 WEIGHT = "model.map_layer0.weight"
 EXTENSION = 217  # in the range that copyreg leaves to applications
 MEGABYTE = 1 << 20

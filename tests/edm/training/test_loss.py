@@ -3,10 +3,10 @@
 import math
 
 import pytest
+import tiny
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-from edm.precondition import build
 from edm.training.augment import Augment
 from edm.training.loss import EDM, VE, VP, denoising_loss, loss_at
 from linear_structure.denoise import expand
@@ -56,10 +56,7 @@ def test_training_loss_is_the_same_expectation_over_sigmas() -> None:
 @pytest.mark.parametrize("name", LOSSES)
 def test_weight_makes_errors_of_the_network_count_equally(name: str) -> None:
     """w c_out^2 = 1 at every sigma: the loss is the plain squared error of F."""
-    network = build(
-        {"precondition": name, "model_type": "SongUNet", "img_resolution": 4, "img_channels": 1}
-        | {"model_channels": 8, "channel_mult": [1], "num_blocks": 1, "attn_resolutions": []}
-    )
+    network = tiny.network(precondition=name, img_resolution=4, img_channels=1)
     sigma = torch.logspace(-2, 2, 20)
     scale = network.coefficients(sigma).out ** 2
     torch.testing.assert_close(LOSSES[name].weight(sigma) * scale, torch.ones(20))
@@ -83,6 +80,14 @@ def test_quantiles_of_sigma(loss: EDM | VE | VP, expected: Tensor) -> None:
     torch.manual_seed(0)
     found = torch.quantile(loss.sigmas(200_000).double(), QUANTILES)
     torch.testing.assert_close(found.log(), expected.log(), atol=0.03, rtol=0.01)
+
+
+def test_vp_sigmas_are_the_published_formula_to_the_bit() -> None:
+    torch.manual_seed(0)
+    found = VP().sigmas(1000)
+    torch.manual_seed(0)
+    t = 1 + torch.rand(1000) * (1e-5 - 1)
+    assert torch.equal(found, ((19.9 * t**2 / 2 + 0.1 * t).exp() - 1).sqrt())
 
 
 def test_share_of_log_uniform_sigmas_reaches_what_the_normal_ones_do_not() -> None:
@@ -111,3 +116,54 @@ def test_random_numbers_are_drawn_for_sigma_then_augmentation_then_noise() -> No
     assert torch.equal(seen["sigma"], sigma)
     assert torch.equal(seen["augment_labels"], labels)
     assert torch.equal(seen["x"], noisy)
+
+
+def conditional_network() -> nn.Module:
+    return tiny.network(None, img_channels=1, label_dim=3, augment_dim=9).requires_grad_()
+
+
+def test_a_function_that_gives_constant_labels_is_these_labels() -> None:
+    network, images = conditional_network(), torch.rand(6, 1, 8, 8)
+    labels = torch.eye(3)[[0, 1, 2, 0, 1, 2]]
+    errors = []
+    for given in (labels, lambda clean, sigma: labels, labels.flip(0)):
+        torch.manual_seed(5)
+        errors.append(denoising_loss(EDM(), network, images, given, Augment(0.5)))
+    assert torch.equal(errors[0], errors[1])
+    assert not torch.equal(errors[0], errors[2])
+
+
+def test_labels_are_made_of_the_augmented_images_and_the_sigmas_drawn() -> None:
+    network, images, augment, seen = conditional_network(), torch.rand(6, 1, 8, 8), Augment(0.5), []
+
+    def encode(clean: Tensor, sigma: Tensor) -> Tensor:
+        seen.extend([clean, sigma])
+        return torch.zeros(6, 3)
+
+    torch.manual_seed(5)
+    denoising_loss(EDM(), network, images, encode, augment)
+    torch.manual_seed(5)
+    sigma = EDM().sigmas(6)
+    assert torch.equal(seen[1], sigma)
+    assert torch.equal(seen[0], augment(images)[0])
+    assert not torch.equal(seen[0], images)
+
+
+def test_gradients_reach_what_makes_the_labels() -> None:
+    """The gradient of a bias of the encoder is the difference quotient of the loss."""
+    network, images = conditional_network(), torch.rand(6, 1, 8, 8)
+    encoder = nn.Linear(64, 3)
+
+    def encode(clean: Tensor, sigma: Tensor) -> Tensor:
+        return encoder(clean.flatten(1)) / sigma[:, None]
+
+    def loss_with(bias: float) -> Tensor:
+        with torch.no_grad():
+            encoder.bias[1] = bias
+        torch.manual_seed(5)
+        return denoising_loss(EDM(), network, images, encode).sum()
+
+    loss_with(0.3).backward()
+    quotient = float((loss_with(0.31) - loss_with(0.29)).detach()) / 0.02
+    assert abs(quotient) > 1
+    assert quotient == pytest.approx(float(encoder.bias.grad[1]), rel=0.01)

@@ -11,7 +11,9 @@ import signal
 import subprocess
 import sys
 import time
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,14 +23,15 @@ from torch.utils.flop_counter import FlopCounterMode
 
 from edm.checkpoints import checkpoint
 from edm.training.loss import EDM, loss_at
-from edm.training.recipes import RECIPES, Recipe, table
+from edm.training.recipes import RECIPES, Recipe
 from edm.training.runs import STATE, Job
-from edm.training.state import read_state, write_state
-from edm.training.steps import Data, Piece, State, Trainer, accumulate, batches, clean
+from edm.training.state import State, read_state, write_state
+from edm.training.steps import Data, Piece, Trainer, accumulate, batches, clean
 from linear_structure.data import datasets
 from linear_structure.images import from_uint8
 from linear_structure.system.errors import UsageError, WorkError, run_command
 from linear_structure.system.files import digest_of_file
+from linear_structure.system.options import table
 
 ROOT = Path(__file__).resolve().parents[3]
 WEIGHTS = ROOT / "edm" / "weights"
@@ -144,9 +147,53 @@ def test_snapshots_hold_what_they_promise(whole: Path) -> None:
     assert losses[-1] < 0.9 * losses[0]
 
 
+class Shrinkage(nn.Module):
+    """A denoiser that is no network of images: one factor for each pixel."""
+
+    def __init__(self, pixels: int) -> None:
+        super().__init__()
+        self.config = {"pixels": pixels}
+        self.factor = nn.Parameter(torch.full((pixels,), 0.5))
+
+    def forward(self, x: Tensor, sigma: Tensor, **_: Tensor | None) -> Tensor:
+        return x * self.factor.reshape(x.shape[1:])
+
+
+class ShrinkageRecipe(Recipe):
+    def build(self, dataset: datasets.Dataset) -> nn.Module:
+        return Shrinkage(math.prod(dataset.shape))
+
+
+def shrinkage(config: Mapping[str, Any]) -> Shrinkage:
+    return Shrinkage(**config)
+
+
+def test_a_module_of_any_kind_trains_and_continues_to_the_bit(tmp_path: Path) -> None:
+    def trained(folder: Path, duration: int) -> State:
+        recipe = ShrinkageRecipe(**vars(dataclasses.replace(TINY, duration=duration)))
+        return Job(recipe, datasets.load("digits"), folder, CPU, samples=None).run()
+
+    state = trained(tmp_path / "whole", 960)
+    trained(tmp_path / "part", 320)
+    trained(tmp_path / "part", 960)
+    last = tmp_path / "part" / "network-000000960.safetensors"
+    network = checkpoint.load_module(last, shrinkage)
+    assert torch.equal(network.factor, state.average.factor)
+    assert not torch.equal(network.factor, torch.full((64,), 0.5))
+    assert not list(tmp_path.glob("*/samples-*"))
+
+
 def test_another_configuration_is_refused_by_name(whole: Path) -> None:
     with pytest.raises(UsageError, match="other dropout, learning_rate"):
         job(whole, dropout=0.2, learning_rate=1e-5).run()
+
+
+def test_a_state_has_the_form_that_earlier_versions_wrote(whole: Path) -> None:
+    saved = read_state(whole / STATE, CPU)
+    parts = {"network", "average", "optimizer"}
+    assert saved.keys() == {"identity", *parts, "images_seen", "seconds", "curve"}
+    told = {each.name for each in dataclasses.fields(Recipe)} - {"duration", "tick", "snapshot"}
+    assert json.loads(saved["identity"]).keys() == {*told, "images"}
 
 
 def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
@@ -325,7 +372,7 @@ def test_published_recipe_is_the_published_network() -> None:
 
 
 def test_recipes_have_one_table() -> None:
-    rows = table().splitlines()
+    rows = table(Recipe, RECIPES).splitlines()
     assert len(rows) == len(dataclasses.fields(Recipe)) + 2
     assert all(row.count("|") == len(RECIPES) + 3 for row in rows)
 

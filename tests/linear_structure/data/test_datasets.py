@@ -18,6 +18,7 @@ from dataclasses import replace
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from pickletools import genops
 
 import numpy as np
 import pytest
@@ -472,6 +473,16 @@ def python2_batch(rows: np.ndarray, labels: list[int], key: str = "labels") -> b
     )
 
 
+def cpickle_batch(rows: np.ndarray, labels: list[int], key: str = "labels") -> bytes:
+    """The same with the memo that Python 2 writes, which counts from 1."""
+    data, memo = python2_batch(rows, labels, key), itertools.count(1)
+    written = b""
+    for (opcode, _, start), (*_, end) in itertools.pairwise([*genops(data), (None, None, None)]):
+        put = opcode.name in ("EMPTY_DICT", "EMPTY_LIST", "SHORT_BINSTRING", "BINSTRING")
+        written += data[start:end] + (b"q" + bytes([next(memo)]) if put else b"")
+    return written
+
+
 def python3_batch(rows: np.ndarray, labels: list[int], key: str = "labels", **style: bool) -> bytes:
     """Protocol 2 of Python 3, with the names of this numpy or, if asked, of the other."""
     encode = str.encode if style.get("bytes_keys") else str
@@ -504,13 +515,16 @@ def cifar(folder: Path, batches: dict[str, bytes]) -> Dataset:
 
 writers = [
     python2_batch,
+    cpickle_batch,
     python3_batch,
     partial(python3_batch, numpy1=True),
     partial(python3_batch, bytes_keys=True),
 ]
 
 
-@pytest.mark.parametrize("write", writers, ids=["python2", "python3", "numpy1", "bytes keys"])
+@pytest.mark.parametrize(
+    "write", writers, ids=["python2", "memo", "python3", "numpy1", "bytes keys"]
+)
 def test_cifar10_is_read_in_the_order_of_its_batches(tmp_path: Path, write: Callable) -> None:
     dataset = cifar(tmp_path, five(write))
     order = [i for first in range(5) for i in range(first, 15, 5)]
@@ -561,6 +575,23 @@ def test_numpy_names_stand_for_inert_things(tmp_path: Path) -> None:
         program = b"\x80\x02c_codecs\nencode\n" + arguments + b"R."
         with pytest.raises(UsageError, match="data_batch_1"):
             cifar(tmp_path, five() | {"data_batch_1": program})
+
+
+def attributes() -> list[tuple[object, dict]]:
+    """All that BUILD could set on what the allowed names stand for."""
+    stand_ins = archives._STAND_INS.values()
+    return [(getattr(s, "__defaults__", None), {**getattr(s, "__dict__", {})}) for s in stand_ins]
+
+
+@pytest.mark.parametrize("name", archives._STAND_INS)
+def test_nothing_in_the_process_can_be_set(tmp_path: Path, name: str) -> None:
+    """BUILD on the name itself, with a state of attributes, as pickle would set them."""
+    values = b"}X\x0c\x00\x00\x00__defaults__X\x05\x00\x00\x00utf16\x85s"
+    program = b"\x80\x02c" + name.replace(" ", "\n").encode() + b"\nN" + values + b"\x86b."
+    before = attributes()
+    with pytest.raises(UsageError, match=r"data_batch_1 .* it sets the state of Global"):
+        cifar(tmp_path, five() | {"data_batch_1": program})
+    assert attributes() == before
 
 
 wrong_batches = {

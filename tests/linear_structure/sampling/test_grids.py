@@ -8,11 +8,11 @@ import torch
 from linear_structure.sampling.grids import (
     Churn,
     iddpm_grid,
-    iddpm_table,
     sigma_grid,
     ve_grid,
     vp_grid,
 )
+from linear_structure.sampling.processes import iddpm_levels
 from linear_structure.system.errors import UsageError
 
 PUBLISHED_18 = """80 57.586 40.7856 28.3746 19.3525 12.9101 8.40094 5.31519 3.25682 1.92334 1.08817
@@ -59,7 +59,7 @@ def test_ve_levels_have_one_ratio():
 
 
 def test_the_iddpm_table_is_the_published_one():
-    table = iddpm_table()
+    table = iddpm_levels()
     assert table.shape == (1001,)
     assert torch.allclose(table[[0, 1000]], doubles(20291.17, 0), rtol=1e-6)
     assert math.isclose(table[999], 0.0064223, rel_tol=1e-4)
@@ -67,7 +67,7 @@ def test_the_iddpm_table_is_the_published_one():
 
 def test_an_iddpm_grid_is_made_of_table_entries():
     grid = iddpm_grid(20, 0.002, 81.0)
-    assert torch.isin(grid, iddpm_table()).all()
+    assert torch.isin(grid, iddpm_levels()).all()
     assert (grid.diff() < 0).all()
 
 

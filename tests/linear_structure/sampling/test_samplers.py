@@ -1,5 +1,6 @@
 """Samplers: the published outputs, the closed-form flow, orders, costs, and slicing."""
 
+import dataclasses
 import itertools
 import json
 import math
@@ -12,11 +13,16 @@ from scipy.integrate import solve_ivp
 
 from linear_structure.gaussian import Gaussian
 from linear_structure.mixture import GaussianMixture
-from linear_structure.sampling.ablation import OPTIONS, Ablation, Schedule
+from linear_structure.sampling.ablation import Ablation, Schedule
 from linear_structure.sampling.grids import Churn, sigma_grid
 from linear_structure.sampling.samplers import ablation, discard, dpmpp_2m, euler, heun, unipc
 from linear_structure.sampling.seeds import Seeds
 
+OPTIONS = {
+    each.name: each.metadata["words"]
+    for each in dataclasses.fields(Ablation)
+    if each.metadata.get("words")
+}
 GOLDEN = Path(__file__).parents[2] / "golden"
 CASES = json.loads((GOLDEN / "samplers.json").read_text())
 GRID_SAMPLERS = [euler, heun, dpmpp_2m, unipc]

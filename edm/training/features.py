@@ -1,0 +1,145 @@
+"""Training of the classifier whose features a Frechet distance of our own is taken on."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+from torch.optim.lr_scheduler import OneCycleLR
+from tqdm import trange
+
+from edm.evaluation.classifier import Classifier, Options
+from edm.training.state import State, mixed
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_tensor
+from linear_structure.system.options import option, plain
+
+
+@dataclass(frozen=True, kw_only=True)
+class Recipe:
+    """How a classifier is made and trained: SGD with momentum in one cycle (Smith 2018).
+
+    Attributes:
+        knows, widths, blocks: of the network (`Options`).
+        shift: images move by up to so many pixels either way.
+        mirror: half of the images are seen in a mirror.
+        held_out: share of the images kept for measuring, where there is no other test set.
+    """
+
+    knows: str
+    widths: tuple[int, ...]
+    blocks: int
+    epochs: int = option(low=1)
+    batch: int
+    shift: int
+    mirror: bool
+    held_out: float = 0.2
+    learning_rate: float = 0.1
+    momentum: float = 0.9
+    weight_decay: float = 5e-4
+    label_smoothing: float = 0.0
+    seed: int = option(0, high=2**32 - 1)
+
+
+RECIPES = {
+    "digits": Recipe(
+        knows="digits", widths=(32, 64), blocks=1, epochs=10, batch=64, shift=1, mirror=False
+    ),
+    "cifar10": Recipe(
+        knows="cifar", widths=(16, 32, 64, 128), blocks=1, epochs=10, batch=64, shift=2, mirror=True
+    ),
+}
+
+
+@dataclass(frozen=True)
+class Training:
+    """Images (n, C, H, W) uint8 with classes (n,), and how a classifier learns them.
+
+    Attributes:
+        unfinished: where the state after each epoch is kept; removed at the end.
+    """
+
+    recipe: Recipe
+    images: Tensor
+    labels: Tensor
+    device: torch.device
+    unfinished: Path
+
+    def run(self) -> Classifier:
+        """Train from the last finished epoch, or from the start.
+
+        Raises:
+            UsageError: the unfinished training is another one, or there are too few images.
+        """
+        digests = {"images": digest_of_tensor(self.images), "labels": digest_of_tensor(self.labels)}
+        state, identity = self._start(), {**plain(self.recipe), **digests}
+        state.read(self.unfinished, identity)
+        count = len(self.images) // self.recipe.batch * self.recipe.batch  # in an epoch
+        finished = state.images_seen // count
+        with trange(self.recipe.epochs, initial=finished, unit="epoch") as bar:
+            for epoch in range(finished, self.recipe.epochs):
+                bar.set_postfix(loss=f"{self._epoch(state, epoch):.4f}")
+                state.images_seen += count
+                state.write(self.unfinished, identity)
+                bar.update()
+        return state.network.eval()
+
+    def _start(self) -> State[Classifier]:
+        recipe = self.recipe
+        if len(self.images) < recipe.batch:
+            raise UsageError(f"{len(self.images)} images are less than a batch of {recipe.batch}")
+        torch.manual_seed(recipe.seed)
+        options = Options(
+            knows=recipe.knows,
+            channels=self.images.shape[1],
+            classes=int(self.labels.max()) + 1,
+            widths=recipe.widths,
+            blocks=recipe.blocks,
+        )
+        network = Classifier(options).to(self.device).to(memory_format=torch.channels_last)
+        optimizer = torch.optim.SGD(
+            network.parameters(),
+            lr=recipe.learning_rate,
+            momentum=recipe.momentum,
+            weight_decay=recipe.weight_decay,
+            nesterov=True,
+        )
+        return State(network.train(), network, optimizer)
+
+    def _epoch(self, state: State[Classifier], epoch: int) -> float:
+        """One pass in whole batches, all of whose randomness follows from its number."""
+        recipe, steps = self.recipe, len(self.images) // self.recipe.batch
+        total, before = recipe.epochs * steps, epoch * steps - 1
+        cycle = OneCycleLR(state.optimizer, recipe.learning_rate, total, last_epoch=before)
+        torch.manual_seed(mixed(recipe.seed, epoch))
+        for index in torch.randperm(len(self.images)).split(recipe.batch)[:steps]:
+            images = _altered(self.images[index], recipe.shift, recipe.mirror)
+            labels = self.labels[index].to(self.device)
+            smoothing = recipe.label_smoothing
+            loss = F.cross_entropy(state.network.logits(images), labels, label_smoothing=smoothing)
+            state.optimizer.zero_grad()
+            loss.backward()
+            state.optimizer.step()
+            cycle.step()
+        return float(loss.detach())
+
+
+def _altered(images: Tensor, shift: int, mirror: bool) -> Tensor:
+    """Each image (n, C, H, W) moved at random, zeros coming in, and perhaps mirrored."""
+    n, _, height, width = images.shape
+    padded = F.pad(images, [shift] * 4)
+    rows = torch.randint(2 * shift + 1, (n, 1)) + torch.arange(height)
+    columns = torch.randint(2 * shift + 1, (n, 1)) + torch.arange(width)
+    if mirror:
+        columns = torch.where(torch.rand(n, 1) < 0.5, columns.flip(1), columns)
+    which = torch.arange(n)[:, None, None]
+    moved = padded.permute(0, 2, 3, 1)[which, rows[:, :, None], columns[:, None, :]]
+    return moved.permute(0, 3, 1, 2)
+
+
+def held_out(count: int, share: float, seed: int) -> tuple[Tensor, Tensor]:
+    """Indices to train on and indices to measure on, ascending: a random share of all."""
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(seed))
+    kept = round(count * share)
+    return order[kept:].sort().values, order[:kept].sort().values

@@ -1,0 +1,213 @@
+"""Everything that an experiment needs, loaded: networks, parameters, images, statistics."""
+
+from collections.abc import Sequence
+from pathlib import Path
+
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from edm import checkpoints
+from edm.evaluation import features, fid
+from edm.evaluation.features import Features
+from edm.network import Network
+from edm.precondition import Preconditioned
+from experiments.comparison import COMPONENTS, Makers, models
+from experiments.presets import Preset
+from experiments.sweep import Sweep
+from linear_structure import fit, parameters
+from linear_structure.data import datasets
+from linear_structure.data.datasets import Dataset
+from linear_structure.denoise import Model
+from linear_structure.gaussian import Gaussian
+from linear_structure.parameters import Parameters
+from linear_structure.system import download
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_tensor
+from linear_structure.system.machine import Machine, rank, wait_for
+from linear_structure.teleport import Teleport, check_classes
+
+REFERENCE_BATCH = 500
+
+
+def load_sweep(preset: Preset, machine: Machine, save_images: bool = False) -> Sweep:
+    """Load everything a sweep needs; a missing default parameter directory is made."""
+    network = load_network(preset, machine)
+    extractor = features.load(download.located(preset.features), device=machine.device)
+    check_features(extractor, network)
+    return Sweep(
+        preset=preset,
+        network=network,
+        teleport=load_teleport(preset, network),
+        features=extractor,
+        reference=load_reference(preset, network, extractor),
+        machine=machine,
+        save_images=save_images,
+    )
+
+
+def check_features(extractor: Features, network: Network) -> None:
+    """Refuse, before anything is sampled, a feature network for other channels (UsageError)."""
+    try:
+        extractor(torch.zeros(1, *network.shape, dtype=torch.uint8))
+    except ValueError as error:
+        raise UsageError(f"the features do not suit the network's images: {error}") from error
+
+
+def load_network(preset: Preset, machine: Machine) -> Preconditioned:
+    """The preset's network, in evaluation mode on the machine's device."""
+    return prepared(checkpoints.load(download.located(preset.network)), machine)
+
+
+def prepared(
+    network: Preconditioned,
+    machine: Machine,
+    dtype: torch.dtype | None = None,
+    compiled: bool = False,
+) -> Preconditioned:
+    """The network on the machine's device, in the layout that is fastest there.
+
+    Args:
+        dtype: what it computes in; None: as it was published.
+        compiled: whether to compile it at the first call.
+
+    Raises:
+        UsageError: half precision on a CPU.
+    """
+    if dtype in (torch.float16, torch.bfloat16) and machine.device.type == "cpu":
+        raise UsageError(f"{dtype} is for GPUs: expected float32 on a CPU")
+    network.to(machine.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+    network.compute_dtype = dtype
+    if compiled:
+        network.compile()
+    return network
+
+
+def gaussian_of(preset: Preset, model: Model) -> Gaussian:
+    """The Gaussian that a network is compared with; UsageError where the model is another."""
+    if not isinstance(model, Gaussian):
+        raise UsageError(f"{preset.parameters} holds no Gaussian: scores are compared with one")
+    return model
+
+
+def load_models(
+    preset: Preset, network: Network, components: Sequence[int] = COMPONENTS
+) -> tuple[Makers, Tensor | None]:
+    """The models that the network's score is compared with, and their images, where they are.
+
+    Args:
+        components: of the mixtures.
+
+    Raises:
+        UsageError: the parameters hold no Gaussian, or they or the images are of another size.
+    """
+    gaussian = gaussian_of(preset, load_teleport(preset, network).model)
+    images = images_at_hand(preset, network)
+    return models(gaussian, images, components), images
+
+
+def images_at_hand(preset: Preset, network: Network) -> Tensor | None:
+    """All images as uint8 (n, C, H, W), or None where the preset has none.
+
+    A sentence says so, or that the parameters are of other images.
+    """
+    if preset.dataset is None:
+        if rank() == 0:
+            print(
+                f"{preset.name} comes without images: point clouds and mixtures need them, "
+                "give --dataset"
+            )
+        return None
+    images = load_dataset(preset, network).images()
+    known = parameters.read_story(preset.parameters).get("digest")
+    if known not in (None, digest_of_tensor(images)) and rank() == 0:
+        print(f"{preset.parameters} was made from other images than those of {preset.dataset}")
+    return images
+
+
+def load_dataset(preset: Preset, network: Network) -> Dataset:
+    """The preset's images.
+
+    Raises:
+        UsageError: the network makes images of another size, or the preset has no images.
+    """
+    if preset.dataset is None:
+        raise UsageError(f"{preset.name} comes without images: give --dataset")
+    dataset, expected = datasets.load(preset.dataset), network.shape
+    if dataset.shape != expected:
+        found, made = (" x ".join(map(str, shape)) for shape in (dataset.shape, expected))
+        raise UsageError(f"{dataset.name} holds images of {found}, the network makes {made}")
+    return dataset
+
+
+def load_teleport(preset: Preset, network: Network) -> Teleport:
+    """The model of the preset's parameters, or one a class, that suits the network.
+
+    Raises:
+        UsageError: it does not, or as in `load_parameters`.
+    """
+    own, by_class = load_parameters(preset, network).model, {}
+    if preset.by_class:
+        found = parameters.load_by_class(preset.parameters, preset.eigenvalue_scale)
+        check_classes(found, network.label_dim)
+        by_class = {label: each.model for label, each in found.items()}
+    teleport = Teleport(own, by_class)
+    teleport.check(network)
+    return teleport
+
+
+def load_parameters(preset: Preset, network: Network) -> Parameters:
+    """The preset's parameter directory; the default one is made from the dataset if it is absent.
+
+    Raises:
+        UsageError: a directory that the user named does not exist, or the default one is of, or
+            would be made from, images that are not the network's.
+    """
+    directory = preset.parameters
+    default = preset.makes_parameters
+    if default and not directory.exists():
+        if rank() == 0:
+            print(f"{directory} does not exist: making it from {preset.dataset}")
+            parameters.save(directory, *fit.fit_gaussian(load_dataset(preset, network)))
+        wait_for([directory])
+    loaded = parameters.load(directory, preset.eigenvalue_scale)
+    if default and loaded.story:
+        check_source(preset, network, loaded)
+    if loaded.notice and rank() == 0:
+        print(loaded.notice)
+    return loaded
+
+
+def check_source(preset: Preset, network: Network, loaded: Parameters) -> None:
+    """Refuse parameters of other images than the preset's.
+
+    Images that the user named, or that are read anyway, are compared pixel by pixel; others, which
+    may not be here, by their name.
+
+    Raises:
+        UsageError: they are of others, or the images cannot be read.
+    """
+    source = loaded.story.get("dataset")
+    if preset.reference is None or "dataset" in preset.replaced:
+        same = loaded.story.get("digest") == load_dataset(preset, network).digest()
+    else:
+        same = source in (preset.dataset, Path(str(preset.dataset)).stem)  # name or path of a zip
+    if not same:
+        raise UsageError(
+            f"{preset.parameters} was made from other images ({source}) than {preset.dataset}: "
+            "name another directory with --parameters"
+        )
+
+
+def load_reference(preset: Preset, network: Network, extractor: Features) -> fid.Statistics:
+    """Published statistics where the preset has them, else those of all images of the dataset.
+
+    Raises:
+        UsageError: the statistics cannot be read, or the images are not of the network's size.
+    """
+    if preset.reference is not None:
+        return fid.read(download.located(preset.reference))
+    dataset = load_dataset(preset, network)
+    count = -(-dataset.count // REFERENCE_BATCH)
+    blocks = tqdm(dataset.blocks(REFERENCE_BATCH), "reference", count, unit=" blocks", disable=None)
+    return fid.measure((extractor(images) for images, _ in blocks), extractor.digest)

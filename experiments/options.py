@@ -1,0 +1,112 @@
+"""From the words of a command line to a preset and a machine."""
+
+import argparse
+from collections.abc import Sequence
+from dataclasses import fields, replace
+from typing import Any
+
+from experiments import presets
+from experiments.presets import Preset
+from linear_structure.system import download, machine
+from linear_structure.system.errors import UsageError
+from linear_structure.system.machine import Machine
+from linear_structure.system.options import add_arguments, given, table
+
+SHOWN = ("steps", "sigma_min", "sigma_max", "rho", "sampler", "skips", "seeds", "block")
+FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
+TYPED = tuple(each.name for each in fields(Preset) if each.metadata.get("meaning"))
+
+
+def command(
+    description: str | None, name: str, default: str = "cifar10"
+) -> argparse.ArgumentParser:
+    """A parser with the preset, an option for each of its values, and the machine."""
+    parser = argparse.ArgumentParser(
+        prog=name,
+        description=description,
+        epilog="The presets:\n\n" + table(Preset, presets.presets(), SHOWN),
+        formatter_class=argparse.RawDescriptionHelpFormatter,
+    )
+    parser.add_argument("preset", nargs="?", default=default, help=", ".join(presets.presets()))
+    change = parser.add_argument_group("values of the preset that may be changed")
+    add_values(change, TYPED)
+    machine.add_options(parser)
+    return parser
+
+
+def add_values(group: Any, names: Sequence[str]) -> None:
+    """Options for some values of a preset; a file's digest is one too."""
+    for name in names:
+        if name not in FILES:
+            add_arguments(group, Preset, [name])
+            continue
+        meaning = next(each.metadata["meaning"] for each in fields(Preset) if each.name == name)
+        group.add_argument(f"--{name}", metavar="FILE", help=f"{meaning}: path or URL")
+        group.add_argument(f"--{name}-sha256", metavar="DIGEST", help="what that file must have")
+
+
+def add_tf32(parser: argparse.ArgumentParser) -> None:
+    """Whether a network may trade precision for speed."""
+    parser.add_argument(
+        "--tf32", action="store_true", help="faster networks on NVIDIA GPUs, 10 bits of mantissa"
+    )
+
+
+def chosen_preset(typed: argparse.Namespace) -> Preset:
+    """The preset with the values that were given in place of its own."""
+    return changed(presets.find(typed.preset), typed, TYPED)
+
+
+def changed(preset: Preset, typed: argparse.Namespace, names: Sequence[str]) -> Preset:
+    """A preset with those of its values that were typed."""
+    check_scale(typed)
+    values = given(typed, names)
+    if "skips" in names and typed.steps is not None and "skips" not in values:
+        values["skips"] = tuple(skip for skip in preset.skips if skip < typed.steps)
+    for name in set(names) & set(FILES):
+        text, sha256 = getattr(typed, name), getattr(typed, f"{name}_sha256")
+        if sha256 and not text:
+            raise UsageError(f"--{name}-sha256 goes with --{name}")
+        if text:
+            values[name] = download.given(text, sha256)
+    return replace(preset, **values)
+
+
+def check_scale(typed: argparse.Namespace) -> None:
+    """Refuse to rescale the eigenvalues of a directory that nobody named (UsageError)."""
+    if typed.eigenvalue_scale is not None and typed.parameters is None:
+        raise UsageError("--eigenvalue-scale goes with --parameters")
+
+
+def check_images_count(preset: Preset) -> None:
+    """Refuse images that a sweep would not look at.
+
+    Raises:
+        UsageError: the user named images, and neither parameters nor reference come from them.
+    """
+    named = "dataset" in preset.replaced
+    if named and not preset.makes_parameters and preset.reference is not None:
+        raise UsageError(
+            f"--dataset {preset.dataset} would change nothing: this sweep has its parameters from "
+            f"{preset.parameters} and a reference of its own"
+        )
+
+
+def check_unused(typed: argparse.Namespace, names: Sequence[str], reason: str) -> None:
+    """Refuse options of a preset that a command has no use for.
+
+    Raises:
+        UsageError: one of the names was given; the message ends with the reason.
+    """
+    for name in given(typed, names):
+        raise UsageError(f"--{name.replace('_', '-')} would change nothing: {reason}")
+
+
+def chosen_machine(typed: argparse.Namespace, preset: Preset | None = None) -> Machine:
+    """The machine that was asked for; its threads, if nobody said, are the preset's.
+
+    Raises:
+        UsageError, WorkError: as `Machine.chosen`.
+    """
+    threads = preset.threads if preset and typed.threads is None else typed.threads
+    return Machine.chosen(typed.device, threads, getattr(typed, "tf32", False))

@@ -1,0 +1,155 @@
+"""From a dataset of images to a model of them, and the story of what it was made from."""
+
+import hashlib
+import math
+from collections.abc import Iterator
+from dataclasses import replace
+from typing import Any
+
+import numpy as np
+import torch
+from torch import Tensor
+from tqdm import tqdm
+
+from linear_structure.data.datasets import Dataset
+from linear_structure.denoise import Model
+from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.images import HALF_RANGE, from_uint8
+from linear_structure.mixture import GaussianMixture
+from linear_structure.moments import Moments, PixelSums
+from linear_structure.parameters import Story
+from linear_structure.points import PointCloud
+from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_tensor
+
+BATCH = 1000  # images read at a time
+COMPONENTS = 10
+
+Fitted = tuple[Model, Story]
+
+
+def fit(
+    dataset: Dataset,
+    kind: str = "gaussian",
+    rank: int | None = None,
+    s0: float = 0.0,
+    components: int = COMPONENTS,
+    seed: int = 0,
+    batch: int = BATCH,
+) -> Fitted:
+    """A model of a dataset, and its story; all kinds but the Gaussian hold the images in memory.
+
+    Args:
+        kind: `gaussian`, `isotropic`, `mixture` or `pointcloud`.
+        rank: at most so many directions are kept of a covariance.
+        s0: of the isotropic model, on the [-1, 1] scale.
+        components, seed: of the mixture's k-means clusters.
+        batch: images that are read at a time for the Gaussian.
+
+    Raises:
+        UsageError: more components are asked for than there are images.
+    """
+    if kind == "gaussian":
+        return fit_gaussian(dataset, rank, batch)
+    images = dataset.images()
+    story = _story_of_images(dataset, images)
+    if kind == "isotropic":
+        mean = images.flatten(1).numpy().mean(0, dtype=np.float64)  # exact but for one rounding
+        return Isotropic(torch.from_numpy(mean) / HALF_RANGE - 1, s0), story
+    if kind == "pointcloud":
+        return PointCloud(images.flatten(1)), story
+    if components > len(images):
+        raise UsageError(f"{components} components cannot be fitted to {len(images)} images")
+    return mixture_of(images, components, rank, seed), story
+
+
+def fit_classes(dataset: Dataset, labels: Tensor, **chosen: Any) -> Iterator[Fitted]:
+    """A model of the images of each class, labels (n,) int64, in ascending order, as `fit` says."""
+    images = dataset.images()
+    for label in labels.unique().tolist():
+        model, story = fit(Dataset.of(dataset.name, images[labels == label]), **chosen)
+        yield model, replace(story, label=label)
+
+
+def check_classes(labels: Tensor, components: int) -> None:
+    """Refuse, before any work, classes with fewer images than components (UsageError)."""
+    for label, count in zip(*labels.unique(return_counts=True), strict=True):
+        if count < components:
+            raise UsageError(
+                f"class {label} has {count} images: {components} components cannot be fitted to it"
+            )
+
+
+def measure(dataset: Dataset, batch: int = BATCH) -> tuple[Moments, str]:
+    """Moments on the [-1, 1] scale and SHA-256 of the pixels in order, in one pass with a bar."""
+    sums, sha = PixelSums(math.prod(dataset.shape)), hashlib.sha256()
+    with tqdm(total=dataset.count, desc="mean and covariance", unit=" images") as bar:
+        for images, _ in dataset.blocks(batch):
+            sums.add(images)
+            sha.update(images.contiguous().numpy().data)
+            bar.update(len(images))
+    return sums.moments(), sha.hexdigest()
+
+
+def fit_gaussian(
+    dataset: Dataset, rank: int | None = None, batch: int = BATCH
+) -> tuple[Gaussian, Story]:
+    """The Gaussian of a dataset, of at most `rank` directions, and its story.
+
+    The images pass once, `batch` at a time; only where they are fewer than the pixels of one are
+    they held in memory, instead of the D x D covariance.
+    """
+    if dataset.count >= math.prod(dataset.shape):
+        moments, digest = measure(dataset, batch)
+        story = Story(dataset.name, digest, dataset.count, dataset.shape, moments.sigma_data)
+        mean, covariance = moments.mean, moments.covariance
+        del moments  # as large as the covariance
+        return Gaussian.from_covariance(mean, covariance, rank, overwrite=True), story
+    images = dataset.images()
+    samples = from_uint8(images.flatten(1), torch.float64)
+    return Gaussian.from_samples(samples, rank), _story_of_images(dataset, images)
+
+
+def cluster(samples: Tensor, components: int, seed: int = 0) -> Tensor:
+    """k-means labels (n,) int64 of samples (n, D), the same for the same seed.
+
+    Raises:
+        ValueError: more components than samples.
+    """
+    if not 1 <= components <= len(samples):
+        raise ValueError(f"{components} components cannot be fitted to {len(samples)} samples")
+    from sklearn.cluster import KMeans  # takes over a second, and only this needs it
+
+    means = KMeans(components, n_init=1, random_state=seed)
+    labels = means.fit_predict(samples.flatten(1).numpy().astype(np.float32))
+    return torch.from_numpy(labels).long()
+
+
+def mixture_of(
+    images: Tensor, components: int, rank: int | None = None, seed: int = 0
+) -> GaussianMixture:
+    """A mixture of images, uint8 (n, C, H, W), by clusters: the same for the same seed."""
+    samples = from_uint8(images.flatten(1))
+    return fit_mixture(samples, cluster(samples, components, seed), rank)
+
+
+def fit_mixture(samples: Tensor, labels: Tensor, rank: int | None = None) -> GaussianMixture:
+    """One component of at most `rank` directions for each label: its share, mean, covariance.
+
+    Args:
+        samples: (n, D), in the units of x.
+        labels: (n,) int64; the components come in ascending order of the labels.
+    """
+    values, counts = labels.unique(return_counts=True)
+    components = (Gaussian.from_samples(samples[labels == value], rank) for value in values)
+    return GaussianMixture(counts.double() / len(samples), tuple(components))
+
+
+def _story_of_images(dataset: Dataset, images: Tensor) -> Story:
+    """The story of a dataset whose images are in memory: sigma_data from their histogram."""
+    counts = images.flatten().bincount(minlength=256).double()
+    levels = from_uint8(torch.arange(256, dtype=torch.uint8), torch.float64)
+    mean = counts @ levels / counts.sum()
+    sigma_data = float((counts @ (levels - mean) ** 2 / counts.sum()).sqrt())
+    digest = digest_of_tensor(images)
+    return Story(dataset.name, digest, dataset.count, dataset.shape, sigma_data)

@@ -1,0 +1,98 @@
+"""Blocks on disk: made once, and again when damaged or gone; old ones are taken as they are."""
+
+import threading
+import time
+
+import numpy as np
+import pytest
+import torch
+
+from linear_structure.system.store import Block, folder_of
+
+VALUES = torch.arange(12, dtype=torch.float32).reshape(4, 3)
+
+
+@pytest.fixture
+def block(tmp_path):
+    return Block(tmp_path / "sub" / "000000.npy", (4, 3))
+
+
+def counted():
+    calls = []
+
+    def make():
+        calls.append(1)
+        return VALUES
+
+    return make, calls
+
+
+def test_a_block_is_made_once(block):
+    make, calls = counted()
+    assert not block.is_whole and block.read() is None
+    for _ in range(2):
+        assert torch.equal(block.obtain(make), VALUES)
+    assert block.is_whole and len(calls) == 1
+
+
+def flipped(content, place):
+    return content[:place] + bytes([content[place] ^ 1]) + content[place + 1 :]
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        lambda content: b"",
+        lambda content: content[:-1],
+        lambda content: flipped(content, -2),  # a value that is another
+        lambda content: flipped(content, 140),
+        lambda content: content.replace(b"(4, 3)", b"(3, 4)"),
+        lambda content: content[:10] + b"B" + content[11:],  # numpy reads the header as Python
+        None,
+    ],
+)
+def test_a_damaged_or_vanished_block_is_made_again(block, damage):
+    make, calls = counted()
+    block.obtain(make)
+    whole = block.path.read_bytes()
+    if damage is None:
+        block.path.unlink()
+    else:
+        block.path.write_bytes(damage(whole))
+    assert torch.equal(block.obtain(make), VALUES)
+    assert len(calls) == 2 and block.path.read_bytes() == whole
+
+
+def test_a_block_without_a_checksum_is_taken_once_and_given_one(block):
+    block.path.parent.mkdir()
+    np.save(block.path, VALUES.numpy())
+    make, calls = counted()
+    assert torch.equal(block.obtain(make), VALUES)
+    block.path.write_bytes(flipped(block.path.read_bytes(), -2))
+    block.obtain(make)
+    assert len(calls) == 1
+
+
+@pytest.mark.parametrize("values", [VALUES.double(), VALUES[:3]])
+def test_a_block_of_another_type_or_shape_is_made_again(block, values):
+    block.write(values)
+    make, calls = counted()
+    assert torch.equal(block.obtain(make), VALUES)
+    assert len(calls) == 1
+
+
+def test_the_block_of_another_process_is_waited_for(block):
+    def other():
+        time.sleep(0.3)
+        block.write(VALUES)
+
+    thread = threading.Thread(target=other)
+    thread.start()
+    assert torch.equal(block.obtain(pytest.fail, mine=False), VALUES)
+    thread.join()
+
+
+def test_other_inputs_lie_in_another_folder(tmp_path):
+    folders = {folder_of(tmp_path, {"a": a, "b": 2}) for a in (1, 2)}
+    assert len(folders) == 2
+    assert folder_of(tmp_path, {"b": 2, "a": 1}) in folders

@@ -1,0 +1,61 @@
+"""Models fitted to samples and datasets: clusters are found, and kinds that coincide agree."""
+
+import pytest
+import torch
+
+from linear_structure.data.datasets import Dataset
+from linear_structure.fit import cluster, fit, fit_classes, fit_mixture
+from linear_structure.gaussian import Gaussian
+
+DIM = 8
+IMAGES = torch.randint(
+    0, 256, (40, 1, 2, 4), generator=torch.Generator().manual_seed(0), dtype=torch.uint8
+)
+DATASET = Dataset.of("noise", IMAGES)
+
+
+def test_fit_recovers_separate_clusters():
+    labels = torch.arange(600) % 3
+    centers = torch.eye(3, DIM).double() * 20
+    samples = centers[labels] + torch.randn(
+        600, DIM, generator=torch.Generator().manual_seed(0), dtype=torch.float64
+    )
+    found = cluster(samples, 3)
+    assert torch.equal(found, cluster(samples, 3))
+    same_pairs = (found[:, None] == found) == (labels[:, None] == labels)
+    assert bool(same_pairs.all())
+    by_label = fit_mixture(samples, labels, rank=2)
+    assert torch.allclose(by_label.weights, torch.full((3,), 1 / 3, dtype=torch.float64))
+    for label, part in enumerate(by_label.components):
+        direct = Gaussian.from_samples(samples[labels == label], 2)
+        assert torch.equal(part.mean, direct.mean) and part.basis.shape == (DIM, 2)
+
+
+def test_more_components_than_samples_are_refused():
+    with pytest.raises(ValueError, match="9 components"):
+        cluster(torch.zeros(6, DIM), 9)
+
+
+def test_a_mixture_of_one_component_is_fitted_as_the_gaussian():
+    (mixture, story), (gaussian, same_story) = fit(DATASET, "mixture", components=1), fit(DATASET)
+    assert (story.digest, story.count) == (same_story.digest, same_story.count)
+    assert story.sigma_data == pytest.approx(same_story.sigma_data)
+    x = torch.randn(5, 1, 2, 4, dtype=torch.float64)
+    torch.testing.assert_close(mixture.denoise(x, 0.5), gaussian.denoise(x, 0.5))
+
+
+def test_the_mean_of_all_kinds_is_one():
+    for kind in ("gaussian", "isotropic", "mixture", "pointcloud"):
+        model, _ = fit(DATASET, kind, components=3)
+        far = model.denoise(torch.zeros(1, DIM, dtype=torch.float64), 1e6)
+        mean = (IMAGES.flatten(1).double() / 127.5 - 1).mean(0, keepdim=True)
+        torch.testing.assert_close(far, mean, rtol=0, atol=1e-6)
+
+
+def test_each_class_is_fitted_to_its_own_images():
+    labels = torch.arange(40) % 3
+    found = list(fit_classes(DATASET, labels))
+    assert [story.label for _, story in found] == [0, 1, 2]
+    for model, story in found:
+        own = Dataset.of("noise", IMAGES[labels == story.label])
+        assert torch.equal(model.mean, fit(own)[0].mean) and story.count == own.count
