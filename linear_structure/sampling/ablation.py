@@ -35,7 +35,7 @@ from linear_structure.sampling.grids import (
     ve_grid,
     vp_grid,
 )
-from linear_structure.sampling.processes import VP, Linear, RootTime
+from linear_structure.sampling.processes import VP, Linear, RootTime, TimeLaw
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import choice, option
 
@@ -139,7 +139,7 @@ class Ablation:
         high = min(high if self.sigma_max is None else self.sigma_max, highest)
         sigmas = ended(round_sigma(self._grid(low, high)[:-1]))
         lifts = self.churn.lifts(sigmas, round_sigma)
-        law: Linear = RootTime() if self.schedule == "ve" else Linear()
+        law: TimeLaw = RootTime() if self.schedule == "ve" else Linear()
         if self.schedule == "vp":
             law = VP.through(low, high, self.epsilon_s)
         return Schedule(sigmas, self._stages(sigmas, lifts, law))
@@ -155,7 +155,7 @@ class Ablation:
             case _:
                 return sigma_grid(self.steps, low, high, self.rho)
 
-    def _stages(self, sigmas: Tensor, lifts: tuple[Lift, ...], law: Linear) -> tuple[Stage, ...]:
+    def _stages(self, sigmas: Tensor, lifts: tuple[Lift, ...], law: TimeLaw) -> tuple[Stage, ...]:
         """The weights of all steps; every name is (N,)."""
         ends = sigmas[1:]
         above_zero = (ends > 0).to(ends)
@@ -188,12 +188,12 @@ class _Point(NamedTuple):
     growth: Tensor
 
     @classmethod
-    def at(cls, t: Tensor, law: Linear, scaling: str) -> "_Point":
+    def at(cls, t: Tensor, law: TimeLaw, scaling: str) -> "_Point":
         sigma, rate = law.sigma(t), law.rate(t)
         growth = -sigma * rate / (1 + sigma**2) if scaling == "vp" else torch.zeros_like(t)
         return cls(sigma, rate, _scale(sigma, scaling), growth)
 
 
 def _scale(sigma: Tensor, scaling: str) -> Tensor:
-    """s where the level is sigma; that of VP keeps the variance of unit data at 1."""
-    return (1 + sigma**2).rsqrt() if scaling == "vp" else torch.ones_like(sigma)
+    """s where the level is sigma."""
+    return VP().scale(sigma) if scaling == "vp" else torch.ones_like(sigma)

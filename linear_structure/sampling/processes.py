@@ -1,36 +1,62 @@
-"""Clocks: noise levels as functions of time, and tables of them (Karras et al. 2022, table 1)."""
+"""Clocks and scales: noise levels as functions of time, and tables of them.
+
+A diffusion process in the coordinates of its papers is `dx_t = f(t) x_t dt + g(t) dW`. Divided by
+its scale s it is one random walk for all, `x = x_t / s`, `dx = sqrt(d sigma^2) dW`, read at
+different clocks sigma(t). With b = beta_min + beta_d t and B its integral from 0 to t:
+
+    |       | sigma(t)                                | s(sigma)                            | f    |
+    | VE    | sigma_min (sigma_max / sigma_min)^t     | 1                                   | 0    |
+    | VP    | sqrt(e^B - 1)                           | 1 / sqrt(1 + sigma^2) = e^(-B/2)    | -b/2 |
+    | SubVP | 2 sinh(B / 2)                           | e^(-asinh(sigma / 2)) = e^(-B/2)    | -b/2 |
+
+For all of them `f = s'/s` and `g^2 = s^2 d(sigma^2)/dt` (Song et al. 2021, arXiv 2011.13456,
+appendix B). A process is used to make a grid, and to read and write scaled states: samplers know
+sigma alone. Karras et al. 2022 (table 1) call a clock of their own, sqrt(t), VE: it is `RootTime`.
+"""
 
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Any
+from typing import Any, Protocol
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
+from linear_structure.denoise import Denoiser, expand
 from linear_structure.system.errors import UsageError
+
+
+class TimeLaw(Protocol):
+    """A schedule sigma(t), increasing over the times of a grid, with sigma(0) = 0."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at time t."""
+
+    def rate(self, t: Tensor) -> Tensor:
+        """Its derivative d sigma / dt."""
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The time at which the level is reached."""
 
 
 @dataclass(frozen=True)
 class Linear:
-    """sigma(t) = t: a schedule, which increases over the times of a grid, with sigma(0) = 0."""
+    """sigma(t) = t."""
 
     def sigma(self, t: Tensor) -> Tensor:
-        """Noise level at time t."""
         return t
 
     def rate(self, t: Tensor) -> Tensor:
-        """Its derivative d sigma / dt."""
         return torch.ones_like(t)
 
     def time(self, sigma: Tensor) -> Tensor:
-        """The time at which the level is reached."""
         return sigma
 
 
 @dataclass(frozen=True)
-class RootTime(Linear):
-    """sigma(t) = sqrt(t): VE's in continuous time."""
+class RootTime:
+    """sigma(t) = sqrt(t): Karras' VE in continuous time; score-SDE's clock is `VE`."""
 
     def sigma(self, t: Tensor) -> Tensor:
         return t.sqrt()
@@ -42,12 +68,113 @@ class RootTime(Linear):
         return sigma**2
 
 
+class Process(Protocol):
+    """A clock and a scale; t is a time in (0, 1], and every result has its argument's shape."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        """Noise level at time t, increasing."""
+
+    def time(self, sigma: Tensor) -> Tensor:
+        """The time at which the level is reached."""
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        """s = x_t / x where the level is sigma."""
+
+    def drift(self, t: Tensor) -> Tensor:
+        """f(t), the relative rate of change of the scale."""
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        """g(t)^2, the variance of the noise that x_t receives in a unit of time."""
+
+    def grid(self, steps: int, end: float) -> Tensor:
+        """Levels evenly spaced in time, from 1 to `end`, then 0: (steps + 1,) float64.
+
+        Raises:
+            ValueError: as `times`.
+        """
+        return pad(self.sigma(times(steps, end)), (0, 1))
+
+
+def times(steps: int, end: float) -> Tensor:
+    """The times of a process's grid, evenly spaced from 1 to `end`: (steps,) float64.
+
+    Raises:
+        ValueError: no step, or an end outside (0, 1).
+    """
+    check_steps(steps)
+    if not 0 < end < 1:
+        raise ValueError(f"end is {end}: expected a time between 0 and 1")
+    return torch.linspace(1, end, steps, dtype=torch.float64)
+
+
+def check_steps(steps: int) -> None:
+    """Refuse to do nothing.
+
+    Raises:
+        ValueError: steps is below 1.
+    """
+    if steps < 1:
+        raise ValueError(f"steps is {steps}: expected at least 1")
+
+
 @dataclass(frozen=True)
-class VP(Linear):
-    """sigma(t)^2 = exp(B(t)) - 1 with B(t) = beta_d t^2 / 2 + beta_min t (Song et al. 2021)."""
+class VE(Process):
+    """The variance-exploding process (Song et al. 2021); at time 0 its level is sigma_min, not 0.
+
+    Published for pixels in [0, 1] with levels from 0.01 to 50: twice that in [-1, 1].
+    """
+
+    sigma_min: float = 0.02
+    sigma_max: float = 100.0
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return geometric(t, self.sigma_min, self.sigma_max)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return (sigma / self.sigma_min).log() / self._growth
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return torch.ones_like(sigma)
+
+    def drift(self, t: Tensor) -> Tensor:
+        return torch.zeros_like(t)
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return 2 * self._growth * self.sigma(t) ** 2
+
+    @property
+    def _growth(self) -> float:
+        return math.log(self.sigma_max / self.sigma_min)
+
+
+@dataclass(frozen=True)
+class LinearBeta:
+    """The rate b(t) = beta_min + beta_d t at which a process forgets, and its integral."""
 
     beta_d: float = 19.9
     beta_min: float = 0.1
+
+    def beta(self, t: Tensor) -> Tensor:
+        """b(t)."""
+        return self.beta_min + self.beta_d * t
+
+    def exponent(self, t: Tensor) -> Tensor:
+        """B(t), the integral of b from 0 to t."""
+        return self.beta_d / 2 * t**2 + self.beta_min * t
+
+    def inverse(self, exponent: Tensor) -> Tensor:
+        """The time at which B(t) is `exponent`."""
+        root = (self.beta_min**2 + 2 * self.beta_d * exponent).sqrt()
+        return (root - self.beta_min) / self.beta_d
+
+    def drift(self, t: Tensor) -> Tensor:
+        """f(t) = -b(t) / 2."""
+        return -self.beta(t) / 2
+
+
+@dataclass(frozen=True)
+class VP(LinearBeta, Process):
+    """The variance-preserving process (Song et al. 2021): sigma(t)^2 = exp(B(t)) - 1."""
 
     @classmethod
     def through(cls, sigma_min: float, sigma_max: float, epsilon_s: float = 1e-3) -> "VP":
@@ -71,20 +198,19 @@ class VP(Linear):
         return torch.expm1(self.exponent(t)).sqrt()
 
     def rate(self, t: Tensor) -> Tensor:
+        """d sigma / dt."""
         sigma = self.sigma(t)
-        return (self.beta_min + self.beta_d * t) / 2 * (sigma + 1 / sigma)
+        return self.beta(t) / 2 * (sigma + 1 / sigma)
 
     def time(self, sigma: Tensor) -> Tensor:
         return self.inverse(torch.log1p(sigma**2))
 
-    def exponent(self, t: Tensor) -> Tensor:
-        """B(t) = log(1 + sigma(t)^2)."""
-        return self.beta_d / 2 * t**2 + self.beta_min * t
+    def scale(self, sigma: Tensor) -> Tensor:
+        """Keeps the variance of unit data at 1."""
+        return (1 + sigma**2).rsqrt()
 
-    def inverse(self, exponent: Tensor) -> Tensor:
-        """The time at which B(t) is `exponent`."""
-        root = (self.beta_min**2 + 2 * self.beta_d * exponent).sqrt()
-        return (root - self.beta_min) / self.beta_d
+    def diffusion(self, t: Tensor) -> Tensor:
+        return self.beta(t)
 
 
 @dataclass(frozen=True)
@@ -99,6 +225,69 @@ class PublishedVP(VP):
 
     def time(self, sigma: Tensor) -> Tensor:
         return self.inverse((1 + sigma**2).log())
+
+
+@dataclass(frozen=True)
+class SubVP(LinearBeta, Process):
+    """The sub-VP process (Song et al. 2021): the scale of VP with less noise, s sigma = 1 - s^2."""
+
+    def sigma(self, t: Tensor) -> Tensor:
+        return 2 * torch.sinh(self.exponent(t) / 2)
+
+    def time(self, sigma: Tensor) -> Tensor:
+        return self.inverse(2 * torch.asinh(sigma / 2))
+
+    def scale(self, sigma: Tensor) -> Tensor:
+        return torch.exp(-torch.asinh(sigma / 2))
+
+    def diffusion(self, t: Tensor) -> Tensor:
+        return -self.beta(t) * torch.expm1(-2 * self.exponent(t))
+
+
+def ddpm_grid(steps: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tensor:
+    """Levels of a DDPM chain of T steps, then 0: (steps + 1,) float64.
+
+    `sigma^2 = (1 - abar) / abar`, `abar_i = prod (1 - beta_j)` over j <= i, and beta evenly spaced
+    from beta_min / T to beta_max / T (Ho et al. 2020: T = 1000, 1e-4 to 0.02).
+
+    Raises:
+        ValueError: no step, or so few that a beta is not below 1.
+    """
+    check_steps(steps)
+    if not 0 < beta_min <= beta_max < steps:
+        raise ValueError(
+            f"beta_min is {beta_min} and beta_max is {beta_max}: "
+            f"expected 0 < beta_min <= beta_max < {steps}, the number of steps"
+        )
+    betas = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64) / steps
+    exponents = -torch.log1p(-betas).cumsum(0)
+    return pad(torch.expm1(exponents).sqrt().flip(0), (0, 1))
+
+
+NoisePredictor = Callable[[Tensor, Tensor], Tensor]
+"""`eps(x_t, t)` in a process's own coordinates: (B, *S), () or (B,) -> (B, *S)."""
+
+
+def scaled(network: NoisePredictor, process: Process) -> Denoiser:
+    """The denoiser of a network that predicts the noise: `D = x - sigma eps(s x, t(sigma))`."""
+
+    def denoise(x: Tensor, sigma: Tensor) -> Tensor:
+        level = expand(sigma, x)
+        return x - level * network(process.scale(level) * x, process.time(sigma))
+
+    return denoise
+
+
+def noise_predictor(denoise: Denoiser, process: Process) -> NoisePredictor:
+    """The inverse of `scaled`: `eps = (x - D(x, sigma(t))) / sigma(t)` with `x = x_t / s`."""
+
+    def network(scaled_x: Tensor, t: Tensor) -> Tensor:
+        sigma = process.sigma(t)
+        level = expand(sigma, scaled_x)
+        x = scaled_x / process.scale(level)
+        return (x - denoise(x, sigma)) / level
+
+    return network
 
 
 def geometric(fraction: Tensor, first: float, last: float) -> Tensor:

@@ -1,18 +1,28 @@
 """Clocks: inverse, derivative, ends, and the bits of the published formulas."""
 
 import math
+from pathlib import Path
 
+import numpy as np
 import pytest
 import torch
 
 from linear_structure.sampling.processes import (
+    VE,
     VP,
     Linear,
     PublishedVP,
     RootTime,
+    SubVP,
+    ddpm_grid,
     geometric,
     iddpm_levels,
+    noise_predictor,
+    scaled,
 )
+
+GOLDEN = np.load(Path(__file__).parents[2] / "golden/score_based.npz")
+PROCESSES = {"ve": VE(0.01, 50), "vp": VP(), "subvp": SubVP()}
 
 
 def doubles(*values: float) -> torch.Tensor:
@@ -65,3 +75,94 @@ def test_geometric_levels_have_one_ratio_either_way():
     up = geometric(doubles(0, 0.25, 0.5, 0.75, 1), 0.02, 100)
     assert torch.allclose(up[1:] / up[:-1], doubles(5000).pow(0.25).expand(4))
     assert torch.allclose(geometric(doubles(1, 0.75, 0.5, 0.25, 0), 100, 0.02), up)
+
+
+@pytest.mark.parametrize("name", PROCESSES)
+def test_processes_are_the_published_ones(name):
+    process, t = PROCESSES[name], torch.from_numpy(GOLDEN["process_t"])
+    sigma = process.sigma(t)
+    scale = process.scale(sigma)
+    rows = torch.stack([scale, sigma, scale * sigma, process.drift(t), process.diffusion(t)])
+    expected = torch.from_numpy(GOLDEN[f"process_{name}"])
+    assert torch.allclose(rows, expected, rtol=1e-10, atol=1e-10)
+    assert torch.allclose(process.time(sigma), t, rtol=1e-10)
+
+
+@pytest.mark.parametrize("process", [*PROCESSES.values(), VP(3, 1), SubVP(3, 1), PublishedVP()])
+def test_drift_and_diffusion_belong_to_scale_and_clock(process):
+    """f = s'/s and g^2 = s^2 d(sigma^2)/dt."""
+    t = doubles(0.01, 0.1, 0.5, 1)
+
+    def change(function):
+        return torch.func.jvp(function, (t,), (torch.ones_like(t),))
+
+    scale, slope = change(lambda t: process.scale(process.sigma(t)))
+    _, rate = change(lambda t: process.sigma(t) ** 2)
+    assert torch.allclose(process.drift(t), slope / scale)
+    assert torch.allclose(process.diffusion(t), scale**2 * rate)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values())
+def test_a_process_makes_a_grid_of_equal_times(process):
+    grid = process.grid(9, 1e-3)
+    assert torch.allclose(process.time(grid[:-1]), torch.linspace(1, 1e-3, 9).double())
+    assert grid[-1] == 0
+    assert (grid.diff() < 0).all()
+    assert torch.equal(process.grid(1, 0.5), torch.stack([process.sigma(doubles(1))[0], grid[-1]]))
+
+
+@pytest.mark.parametrize("steps", [50, 1000])
+def test_the_levels_of_ddpm_are_the_published_ones(steps):
+    expected = torch.from_numpy(GOLDEN[f"ddpm{steps}_sigmas"])
+    assert torch.allclose(ddpm_grid(steps), expected, rtol=1e-10, atol=0)
+
+
+def test_ddpms_clock_tends_to_vps():
+    """Beta is evenly spaced in both; the chain's last level is below VP's by terms in 1 / T."""
+    t = torch.linspace(1, 0.1, 10, dtype=torch.float64)
+
+    def distance(steps):
+        levels = ddpm_grid(steps)[((1 - t) * steps).round().long()]
+        return float((levels / VP().sigma(t) - 1).abs().max())
+
+    assert distance(10_000) < 0.02
+    assert distance(10_000) / distance(1000) == pytest.approx(0.1, rel=0.1)
+
+
+@pytest.mark.parametrize("process", PROCESSES.values())
+@pytest.mark.parametrize("sigma", [doubles(0.3)[0], doubles(0.02, 0.3, 40)])
+def test_noise_prediction_and_denoiser_are_each_others_inverse(process, sigma):
+    x = torch.randn(3, 2, 2, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+
+    def denoise(x, sigma):
+        return torch.tanh(x) * 0.5 / (1 + sigma.reshape(-1, 1, 1))
+
+    again = scaled(noise_predictor(denoise, process), process)
+    assert torch.allclose(again(x, sigma), denoise(x, sigma), rtol=1e-9, atol=1e-9)
+
+
+def test_a_network_sees_the_scaled_state_and_its_time():
+    seen = []
+    network = lambda x, t: seen.append((x, t)) or torch.ones_like(x)  # noqa: E731
+    x, t = doubles(1, 2)[:, None], doubles(0.3)[0]
+    sigma = VP().sigma(t)
+    assert torch.allclose(scaled(network, VP())(x, sigma), x - sigma)
+    ((scaled_x, time),) = seen
+    assert torch.allclose(scaled_x, x / (1 + sigma**2).sqrt())
+    assert torch.allclose(time, t)
+
+
+@pytest.mark.parametrize(
+    ("grid", "message"),
+    [
+        (lambda: VP().grid(0, 1e-3), "steps is 0: expected at least 1"),
+        (lambda: VP().grid(5, 0.0), "end is 0.0: expected a time"),
+        (lambda: SubVP().grid(5, 1.0), "end is 1.0: expected a time"),
+        (lambda: ddpm_grid(0), "steps is 0"),
+        (lambda: ddpm_grid(20), "beta_max < 20, the number of steps"),
+        (lambda: ddpm_grid(50, 0.0), "0 < beta_min"),
+    ],
+)
+def test_grids_that_cannot_be_made_are_refused(grid, message):
+    with pytest.raises(ValueError, match=message):
+        grid()
