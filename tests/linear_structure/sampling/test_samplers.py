@@ -11,6 +11,7 @@ import pytest
 import torch
 from scipy.integrate import solve_ivp
 
+from linear_structure.data import plane
 from linear_structure.gaussian import Gaussian
 from linear_structure.mixture import GaussianMixture
 from linear_structure.sampling.ablation import Ablation, Schedule
@@ -251,6 +252,34 @@ def test_ablations_converge_to_the_gaussian_flow(gaussian, schedule, scaling, al
 
     (order,) = observed_orders(run, gaussian.flow(x, 80.0, 0.05), (128, 256))
     assert order > 1.85
+
+
+@pytest.mark.parametrize(
+    ("steps", "error"), [(10, 9.31e-2), (18, 2.38e-2), (50, 2.67e-3), (200, 1.58e-4)]
+)
+def test_heun_on_the_digits_meets_their_flow(digits_gaussian, steps, error):
+    """From 80 to 0.02, relative, of 64 latents."""
+    latents = torch.randn(64, 64, generator=torch.Generator().manual_seed(0), dtype=torch.float64)
+    x = 80 * latents
+    flowed = digits_gaussian.flow(x, 80.0, 0.02)
+    walked = last(heun(digits_gaussian.denoise, x, sigma_grid(steps, 0.02)[:-1]))
+    assert float((walked - flowed).norm() / flowed.norm()) == pytest.approx(error, rel=0.1)
+
+
+@pytest.mark.parametrize(
+    ("steps", "variation", "variance"),
+    [(10, 0.174, 4.25), (18, 0.132, 3.52), (40, 0.131, 3.34)],
+)
+def test_few_steps_spread_a_mixture_too_far(total_variation, steps, variation, variance):
+    """Of 20,000 samples, as many as the expected numbers are of, which is 3.26 without end:
+    variances within three standard errors of the difference, distances within a tenth."""
+    generator = torch.Generator().manual_seed(0)
+    x = 80 * torch.randn(20_000, 2, generator=generator, dtype=torch.float64)
+    walked = last(heun(plane.mixture().denoise, x, sigma_grid(steps)))
+    truth = plane.mixture().sample(20_000, generator=generator)
+    error = variance * math.sqrt(2 * 2 / 20_000)
+    assert float(walked[:, 0].var()) == pytest.approx(variance, abs=3 * error)
+    assert total_variation(walked, truth) == pytest.approx(variation, rel=0.1)
 
 
 @pytest.fixture(scope="module")
