@@ -15,6 +15,7 @@ it is in unscaled x: a divergence does not depend on the scale, and L_0 is of x_
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
+from functools import partial
 
 import torch
 from torch import Tensor
@@ -87,11 +88,9 @@ def terms(
         error = _denoised(denoise, x, rule, noise) - x
         steps.append(_divergence(error, of_data.spread, rule))
     mean = _denoised(denoise, x, chosen[-1], noise)
-    last = _last_variance(sigmas[-2].double(), chosen[-2], variance)
-    data = (
-        _log_density(x, mean, last) if bins is None else discretized_log_prob(x, mean, last, bins)
-    )
-    return Terms(_prior(x, sigmas[0].double()), torch.stack(steps), -data)
+    last = _last_variance(chosen[-1].sigma, chosen[-2], variance)
+    log_prob = _log_density if bins is None else partial(discretized_log_prob, bins_per_unit=bins)
+    return Terms(_prior(x, chosen[0].sigma), torch.stack(steps), -log_prob(x, mean, last))
 
 
 def _denoised(denoise: Denoiser, x: Tensor, rule: Rule, noise: Noise) -> Tensor:

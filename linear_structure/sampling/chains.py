@@ -31,7 +31,8 @@ import torch
 from torch import Tensor
 
 from linear_structure.denoise import Denoiser
-from linear_structure.sampling.langevin import Corrector, check_levels
+from linear_structure.sampling.grids import check_levels
+from linear_structure.sampling.langevin import Corrector
 from linear_structure.sampling.processes import Process, times
 from linear_structure.sampling.samplers import Noise, Step
 

@@ -120,6 +120,16 @@ def ended(levels: Tensor) -> Tensor:
     return torch.cat([levels, levels.new_zeros(1)])
 
 
+def check_levels(sigmas: Tensor) -> None:
+    """Refuse what is no full grid, or the tail of one.
+
+    Raises:
+        ValueError: sigmas (M,) do not decrease, or do not end in 0.
+    """
+    if not bool((sigmas.diff() < 0).all()) or sigmas[-1] != 0:
+        raise ValueError("sigmas: expected levels that decrease, and a final 0")
+
+
 class Lift(NamedTuple):
     """What churn does before one step: up to a level, by adding noise.
 

@@ -6,8 +6,8 @@ One step of size h, in squared units of x, is
 
 `langevin` stays at one level, `annealed` goes down a grid of them (Song and Ermon 2020, arXiv
 2006.09011), and a `Corrector` takes its steps before each step of a chain (Song et al. 2021, arXiv
-2011.13456, algorithms 2 to 5). Each Step but the last is one evaluation, and each draws noise once:
-whoever skips k levels draws and drops that of the steps there (`samplers.discard`), k T of them.
+2011.13456, algorithms 2 to 5). Each Step but the last is one evaluation, and each move draws noise
+once: whoever skips k levels draws and drops that of the k T moves there (`samplers.discard`).
 
 A mixture has a score also at sigma = 0, but (D - x) / sigma^2 is 0/0 there: sigma = 1e-4 for data
 of unit size is near enough (7e-8 of the score) and far enough from cancellation.
@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 
 from linear_structure.denoise import Denoiser
+from linear_structure.sampling.grids import check_levels
 from linear_structure.sampling.processes import check_steps
 from linear_structure.sampling.samplers import Noise, Step
 
@@ -136,16 +137,6 @@ def check_ratio(ratio: float) -> None:
     """
     if not 0 < ratio < 1:
         raise ValueError(f"ratio is {ratio}: expected a number between 0 and 1")
-
-
-def check_levels(sigmas: Tensor) -> None:
-    """Refuse what is no full grid, or the tail of one.
-
-    Raises:
-        ValueError: sigmas (M,) do not decrease, or do not end in 0.
-    """
-    if not bool((sigmas.diff() < 0).all()) or sigmas[-1] != 0:
-        raise ValueError("sigmas: expected levels that decrease, and a final 0")
 
 
 def _score(x: Tensor, sigma: Tensor, denoised: Tensor) -> Tensor:

@@ -109,6 +109,7 @@ def test_scales_of_data(digits):
     scales = Scales.of(digits, sigma_min=0.05, steps=3)
     assert (scales.levels, scales.steps) == (18, 3)
     assert f"{scales.sigma_max:.2f} {scales.variance:.3f}" == "9.63 1.256"
+    assert f"{Scales.of(digits, sigma_min=0.05, steps=6).variance:.3f}" == "1.161"
     grid = scales.grid()
     assert grid.shape == (19,)
     assert torch.allclose(grid[:-2] / grid[1:-1], grid.new_tensor(scales.gamma))
