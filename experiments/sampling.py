@@ -10,7 +10,8 @@ from edm.network import Network
 from experiments.presets import Preset
 from linear_structure.denoise import Denoiser
 from linear_structure.images import to_uint8
-from linear_structure.sampling.grids import ended, sigma_grid
+from linear_structure.sampling.grids import sigma_grid
+from linear_structure.sampling.processes import ended
 from linear_structure.sampling.samplers import SAMPLERS, Noise, Sampler, Step, final
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.teleport import Teleport, carry

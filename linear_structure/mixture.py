@@ -48,12 +48,9 @@ class GaussianMixture(Model):
 
     def tensors(self) -> dict[str, Tensor]:
         """As `from_tensors` takes them."""
-        parts, stacks = [each.tensors() for each in self.components], {"pi": self.weights.double()}
-        for name in parts[0]:
-            values = [part[name] for part in parts]
-            longest = max(value.shape[-1] for value in values)
-            stacks[name] = torch.stack([pad(v, (0, longest - v.shape[-1])) for v in values])
-        return stacks
+        parts = [each.tensors() for each in self.components]
+        stacks = {name: _stacked([part[name] for part in parts]) for name in parts[0]}
+        return {"pi": self.weights.double(), **stacks}
 
     def rescale(self, factor: float) -> "GaussianMixture":
         return GaussianMixture(self.weights, tuple(p.rescale(factor) for p in self.components))

@@ -28,14 +28,13 @@ from linear_structure.sampling.grids import (
     Churn,
     Lift,
     Rounding,
-    ended,
     exact,
     iddpm_grid,
     sigma_grid,
     ve_grid,
     vp_grid,
 )
-from linear_structure.sampling.processes import VP, Linear, RootTime, TimeLaw
+from linear_structure.sampling.processes import VP, Linear, RootTime, TimeLaw, ended
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import choice, option
 

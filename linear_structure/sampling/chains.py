@@ -33,7 +33,7 @@ from torch import Tensor
 from linear_structure.denoise import Denoiser
 from linear_structure.sampling.grids import check_levels
 from linear_structure.sampling.langevin import Corrector
-from linear_structure.sampling.processes import Process, times
+from linear_structure.sampling.processes import VP, Process, times
 from linear_structure.sampling.samplers import Noise, Step
 
 
@@ -97,7 +97,7 @@ def vp_reverse(sigmas: Tensor) -> tuple[Rule, ...]:
     `x_t' = (2 - sqrt(1 - beta)) x_t + beta score + sqrt(beta) n`, divided by the scale at n.
     """
     s, n = _pairs(sigmas)
-    before, after = (1 + s**2).rsqrt(), (1 + n**2).rsqrt()
+    before, after = VP().scale(s), VP().scale(n)
     noised = (s**2 - n**2) / (1 + s**2)
     pull = noised / (before * s**2)
     keep = (2 - _alphas(s, n).sqrt()) * before - pull

@@ -12,7 +12,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from linear_structure.sampling.processes import VP, geometric, iddpm_levels
+from linear_structure.sampling.processes import VP, ended, geometric, iddpm_levels
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import option
 
@@ -113,11 +113,6 @@ def _fractions(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
             "expected 0 < sigma_min < sigma_max, both finite"
         )
     return torch.arange(steps, dtype=torch.float64) / max(steps - 1, 1)
-
-
-def ended(levels: Tensor) -> Tensor:
-    """The levels and a final 0."""
-    return torch.cat([levels, levels.new_zeros(1)])
 
 
 def check_levels(sigmas: Tensor) -> None:

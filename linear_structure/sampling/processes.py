@@ -21,7 +21,6 @@ from typing import Any, Protocol
 
 import torch
 from torch import Tensor
-from torch.nn.functional import pad
 
 from linear_structure.denoise import Denoiser, expand
 from linear_structure.system.errors import UsageError
@@ -92,7 +91,7 @@ class Process(Protocol):
         Raises:
             ValueError: as `times`.
         """
-        return pad(self.sigma(times(steps, end)), (0, 1))
+        return ended(self.sigma(times(steps, end)))
 
 
 def times(steps: int, end: float) -> Tensor:
@@ -261,7 +260,7 @@ def ddpm_grid(steps: int, beta_min: float = 0.1, beta_max: float = 20.0) -> Tens
         )
     betas = torch.linspace(beta_min, beta_max, steps, dtype=torch.float64) / steps
     exponents = -torch.log1p(-betas).cumsum(0)
-    return pad(torch.expm1(exponents).sqrt().flip(0), (0, 1))
+    return ended(torch.expm1(exponents).sqrt().flip(0))
 
 
 NoisePredictor = Callable[[Tensor, Tensor], Tensor]
@@ -293,6 +292,11 @@ def noise_predictor(denoise: Denoiser, process: Process) -> NoisePredictor:
 def geometric(fraction: Tensor, first: float, last: float) -> Tensor:
     """`first (last / first)^fraction`: from first to last, evenly spaced in the logarithm."""
     return first * (last / first) ** fraction
+
+
+def ended(levels: Tensor) -> Tensor:
+    """The levels and a final 0."""
+    return torch.cat([levels, levels.new_zeros(1)])
 
 
 def iddpm_levels(

@@ -16,7 +16,7 @@ large; gamma, r and q are the same.
 
 import math
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
@@ -27,7 +27,7 @@ from torch import Tensor
 from linear_structure.sampling.grids import ve_grid
 from linear_structure.sampling.langevin import check_ratio
 from linear_structure.sampling.processes import check_steps
-from linear_structure.system.options import parse
+from linear_structure.system.options import parse, plain
 from linear_structure.system.precision import factors_in_float32
 
 SMALLEST_DIM = 5  # the shells of wider noise lie apart only where sqrt(2 D) > 3
@@ -121,8 +121,7 @@ def step_ratio(gamma: float, steps: int) -> StepSize:
         ValueError: gamma is not above 1, no step, or the smallest q is at a smaller r.
     """
     check_steps(steps)
-    if not gamma > 1:
-        raise ValueError(f"gamma is {gamma}: expected a number above 1")
+    _check_gamma(gamma)
 
     def change(r: float) -> float:
         """dq/dr over 2."""
@@ -133,6 +132,11 @@ def step_ratio(gamma: float, steps: int) -> StepSize:
         raise ValueError(f"gamma is {gamma}: levels so close ask for steps below 1e-6 of each")
     best = brentq(change, SMALLEST_RATIO, 1, xtol=EXACT)
     return StepSize(best, variance_after(best, gamma, steps))
+
+
+def _check_gamma(gamma: float) -> None:
+    if not gamma > 1:
+        raise ValueError(f"gamma is {gamma}: expected a number above 1")
 
 
 @dataclass(frozen=True)
@@ -165,8 +169,7 @@ class Scales:
         """
         if not 0 < sigma_min < sigma_max < math.inf:
             raise ValueError(f"levels from {sigma_max} to {sigma_min}: expected 0 < low < high")
-        if not gamma > 1:
-            raise ValueError(f"gamma is {gamma}: expected a number above 1")
+        _check_gamma(gamma)
         length = math.log(sigma_max / sigma_min)
         levels = 1 + max(1, math.floor(length / math.log(gamma)))
         own = math.exp(length / (levels - 1))
@@ -201,7 +204,7 @@ class Scales:
 
     def to_json(self) -> dict[str, float | int]:
         """All values by name."""
-        return asdict(self)
+        return plain(self)
 
     @classmethod
     def from_json(cls, values: dict[str, float | int]) -> "Scales":
