@@ -64,8 +64,7 @@ def _parts(value: Any, seen: dict[int, Any], lenient: bool) -> Iterator[str]:
     seen[id(value)] = value
     if isinstance(value, Tensor | np.ndarray):
         values = torch.as_tensor(value)
-        raw = values.detach().cpu().contiguous().reshape(-1).view(torch.uint8)
-        yield f"tensor {values.dtype} {tuple(values.shape)} {digest_of_tensor(raw)}"
+        yield f"tensor {values.dtype} {tuple(values.shape)} {digest_of_tensor(values)}"
         return
     yield _name(value, lenient)
     for label, part in _inside(value, lenient).items():

@@ -29,7 +29,15 @@ import torch
 from torch import Tensor
 
 from linear_structure.system.download import SIZE_LIMIT
-from linear_structure.system.unpickle import Buildable, Global, Malformed, StandIn, evaluate, quote
+from linear_structure.system.unpickle import (
+    Buildable,
+    Global,
+    Malformed,
+    StandIn,
+    evaluate,
+    octets,
+    quote,
+)
 
 VERSION = 6
 LONGEST_NAME = 200
@@ -250,8 +258,7 @@ def _numpy_scalar(args: tuple[Any, ...]) -> bool | int | float:
     match args:
         case [NumpyType(code), memoryview() | str() as blob]:
             if len(blob) == struct.calcsize(form := NUMPY_FORMATS[code]):
-                octets = blob.encode("latin1") if isinstance(blob, str) else blob
-                return struct.unpack(form, octets)[0]
+                return struct.unpack(form, octets(blob))[0]
     raise Malformed("a numpy number has another type or length than it needs")
 
 

@@ -50,14 +50,13 @@ GAP, GREY = 1, 96  # around each sample
 @torch.no_grad()
 def write_samples(path: Path, network: Preconditioned) -> None:
     """A grid of what the network makes of the latents of seeds 0 to 63, as PNG."""
-    device = next(network.parameters()).device
+    device = network.device
     seeds = Seeds.of(range(SAMPLES), device)
-    side = network.img_resolution
-    latents = seeds.latents((network.img_channels, side, side))
+    latents = seeds.latents(network.shape)
     denoise = network.bind(seeds.labels(network.label_dim)) if network.label_dim else network
     sigmas = sigma_grid(STEPS, max(0.002, network.sigma_min), min(80, network.sigma_max))
     *_, last = heun(denoise, latents.double() * sigmas[0].to(device), sigmas.to(device))
-    zoom = -(-THUMBNAIL // side)
+    zoom = -(-THUMBNAIL // network.img_resolution)
     pixels = to_uint8(last.x).repeat_interleave(zoom, 2).repeat_interleave(zoom, 3)
     pixels = grid(F.pad(pixels, [GAP] * 4, value=GREY).cpu(), COLUMNS)
     save_png(path, pixels)

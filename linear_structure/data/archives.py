@@ -25,7 +25,7 @@ from torch import Tensor
 
 from linear_structure.system.download import Source
 from linear_structure.system.errors import UsageError
-from linear_structure.system.unpickle import Buildable, Malformed, StandIn, evaluate
+from linear_structure.system.unpickle import Buildable, Malformed, StandIn, evaluate, octets
 
 MEMBER_LIMIT = 1 << 28  # bytes of one file in an archive; the largest published one has 155 MB
 OPCODE_LIMIT = 1_000_000  # of one batch; the largest published one has some 200,000
@@ -65,8 +65,7 @@ class _ArrayStandIn(Buildable):
         _, shape, dtype, fortran_order, data = state
         if dtype.code != "u1" or fortran_order:
             raise Malformed("an array that is not of uint8 in C order")
-        content = data.encode("latin1") if isinstance(data, str) else data
-        self.values = np.frombuffer(content, np.uint8).reshape(shape)
+        self.values = np.frombuffer(octets(data), np.uint8).reshape(shape)
 
 
 _STAND_INS: Mapping[str, StandIn] = MappingProxyType(

@@ -152,7 +152,7 @@ def digest_of_file(path: Path) -> str:
 
 def digest_of_tensor(values: Tensor) -> str:
     """SHA-256 (64 hexadecimal digits) of a tensor's values in order."""
-    return hashlib.sha256(values.cpu().contiguous().numpy().data).hexdigest()
+    return hashlib.sha256(_octets(values)).hexdigest()
 
 
 def digest_of_state(options: Any, tensors: Mapping[str, Tensor]) -> str:
@@ -164,7 +164,11 @@ def digest_of_state(options: Any, tensors: Mapping[str, Tensor]) -> str:
     """
     sha = hashlib.sha256(digest_of(options).encode())
     for name, tensor in sorted(tensors.items()):
-        values = tensor.detach().cpu().contiguous()
-        sha.update(f"{name} {values.dtype} {tuple(values.shape)}\n".encode())
-        sha.update(values.reshape(-1).view(torch.uint8).numpy().data)
+        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
+        sha.update(_octets(tensor))
     return sha.hexdigest()
+
+
+def _octets(values: Tensor) -> memoryview:
+    """The bytes of a tensor in order, of any type of number: numpy lacks some."""
+    return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -46,9 +46,10 @@ class Block:
         if stored is None:
             return None
         values, seal = torch.from_numpy(np.array(stored)), self._seal
+        digest = digest_of_tensor(values)
         if not seal.exists():
-            write_text(seal, digest_of_tensor(values))
-        return values if seal.read_text(errors="replace") == digest_of_tensor(values) else None
+            write_text(seal, digest)
+        return values if seal.read_text(errors="replace") == digest else None
 
     def write(self, values: Tensor) -> None:
         """Keep the values, whole or not at all."""

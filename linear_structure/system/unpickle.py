@@ -40,6 +40,11 @@ def quote(text: Any) -> str:
     return shown if len(shown) <= LONGEST_QUOTE else f"{shown[:LONGEST_QUOTE]}..."
 
 
+def octets(value: memoryview | str) -> memoryview | bytes:
+    """The bytes of a byte string: a view, or the latin-1 text that carries it."""
+    return value.encode("latin1") if isinstance(value, str) else value
+
+
 def evaluate(
     stream: IO[bytes],
     memory: memoryview,
