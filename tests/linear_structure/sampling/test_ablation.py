@@ -2,14 +2,11 @@
 
 import pytest
 import torch
+from walks import doubles
 
 from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.grids import Churn
 from linear_structure.system.errors import UsageError
-
-
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_a_sliced_schedule_keeps_every_amount():

@@ -4,14 +4,11 @@ import math
 
 import pytest
 import torch
+from walks import doubles
 
 from linear_structure.gaussian import Gaussian
 from linear_structure.sampling.bound import Terms, discretized_log_prob, terms
 from linear_structure.sampling.processes import ddpm_grid
-
-
-def doubles(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def exact_bound(gaussian, cubature, steps, variance):

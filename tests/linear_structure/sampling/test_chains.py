@@ -6,6 +6,7 @@ from itertools import pairwise
 
 import pytest
 import torch
+from walks import last, same, stub
 
 from linear_structure.sampling.chains import (
     alphas,
@@ -34,10 +35,6 @@ RULES = {
 PROCESSES = [VE(0.05, 20.0), VP(), SubVP()]
 
 
-def stub(x, sigma):
-    return torch.tanh(x / (1 + sigma**2).sqrt()) / (1 + sigma)
-
-
 def start(count, dim, seed=1):
     generator = torch.Generator().manual_seed(seed)
     return 5 * torch.randn(count, dim, generator=generator, dtype=torch.float64)
@@ -62,14 +59,6 @@ def variances(lam, rules, begin, corrector_ratio=None):
 
 def close(a, b, tolerance=1e-10):
     return torch.allclose(a, b, rtol=tolerance, atol=tolerance)
-
-
-def same(steps, others):
-    return all(
-        torch.equal(a, b)
-        for step, other in zip(steps, others, strict=True)
-        for a, b in zip(step, other, strict=True)
-    )
 
 
 @pytest.mark.parametrize(("steps", "stride"), [(50, 1), (1000, 111)])
@@ -313,12 +302,7 @@ def test_steps_their_cost_and_their_noise(corrected):
 
 def test_a_chain_runs_where_x_is():
     x = start(2, 3).to("meta")
-    assert final_x(chain(stub, x, posterior(sigma_grid(5)), torch.ones_like, Corrector())).is_meta
-
-
-def final_x(steps):
-    *_, step = steps
-    return step.x
+    assert last(chain(stub, x, posterior(sigma_grid(5)), torch.ones_like, Corrector())).is_meta
 
 
 def test_vps_corrector_takes_the_alphas_of_its_chain():

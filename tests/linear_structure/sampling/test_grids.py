@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from walks import doubles
 
 from linear_structure.sampling.grids import (
     Churn,
@@ -17,10 +18,6 @@ from linear_structure.system.errors import UsageError
 
 PUBLISHED_18 = """80 57.586 40.7856 28.3746 19.3525 12.9101 8.40094 5.31519 3.25682 1.92334 1.08817
     .585348 .296442 .139516 .0599473 .0229345 .00752802 .002 0"""
-
-
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 def test_the_grid_is_the_published_one():

@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from walks import doubles, same, stub
 
 from linear_structure.data.plane import mixture
 from linear_structure.sampling.grids import ve_grid
@@ -13,25 +14,9 @@ from linear_structure.sampling.scales import variance_after
 from linear_structure.sampling.seeds import Seeds
 
 
-def stub(x, sigma):
-    return torch.tanh(x / (1 + sigma**2).sqrt()) / (1 + sigma)
-
-
-def doubles(*values):
-    return torch.tensor(values, dtype=torch.float64)
-
-
 def start(count, dim):
     generator = torch.Generator().manual_seed(1)
     return 5 * torch.randn(count, dim, generator=generator, dtype=torch.float64)
-
-
-def same(steps, others):
-    return all(
-        torch.equal(a, b)
-        for step, other in zip(steps, others, strict=True)
-        for a, b in zip(step, other, strict=True)
-    )
 
 
 def test_the_annealed_run_is_the_golden_one(golden, g4, recorded):

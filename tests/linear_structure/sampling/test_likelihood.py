@@ -5,6 +5,7 @@ import math
 
 import pytest
 import torch
+from walks import doubles
 
 from linear_structure.data.plane import mixture
 from linear_structure.gaussian import Gaussian
@@ -21,10 +22,6 @@ from linear_structure.sampling.likelihood import (
 
 def ascending(steps, low, high):
     return ve_grid(steps + 1, low, high)[:-1].flip(0)
-
-
-def doubles(*values):
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.fixture(scope="module")

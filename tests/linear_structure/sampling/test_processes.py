@@ -4,6 +4,7 @@ import math
 
 import pytest
 import torch
+from walks import doubles
 
 from linear_structure.sampling.processes import (
     VE,
@@ -20,10 +21,6 @@ from linear_structure.sampling.processes import (
 )
 
 PROCESSES = {"ve": VE(0.01, 50), "vp": VP(), "subvp": SubVP()}
-
-
-def doubles(*values: float) -> torch.Tensor:
-    return torch.tensor(values, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("law", [Linear(), RootTime(), VP(), VP.through(0.01, 50), PublishedVP()])

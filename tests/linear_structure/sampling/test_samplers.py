@@ -10,6 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
+from walks import last, same, stub
 
 from linear_structure.data import plane
 from linear_structure.gaussian import Gaussian
@@ -39,15 +40,6 @@ class Counted:
     def __call__(self, x, sigma):
         self.levels.append(float(sigma))
         return self.denoise(x, sigma)
-
-
-def stub(x, sigma):
-    return torch.tanh(x / (1 + sigma**2).sqrt()) / (1 + sigma)
-
-
-def last(steps):
-    *_, step = steps
-    return step.x
 
 
 def relative_error(x, expected):
@@ -182,14 +174,6 @@ def test_churn_asks_for_noise_and_for_as_many_lifts_as_steps():
         list(heun(stub, start(2, 3), sigmas, lifts))
     with pytest.raises(ValueError, match="7 lifts for 4 steps"):
         list(heun(stub, start(2, 3), sigmas[3:], lifts, torch.ones_like))
-
-
-def same(steps, others):
-    return all(
-        torch.equal(a, b)
-        for step, other in zip(steps, others, strict=True)
-        for a, b in zip(step, other, strict=True)
-    )
 
 
 @pytest.mark.parametrize("sampler", [euler, heun])
