@@ -14,18 +14,14 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor
 from tqdm import tqdm
 
 from edm.network import Network
 from experiments.sampling import drawn
-from linear_structure.denoise import Denoiser
 from linear_structure.images import save_png, to_uint8
 from linear_structure.sampling.ablation import Ablation, Schedule
 from linear_structure.sampling.grids import Churn
 from linear_structure.sampling.samplers import (
-    SAMPLERS,
-    Noise,
     Step,
     ablation,
     check_skip,
@@ -130,15 +126,6 @@ class Generation:
         folder = f"{seed - seed % PER_FOLDER:06d}" if self.subdirs else ""
         return self.outdir / folder / f"{seed:06d}.png"
 
-    def steps(self, denoise: Denoiser, x: Tensor, noise: Noise | None) -> Iterator[Step]:
-        """The steps that are left, from x at the level where the skip ends."""
-        if self.sampler == ABLATION:
-            return ablation(denoise, x, self.schedule[self.skip :], noise)
-        if self.settings.churn.s_churn:
-            schedule = self.schedule[self.skip :]
-            return heun(denoise, x, schedule.sigmas, schedule.lifts, noise)
-        return SAMPLERS[self.sampler].run(denoise, x, self.schedule.sigmas, self.skip, noise)
-
 
 def generate(generation: Generation) -> int:
     """Make the images that are missing in this process's share: how many it wrote.
@@ -162,11 +149,15 @@ def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
     sigmas, skip = generation.schedule.sigmas, generation.skip
     denoise, start, labels, noise = drawn(generation.network, sigmas[0], seeds, generation.label)
     x = carry(start, sigmas, skip, generation.teleport, labels)
-    if generation.settings.churn.s_churn:
+    left, churned = generation.schedule[skip:], generation.settings.churn.s_churn > 0
+    if churned:
         discard(noise, x, skip)
-        return generation.steps(denoise, x, noise)
-    row = SAMPLERS.get(generation.sampler)
-    return generation.steps(denoise, x, noise if row and row.stochastic else None)
+    if generation.sampler == ABLATION:
+        return ablation(denoise, x, left, noise if churned else None)
+    if churned:
+        return heun(denoise, x, left.sigmas, left.lifts, noise)
+    row = find(generation.sampler)
+    return row.run(denoise, x, sigmas, skip, noise if row.stochastic else None)
 
 
 def _missing(generation: Generation, seeds: Iterable[int]) -> list[int]:

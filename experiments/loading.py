@@ -1,6 +1,5 @@
 """Everything that an experiment needs, loaded: networks, parameters, images, statistics."""
 
-from collections.abc import Sequence
 from pathlib import Path
 
 import torch
@@ -12,7 +11,7 @@ from edm.evaluation import features, fid
 from edm.evaluation.features import Features
 from edm.network import Network
 from edm.precondition import Preconditioned
-from experiments.comparison import COMPONENTS, Makers, models
+from experiments.comparison import Makers, models
 from experiments.presets import Preset
 from experiments.sweep import Sweep
 from linear_structure import fit, parameters
@@ -90,20 +89,15 @@ def gaussian_of(preset: Preset, model: Model) -> Gaussian:
     return model
 
 
-def load_models(
-    preset: Preset, network: Network, components: Sequence[int] = COMPONENTS
-) -> tuple[Makers, Tensor | None]:
-    """The models that the network's score is compared with, and their images, where they are.
-
-    Args:
-        components: of the mixtures.
+def load_models(preset: Preset, network: Network) -> tuple[Makers, Tensor | None]:
+    """The models, mixtures apart, that the network's score is compared with, and their images.
 
     Raises:
         UsageError: the parameters hold no Gaussian, or they or the images are of another size.
     """
     gaussian = gaussian_of(preset, load_teleport(preset, network).model)
     images = images_at_hand(preset, network)
-    return models(gaussian, images, components), images
+    return models(gaussian, images, components=()), images
 
 
 def images_at_hand(preset: Preset, network: Network) -> Tensor | None:

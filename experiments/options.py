@@ -17,9 +17,7 @@ FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
 TYPED = tuple(each.name for each in fields(Preset) if each.metadata.get("meaning"))
 
 
-def command(
-    description: str | None, name: str, default: str = "cifar10"
-) -> argparse.ArgumentParser:
+def command(description: str | None, name: str) -> argparse.ArgumentParser:
     """A parser with the preset, an option for each of its values, and the machine."""
     parser = argparse.ArgumentParser(
         prog=name,
@@ -27,7 +25,7 @@ def command(
         epilog="The presets:\n\n" + table(Preset, presets.presets(), SHOWN),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", nargs="?", default=default, help=", ".join(presets.presets()))
+    parser.add_argument("preset", nargs="?", default="cifar10", help=", ".join(presets.presets()))
     change = parser.add_argument_group("values of the preset that may be changed")
     add_values(change, TYPED)
     machine.add_options(parser)

@@ -82,7 +82,15 @@ class Sweep:
     @property
     def folder(self) -> Path:
         """Where the results of this preset and these seeds lie."""
-        return self.root / self.preset.name / str(self.preset.seeds)
+        return self.path(0).parent
+
+    def path(self, skip: int) -> Path:
+        """Where the result of one number of skipped steps lies."""
+        return results.path_of(self.root, self.preset.name, self.preset.seeds, skip)
+
+    def reusable(self, skip: int) -> Result | None:
+        """The result that is there, if it was made from these inputs."""
+        return results.reusable(self.path(skip), self.inputs(skip))
 
     def image_inputs(self, skip: int) -> dict[str, Any]:
         """What the image of a seed depends on."""
@@ -183,16 +191,11 @@ def _sampled(sweep: Sweep) -> Iterator[SeedBlock]:
         yield block
 
 
-def _reusable(sweep: Sweep, skip: int) -> Result | None:
-    path = results.path_of(sweep.root, sweep.preset.name, sweep.preset.seeds, skip)
-    return results.reusable(path, sweep.inputs(skip))
-
-
 def _is_missing(sweep: Sweep, block: SeedBlock) -> bool:
     """Whether a block has to be sampled: for its images, or for features that no result has."""
     if sweep.save_images and not all(path.exists() for path in _images_of(sweep, block)):
         return True
-    return not block.is_whole and _reusable(sweep, block.skip) is None
+    return not block.is_whole and sweep.reusable(block.skip) is None
 
 
 def _features(sweep: Sweep, block: SeedBlock) -> Tensor:
@@ -217,9 +220,8 @@ def _images_of(sweep: Sweep, block: SeedBlock) -> list[Path]:
 
 def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
     """The result that is there, or a new one from the blocks on disk."""
-    preset = sweep.preset
-    path = results.path_of(sweep.root, preset.name, preset.seeds, skip)
-    if earlier := _reusable(sweep, skip):
+    preset, path = sweep.preset, sweep.path(skip)
+    if earlier := sweep.reusable(skip):
         path.touch()
         return earlier
     asked, mine = preset.seeds, {block.path for block in _mine(sweep)}

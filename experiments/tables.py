@@ -89,13 +89,9 @@ def write_two_columns(path: Path, results: Sequence[Result]) -> None:
 
 def write_csv(path: Path, results: Sequence[Result], published: Mapping[int, float]) -> None:
     """One line for each result: settings, distance, NFE, the published figure, how it was made."""
-    text = StringIO()
     lines = [_flat(result, published) for result in results]
     columns = list(dict.fromkeys(name for line in lines for name in line))
-    table = csv.DictWriter(text, columns, lineterminator="\n")
-    table.writeheader()
-    table.writerows(lines)
-    write_text(path, text.getvalue())
+    _write(path, columns, ([line.get(name) for name in columns] for line in lines))
 
 
 def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
@@ -161,9 +157,10 @@ def caption(results: Sequence[Result]) -> str:
 
 def write_table(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     """CSV with six digits for floats."""
+    _write(path, head, ([f"{v:.6g}" if isinstance(v, float) else v for v in row] for row in rows))
+
+
+def _write(path: Path, head: Sequence[str], rows: Iterable[Sequence[object]]) -> None:
     text = StringIO()
-    table = csv.writer(text, lineterminator="\n")
-    table.writerow(head)
-    for row in rows:
-        table.writerow([f"{v:.6g}" if isinstance(v, float) else v for v in row])
+    csv.writer(text, lineterminator="\n").writerows([head, *rows])
     write_text(path, text.getvalue())

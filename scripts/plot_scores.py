@@ -73,7 +73,7 @@ def main() -> None:
         preset = replace(preset, seeds=preset.seeds.head(SEEDS))
     network = loading.load_network(preset, machine)
     sampling = Sampling(network, grid_of(preset, network))
-    makers, images = loading.load_models(preset, network, components=())
+    makers, images = loading.load_models(preset, network)
     errors = errors_of(preset, sampling, makers, images, machine)
     sigmas = sampling.sigmas[:-1].tolist()
     table, record, picture = (FOLDER / f"scores.{end}" for end in ("csv", "json", "png"))

@@ -67,7 +67,7 @@ def test_cifar10_small_runs_from_shipped_files_alone(tmp_path, monkeypatch):
 
 
 def titles(preset, network):
-    models, _ = loading.load_models(preset, network, components=())
+    models, _ = loading.load_models(preset, network)
     return [key.title for key in models]
 
 
