@@ -12,15 +12,11 @@ EVERYTHING = Path("experiments_with_skip_results.csv")
 GRAPH = Path("experiments_with_skip_graph.png")
 
 
-def _parse() -> argparse.Namespace:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", nargs="?", help="default: that of the latest sweep")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Write table, CSV and graph in the current folder and print the table."""
-    name = _parse().preset
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("preset", nargs="?", help="default: that of the latest sweep")
+    name = parser.parse_args().preset
     if name is not None:
         presets.find(name)
     found = results.latest_sweep(results.ROOT, name)

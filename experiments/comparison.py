@@ -287,8 +287,7 @@ class Study:
 
     def _measured(self, states: States, key: Key, part: str, make: Callable[[], Model]) -> Tensor:
         name = f"{key.slug}-{part}-{states.seeds[0]:06d}-{states.seeds[-1]:06d}.npy"
-        columns = 2 if part == "solution" else 3
-        shape = (len(states.seeds), len(states.levels(part)), columns)
+        shape = (len(states.seeds), len(states.levels(part)), 2 if part == "solution" else 3)
         block = Block(folder_of(self.root, dict(self.inputs)) / name, shape, torch.float64)
         return block.obtain(lambda: states.measure(part, make()))
 

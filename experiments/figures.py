@@ -75,21 +75,19 @@ def score_errors(
             style = style_of(key)
             axes.plot(sigmas, median, marker="o", ms=4, label=key.title, **style)
             axes.fill_between(sigmas, low, high, color=style["color"], alpha=0.2)
-        axes.set(xscale="log", yscale="log")
-        axes.invert_xaxis()
-        axes.set_xlabel(NOISE_LEVEL)
+        axes.set(xscale="log", yscale="log", xlabel=NOISE_LEVEL)
         axes.set_ylabel("relative error of the score")
+        axes.invert_xaxis()
         axes.legend(title="median and quartiles over seeds")
 
 
 def overview(path: Path, numbers: Numbers, title: str) -> None:
     """Figure 1 B and C: a few models' scores, and their solutions, against the network's."""
-    few = {key: numbers[key] for key in FEW if key in numbers}
     with drawn(path, title, WIDE, TALL) as figure:
         left, right = figure.subplots(1, 2)
-        for key, parts in few.items():
-            _band(left, parts["trajectory"], "error", key)
-            _band(right, parts["solution"], "state", key)
+        for key in (key for key in FEW if key in numbers):
+            _band(left, numbers[key]["trajectory"], "error", key)
+            _band(right, numbers[key]["solution"], "state", key)
         _noise_axis(left, "relative error of the score")
         _noise_axis(right, "relative deviation of the state x")
         left.set_title("score, along the network's trajectories", fontsize=10)
@@ -98,10 +96,7 @@ def overview(path: Path, numbers: Numbers, title: str) -> None:
 
 
 def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
-    """Figure 3: relative error and unexplained share of the score, at noised images and on the way.
-
-    One row for each kind of states.
-    """
+    """Figure 3: relative error and unexplained share of the score, for each kind of states."""
     rows = {"noised": "noised images", "trajectory": "the network's trajectories"}
     with drawn(path, title, WIDE, 2 * TALL) as figure:
         panels = figure.subplots(2, 2)
@@ -120,12 +115,7 @@ def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
 
 
 def solution_deviation(path: Path, numbers: Numbers, part: str, label: str, title: str) -> None:
-    """Figures 4 and 5: how far each model's solution is from the network's: median and quartiles.
-
-    Args:
-        part: "state" or "denoised".
-        label: of the vertical axis.
-    """
+    """Figures 4 and 5: how far a model's solution is from the network's, "state" or "denoised"."""
     with drawn(path, title, WIDE, TALL) as figure:
         axes = figure.subplots()
         for key, parts in numbers.items():
@@ -143,10 +133,9 @@ def settling_order(path: Path, settled: Mapping[str, Any], title: str) -> None:
         left.plot(settled["expected_half"], settled["half"], "o", color=COLORS[0], label="network")
         left.set(xscale="log", yscale="log", xlabel="sqrt(3 variance) of the component (pixels)")
         left.set_ylabel("sigma where it has half its final size")
-        left.xaxis.set_minor_formatter(NullFormatter())
-        left.yaxis.set_minor_formatter(NullFormatter())
-        left.set_xticks(*_ticks(settled["expected_half"]))
-        left.set_yticks(*_ticks(settled["half"]))
+        for axis, half in ((left.xaxis, "expected_half"), (left.yaxis, "half")):
+            axis.set_minor_formatter(NullFormatter())
+            axis.set_ticks(*_ticks(settled[half]))
         left.legend()
         left.set_title(f"rank correlation with the variance {settled['order']:.3f}", fontsize=10)
         count = len(settled["gain"])
@@ -237,5 +226,4 @@ def _noise_axis(axes: Axes, label: str) -> None:
 
 
 def _legend_beside(figure: Figure, axes: Axes) -> None:
-    handles, labels = axes.get_legend_handles_labels()
-    figure.legend(handles, labels, loc="outside right center", fontsize=8)
+    figure.legend(*axes.get_legend_handles_labels(), loc="outside right center", fontsize=8)

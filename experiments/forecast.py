@@ -208,8 +208,7 @@ def _teleport_flops(preset: Preset, network: Preconditioned) -> float:
     """Of one image; 0 where the parameters are not here: those that are made are a Gaussian's."""
     if not preset.parameters.is_dir():
         return 0.0
-    model = parameters.load(preset.parameters, preset.eigenvalue_scale).model
-    teleport = Teleport(model)
+    teleport = Teleport(parameters.load(preset.parameters, preset.eigenvalue_scale).model)
     teleport.check(network)
     image = _images(network, 1, torch.device("cpu"))
     return _flops(lambda x: teleport.flow(x, preset.sigma_max, preset.sigma_min), image)

@@ -107,10 +107,8 @@ def images_at_hand(preset: Preset, network: Network) -> Tensor | None:
     """
     if preset.dataset is None:
         if rank() == 0:
-            print(
-                f"{preset.name} comes without images: point clouds and mixtures need them, "
-                "give --dataset"
-            )
+            needed = "point clouds and mixtures need them, give --dataset"
+            print(f"{preset.name} comes without images: {needed}")
         return None
     images = load_dataset(preset, network).images()
     known = parameters.read_story(preset.parameters).get("digest")

@@ -45,9 +45,8 @@ def add_values(group: Any, names: Sequence[str]) -> None:
 
 def add_tf32(parser: argparse.ArgumentParser) -> None:
     """Whether a network may trade precision for speed."""
-    parser.add_argument(
-        "--tf32", action="store_true", help="faster networks on NVIDIA GPUs, 10 bits of mantissa"
-    )
+    faster = "faster networks on NVIDIA GPUs, 10 bits of mantissa"
+    parser.add_argument("--tf32", action="store_true", help=faster)
 
 
 def chosen_preset(typed: argparse.Namespace) -> Preset:

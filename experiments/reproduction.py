@@ -12,25 +12,13 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import figures
-from experiments.comparison import (
-    ISOTROPIC,
-    PARTS,
-    Key,
-    Makers,
-    States,
-    Study,
-    compared,
-    models,
-    solution,
-    study_of,
-)
+from experiments import comparison, figures
+from experiments.comparison import ISOTROPIC, Key, Makers, States, Study, solution
 from experiments.findings import Settling, settling, summary
 from experiments.presets import Preset
 from experiments.sampling import Sampling
 from experiments.sweep import Sweep
 from experiments.tables import write_table
-from linear_structure.denoise import Model
 from linear_structure.gaussian import Gaussian
 from linear_structure.sampling.samplers import Step, final
 from linear_structure.system.files import write_json
@@ -87,30 +75,24 @@ class Reproduction:
     @cached_property
     def makers(self) -> Makers:
         """What makes each analytic model."""
-        return models(self.gaussian, self.images)
-
-    def model(self, key: Key) -> Model:
-        """An analytic model where the states are: not to be moved there at each of its calls."""
-        return self.makers[key]().to(self.trajectory[0].x)
+        return comparison.models(self.gaussian, self.images)
 
     @cached_property
     def study(self) -> Study:
         """The models beside the network; numbers that are on disk are not made again."""
         folder, machine = self.folder / "models", self.sweep.machine
-        return study_of(self.sampling, machine, self.makers, self.images, folder)
+        return comparison.study_of(self.sampling, machine, self.makers, self.images, folder)
 
     def numbers(self) -> dict[Key, dict[str, Any]]:
         """Each model beside the network, with a bar."""
-        found = self.study.numbers(self.states, PARTS)
-        return {key: compared(self.states, measured) for key, measured in found.items()}
+        found = self.study.numbers(self.states, comparison.PARTS)
+        return {key: comparison.compared(self.states, each) for key, each in found.items()}
 
     def settled(self) -> Settling:
         """How principal components settle along the network's trajectories."""
         inputs = {**self.study.inputs, "seeds": list(self.states.seeds)}
-        path = self.folder / "components.json"
-        return Settling(
-            **kept(path, inputs, lambda: asdict(settling(self.trajectory, self.gaussian)))
-        )
+        path, gaussian = self.folder / "components.json", self.gaussian
+        return Settling(**kept(path, inputs, lambda: asdict(settling(self.trajectory, gaussian))))
 
     def samples(self, skip: int, count: int) -> Tensor:
         """Images (count, C, H, W) of the first trajectories, their first steps teleported."""
@@ -163,8 +145,9 @@ def _model_samples(r: Reproduction) -> dict[str, Tensor]:
     found = {"network": r.trajectory[-1].x[:SHOWN]}
     for key in figures.FEW:
         if key in r.makers and key != ISOTROPIC:
+            model = r.makers[key]().to(start)  # not to be moved there at each of its calls
             with torch.inference_mode():
-                *_, last = solution(r.model(key), start, r.sigmas)
+                *_, last = solution(model, start, r.sigmas)
             found[key.title] = last.denoised
     return found
 

@@ -35,8 +35,6 @@ PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, what
     "outputs": {"distance": int | float, "count": int, "nfe": int},
     "made": {"versions": dict},
 }
-FINITE = (("inputs", "sigma_skip"), ("outputs", "distance"))
-PER_RESULT = ("n_skip", "sigma_skip", "seeds")  # inputs that differ within one sweep
 
 
 @dataclass(frozen=True)
@@ -62,7 +60,8 @@ class Result:
     @property
     def settings(self) -> dict[str, Any]:
         """Inputs that two results must share to stand side by side, the count among them."""
-        shared = {name: self.inputs[name] for name in self.inputs if name not in PER_RESULT}
+        own = ("n_skip", "sigma_skip", "seeds")  # what differs within one sweep
+        shared = {name: value for name, value in self.inputs.items() if name not in own}
         return {**shared, "count": self.outputs["count"]}
 
 
@@ -113,7 +112,7 @@ def _fault(content: Any) -> str | None:
         for name, kind in names.items():
             if not isinstance(content[part].get(name), kind):
                 return f"{part}.{name} is missing or of another type"
-    for part, name in FINITE:
+    for part, name in (("inputs", "sigma_skip"), ("outputs", "distance")):
         if not abs(content[part][name]) <= sys.float_info.max:  # neither is NaN
             return f"{part}.{name} is not finite"
     ends = content["inputs"]["seeds"]

@@ -79,9 +79,8 @@ class Sampling:
         """The Steps that are left after `skip` of them; errors as in `carry`."""
         denoise, start, labels, noise = self.drawn(seeds)
         x = carry(start, self.sigmas, skip, self.teleport, labels)
-        return self.sampler.run(
-            denoise, x, self.sigmas, skip, noise if self.sampler.stochastic else None
-        )
+        used = noise if self.sampler.stochastic else None
+        return self.sampler.run(denoise, x, self.sigmas, skip, used)
 
     def pixels(self, seeds: Iterable[int], skip: int = 0) -> Tensor:
         """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""

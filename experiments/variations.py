@@ -4,7 +4,7 @@ Each curve is a sweep over the same seeds, resumed as any sweep is. That of Heun
 is the preset's own, shared with the other commands; the others lie beside the figures.
 """
 
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 
@@ -41,28 +41,24 @@ def solvers(plain: Sweep, folder: Path) -> dict[str, list[Row]]:
 
 def teleports(plain: Sweep, images: Tensor | None, folder: Path) -> dict[Key, list[Row]]:
     """The same sampler after each model's teleport; the mixture needs images (n, C, H, W)."""
-    by_class = bool(plain.teleport.by_class)
-    found = {BY_CLASS if by_class else GAUSSIAN: rows_of(plain)}
-    for key, model in _others(plain.teleport.model, images, by_class):
-        varied = replace(plain, root=folder / key.slug, teleport=Teleport(model))
-        found[key] = rows_of(varied)
-    return found
-
-
-def _others(own: Model, images: Tensor | None, by_class: bool) -> Iterator[tuple[Key, Model]]:
-    if by_class:
-        yield GAUSSIAN, own
+    own, by_class = plain.teleport.model, bool(plain.teleport.by_class)
+    others: dict[Key, Model] = {GAUSSIAN: own} if by_class else {}
     if isinstance(own, Gaussian):
-        yield ISOTROPIC, Isotropic(own.mean)
+        others[ISOTROPIC] = Isotropic(own.mean)
     if images is not None and len(images) >= COMPONENTS:
-        yield Key("mixture", COMPONENTS), fit.mixture_of(images, COMPONENTS)
+        others[Key("mixture", COMPONENTS)] = fit.mixture_of(images, COMPONENTS)
+    found = {BY_CLASS if by_class else GAUSSIAN: rows_of(plain)}
+    for key, model in others.items():
+        found[key] = rows_of(replace(plain, root=folder / key.slug, teleport=Teleport(model)))
+    return found
 
 
 def write_solvers(plain: Sweep, folder: Path) -> None:
     """Figure 2 D and its numbers."""
     curves, name = solvers(plain, folder / "sweeps"), plain.features.distance_name
     _write(folder / "figure2d.csv", curves, name)
-    title = f"{plain.preset.name}: quality of teleported samples, {_count(plain)}"
+    preset = plain.preset
+    title = f"{preset.name}: quality of teleported samples, {preset.seeds.count:,} images"
     figures.solver_quality(folder / "figure2d.png", curves, name, title)
 
 
@@ -70,12 +66,9 @@ def write_teleports(plain: Sweep, images: Tensor | None, folder: Path) -> None:
     """What other models than the Gaussian are worth as a teleport."""
     curves, name = teleports(plain, images, folder / "sweeps"), plain.features.distance_name
     _write(folder / "teleports.csv", {key.title: rows for key, rows in curves.items()}, name)
-    title = f"{plain.preset.name}: teleport by different models, {_count(plain)}"
+    preset = plain.preset
+    title = f"{preset.name}: teleport by different models, {preset.seeds.count:,} images"
     figures.teleport_quality(folder / "teleports.png", curves, name, title)
-
-
-def _count(plain: Sweep) -> str:
-    return f"{plain.preset.seeds.count:,} images"
 
 
 def _write(path: Path, curves: Mapping[str, list[Row]], name: str) -> None:

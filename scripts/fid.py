@@ -73,22 +73,17 @@ def reference(args: argparse.Namespace) -> Selection | fid.Statistics:
     return fid.read(located(given(args.ref, args.ref_sha256)))
 
 
-def compare(
-    args: argparse.Namespace, extract: Extractor, source: str, found: Measured, standard: Measured
-) -> dict[str, Any]:
-    """The distances that were asked for, with what they depend on and what they took."""
-    given = {"images": source, "seed": args.seed, "reference": standard.statistics.digest}
-    outputs: dict[str, Any] = {
-        "count": found.statistics.count,
-        "distance": fid.frechet(found.statistics, standard.statistics),
-    }
+def measured(args: argparse.Namespace, found: Measured, standard: Measured) -> dict[str, Any]:
+    """The distances that were asked for."""
+    distance = fid.frechet(found.statistics, standard.statistics)
+    outputs: dict[str, Any] = {"count": found.statistics.count, "distance": distance}
     if found.rows is not None and standard.rows is not None:
         sets = found.rows.numpy(), standard.rows.numpy()
         if args.kid:
             outputs["kid"] = kid.kid(*sets, size=args.kid)._asdict()
         if args.precision_recall:
             outputs |= precision_recall.precision_recall(*sets, args.precision_recall)._asdict()
-    return {"inputs": extract.inputs | given, "outputs": outputs, "made": found.made}
+    return outputs
 
 
 def calculate(args: argparse.Namespace) -> None:
@@ -136,7 +131,10 @@ def compared(
     for images in sets:
         found = extract.measure(images, keep)
         if found and against:
-            result = compare(args, extract, images.source, found, against)
+            inputs = {"images": images.source, "seed": args.seed}
+            inputs |= {**extract.inputs, "reference": against.statistics.digest}
+            outputs = measured(args, found, against)
+            result = {"inputs": inputs, "outputs": outputs, "made": found.made}
             show(extract.features, result)
             yield result
 
@@ -195,31 +193,16 @@ def parse() -> argparse.Namespace:
     commands = parser.add_subparsers(required=True, metavar="calc | ref")
     calc = commands.add_parser("calc", help="compare images with a reference")
     calc.set_defaults(run=calculate)
-    calc.add_argument(
-        "--images",
-        nargs="+",
-        required=True,
-        help="folders, zips or dataset names; several are repetitions, one for each seed range",
-    )
-    calc.add_argument("--ref", required=True, help="path or URL of an .npz, or images as above")
-    calc.add_argument("--ref-sha256", help="what the reference file must have")
-    calc.add_argument(
-        "--kid",
-        nargs="?",
-        type=positive,
-        const=1000,
-        metavar="SIZE",
-        help="also KID, on 100 subsets of this size (default: 1000)",
-    )
-    calc.add_argument(
-        "--precision-recall",
-        nargs="?",
-        type=positive,
-        const=3,
-        metavar="K",
-        help="also improved precision and recall with K neighbours (default: 3)",
-    )
-    calc.add_argument("--json", type=Path, help="write the results to this file too")
+    add = calc.add_argument
+    several = "folders, zips or dataset names; several are repetitions, one for each seed range"
+    add("--images", nargs="+", required=True, help=several)
+    add("--ref", required=True, help="path or URL of an .npz, or images as above")
+    add("--ref-sha256", help="what the reference file must have")
+    subsets = "also KID, on 100 subsets of this size (default: 1000)"
+    add("--kid", nargs="?", type=positive, const=1000, metavar="SIZE", help=subsets)
+    near = "also improved precision and recall with K neighbours (default: 3)"
+    add("--precision-recall", nargs="?", type=positive, const=3, metavar="K", help=near)
+    add("--json", type=Path, help="write the results to this file too")
     ref = commands.add_parser("ref", help="write the statistics of images")
     ref.set_defaults(run=make_reference)
     ref.add_argument("--images", required=True, help="folder, zip or dataset name")
@@ -239,12 +222,8 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     add("--features", default="inception", help="inception (default), or weights: path or URL")
     add("--features-sha256", help="what the file of weights must have")
     add("--tf32", action="store_true", help="faster products on NVIDIA GPUs, 10 bits of mantissa")
-    add(
-        "--work",
-        type=Path,
-        help="keep features in this folder, and use those that are there "
-        "(default: in the cache, until the result is made)",
-    )
+    kept = "keep features in this folder, and use those that are there "
+    add("--work", type=Path, help=kept + "(default: in the cache, until the result is made)")
 
 
 def main() -> None:

@@ -1,6 +1,5 @@
 """Relative error of analytic scores against a network's, along its sampling trajectory."""
 
-import argparse
 import sys
 from dataclasses import replace
 from pathlib import Path
@@ -22,12 +21,6 @@ from linear_structure.system.machine import Machine
 
 FOLDER = Path("scores")
 SEEDS = 1000
-UNUSED = ("sampler", "by_class", "features", "reference")
-HEAD = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds")
-
-
-def _parse() -> argparse.Namespace:
-    return options.command(__doc__, "run_plot_scores").parse_args()
 
 
 def errors_of(
@@ -65,8 +58,9 @@ def inputs_of(
 
 def main() -> None:
     """Compare or continue; then write the numbers, their settings, and the picture of them."""
-    typed = _parse()
-    options.check_unused(typed, UNUSED, "scores are compared along Heun's whole trajectory")
+    typed = options.command(__doc__, "run_plot_scores").parse_args()
+    unused = ("sampler", "by_class", "features", "reference")
+    options.check_unused(typed, unused, "scores are compared along Heun's whole trajectory")
     preset = options.chosen_preset(typed)
     machine = options.chosen_machine(typed, preset)
     if typed.seeds is None:
@@ -82,7 +76,8 @@ def main() -> None:
         for key, values in errors.items()
         for sigma, row in zip(sigmas, comparison.quartiles(values), strict=True)
     )
-    tables.write_table(table, HEAD, rows)
+    head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds")
+    tables.write_table(table, head, rows)
     inputs, outputs = inputs_of(preset, sampling, makers, machine), digest_of_file(table)
     made = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
     write_json(record, made)

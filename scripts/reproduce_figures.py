@@ -6,7 +6,6 @@
 Everything goes to figures/PRESET. A run that was stopped continues; numbers that are there serve.
 """
 
-import argparse
 import sys
 from pathlib import Path
 
@@ -16,18 +15,13 @@ from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import world_size
 
 
-def _parse() -> argparse.Namespace:
-    parser = options.command(__doc__, "reproduce_figures")
-    parser.add_argument(
-        "--count", type=int, default=64, help="trajectories beside the models' (default 64)"
-    )
-    parser.add_argument("--out", type=Path, default=Path("figures"), help="folder of all presets")
-    return parser.parse_args()
-
-
 def main() -> None:
     """Compare, draw, and measure the quality of solvers and teleports."""
-    typed = _parse()
+    parser = options.command(__doc__, "reproduce_figures")
+    add = parser.add_argument
+    add("--count", type=int, default=64, help="trajectories beside the models' (default 64)")
+    add("--out", type=Path, default=Path("figures"), help="folder of all presets")
+    typed = parser.parse_args()
     if typed.count < 2:
         raise UsageError(f"--count {typed.count}: quartiles need 2 or more")
     if world_size() > 1:

@@ -1,6 +1,5 @@
 """Distance against skipped steps: a result file for each number of skipped steps of a preset."""
 
-import argparse
 import sys
 
 from tqdm import tqdm
@@ -10,19 +9,14 @@ from experiments.loading import load_sweep
 from linear_structure.system.errors import run_command
 
 
-def _parse() -> argparse.Namespace:
-    parser = options.command(__doc__, "run_experiments_with_skips")
-    options.add_tf32(parser)
-    parser.add_argument("--save-images", action="store_true", help="write the images as PNG")
-    parser.add_argument(
-        "--dry-run", action="store_true", help="say what all of it costs, touch nothing"
-    )
-    return parser.parse_args()
-
-
 def main() -> None:
     """Run or continue the sweep and print each result as it is made."""
-    typed = _parse()
+    parser = options.command(__doc__, "run_experiments_with_skips")
+    options.add_tf32(parser)
+    add = parser.add_argument
+    add("--save-images", action="store_true", help="write the images as PNG")
+    add("--dry-run", action="store_true", help="say what all of it costs, touch nothing")
+    typed = parser.parse_args()
     preset = options.chosen_preset(typed)
     sweep.check_seeds(preset.seeds)
     options.check_images_count(preset)

@@ -21,18 +21,12 @@ from linear_structure.sampling.samplers import find
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.teleport import Teleport
 
-UNUSED = ("features", "reference")
-
 
 def _parse() -> argparse.Namespace:
     parser = options.command(__doc__, "suggest_skip")
     parser.add_argument("--count", type=int, default=64, help="trajectories (default 64)")
-    parser.add_argument(
-        "--tolerance",
-        type=float,
-        default=TOLERANCE,
-        help=f"RMS deviation of a pixel, in units of sigma, that is allowed (default {TOLERANCE})",
-    )
+    allowed = f"RMS deviation of a pixel, in units of sigma, that is allowed (default {TOLERANCE})"
+    parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=allowed)
     return parser.parse_args()
 
 
@@ -81,7 +75,7 @@ def main() -> None:
     typed = _parse()
     if typed.count < 1 or not typed.tolerance > 0:
         raise UsageError("--count and --tolerance must be above 0")
-    options.check_unused(typed, UNUSED, "no distance is computed")
+    options.check_unused(typed, ("features", "reference"), "no distance is computed")
     preset = options.chosen_preset(typed)
     network = loading.load_network(preset, options.chosen_machine(typed, preset))
     teleport = loading.load_teleport(preset, network)

@@ -28,9 +28,8 @@ def parse_arguments() -> argparse.Namespace:
         epilog="The recipes:\n\n" + table(Recipe, RECIPES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument(
-        "dataset", help="name of a dataset, a folder of images, a zip, .npy or .npz"
-    )
+    kinds = "name of a dataset, a folder of images, a zip, .npy or .npz"
+    parser.add_argument("dataset", help=kinds)
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")

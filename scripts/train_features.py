@@ -64,19 +64,18 @@ def main() -> None:
                 f"{test.name} has images of {shapes[0]}, and {dataset.name}, which is learned "
                 f"from, of {shapes[1]} (channels x height x width): expected the same"
             )
-        test_images, test_labels = labelled(test)
+        (test_images, test_labels), measured_on = labelled(test), Path(arguments.test).name
     else:
         known, rest = held_out(dataset.count, recipe.held_out, recipe.seed)
         test_images, test_labels = images[rest], labels[rest]
+        measured_on = f"{len(rest)} held-out images"
     unfinished = arguments.out.with_suffix(".unfinished.pt")
     network = Training(recipe, images[known], labels[known], device, unfinished).run()
     provenance = {
         **asdict(recipe),
         "dataset": dataset.name,
         "trained_on": len(known),
-        "tested_on": Path(arguments.test).name
-        if arguments.test
-        else f"{len(rest)} held-out images",
+        "tested_on": measured_on,
         "accuracy": accuracy(network, test_images, test_labels),
         "torch": torch.__version__,
     }
