@@ -11,6 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import NullFormatter
 from torch import Tensor
+from torch.nn.functional import pad
 
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, quartiles
 from experiments.style import COLORS, NOISE_LEVEL, drawn, style_of
@@ -19,6 +20,8 @@ from linear_structure.images import grid, to_uint8
 
 Numbers = Mapping[Key, Mapping[str, Any]]
 """A model -> what `comparison.compared` gives."""
+Interval = tuple[int, float, float, float]
+"""Network calls, a change, and the ends of its 95 % interval."""
 FEW = (ISOTROPIC, GAUSSIAN, Key("mixture", 10), POINTS)
 LINE = 110  # characters of small print across a figure
 LOG_FROM = 8  # curves that span more than this factor are drawn on a logarithmic axis
@@ -165,6 +168,36 @@ def image_rows(
         width = rows[next(iter(rows))].shape[-1]
         panels[-1].set_xticks((np.arange(len(columns)) + 0.5) * width - 0.5, columns, fontsize=8)
         panels[-1].set_xlabel(above)
+
+
+def image_panels(path: Path, panels: Mapping[str, Tensor], columns: int, title: str) -> None:
+    """Panels side by side, each with its own title, of images (n, C, H, W) in [-1, 1], framed."""
+    with drawn(path, title, 4.2 * len(panels), 4.8, grid=False) as figure:
+        row = figure.subplots(1, len(panels), squeeze=False)[0]
+        for axes, (name, images) in zip(row, panels.items(), strict=True):
+            framed = pad(images.cpu(), [max(1, images.shape[-1] // 32)] * 4)  # 0: grey
+            tiled = grid(to_uint8(framed), columns).permute(1, 2, 0)
+            axes.imshow(tiled.expand(-1, -1, 3).numpy(), interpolation="nearest")
+            axes.set(xticks=[], yticks=[])
+            axes.set_title(name, fontsize=10)
+
+
+def chain_changes(
+    path: Path, curves: Mapping[str, Sequence[Interval]], name: str, title: str
+) -> None:
+    """The change of the distance by a teleport, with its 95 % interval, against network calls."""
+    with drawn(path, title, 7.2, TALL) as figure:
+        axes = figure.subplots()
+        for color, (sampler, points) in zip(COLORS, curves.items(), strict=False):
+            calls, change, low, high = np.array(points).T
+            axes.errorbar(
+                calls, change, (change - low, high - change), fmt="o-", ms=4, capsize=3,
+                color=color, label=sampler,
+            )  # fmt: skip
+        axes.axhline(0, color="black", lw=0.8)
+        axes.set(xlabel="network calls of an image (NFE); rightmost: nothing skipped")
+        axes.set_ylabel(f"change of {name}, 95 % interval")
+        axes.legend()
 
 
 def solver_quality(path: Path, curves: Mapping[str, Sequence[Row]], name: str, title: str) -> None:

@@ -25,7 +25,6 @@ from experiments.presets import File, Preset
 from experiments.sweep import block_starts
 from linear_structure import parameters
 from linear_structure.data.datasets import NAMES, sources_of
-from linear_structure.sampling.samplers import find
 from linear_structure.system.download import Source, cache_dir
 from linear_structure.teleport import Teleport
 
@@ -129,8 +128,7 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
 
 
 def _calls(preset: Preset) -> dict[int, int]:
-    sampler = find(preset.sampler)
-    return {skip: sampler.calls(preset.steps, skip) for skip in preset.skips}
+    return {skip: preset.calls(skip) for skip in preset.skips}
 
 
 def _images_of_a_skip(preset: Preset) -> int:

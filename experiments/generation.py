@@ -21,16 +21,9 @@ from experiments.sampling import drawn
 from linear_structure.images import save_png, to_uint8
 from linear_structure.sampling.ablation import Ablation, Schedule
 from linear_structure.sampling.grids import Churn
-from linear_structure.sampling.samplers import (
-    Step,
-    ablation,
-    check_skip,
-    discard,
-    final,
-    find,
-    heun,
-)
+from linear_structure.sampling.samplers import Step, ablation, check_skip, discard, final, heun
 from linear_structure.sampling.seeds import check_class, format_seeds
+from linear_structure.sampling.table import SAMPLERS, Settings, find
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import write_json
@@ -52,6 +45,7 @@ class Generation:
         outdir: folder of the images.
         settings: grid and churn; what else they hold is for the sampler "ablation".
         sampler: a row of `SAMPLERS`, of which "heun" is the published EDM sampler, or "ablation".
+        chain: settings of the row.
         skip: steps to skip by `teleport`.
         label: class of all images; None: each seed draws one, if the network has classes.
         batch: seeds that are sampled together.
@@ -69,6 +63,7 @@ class Generation:
     machine: Machine
     settings: Ablation = field(default_factory=Ablation)
     sampler: str = "heun"
+    chain: Settings = field(default_factory=Settings)
     skip: int = 0
     teleport: Teleport | None = None
     label: int | None = None
@@ -113,6 +108,7 @@ class Generation:
             **asdict(self.settings),
             "churn": {k: v for k, v in asdict(churn).items() if v != getattr(Churn(), k)},
             "sigmas": self.schedule.sigmas.tolist(),
+            **self._told,
             "skip": self.skip,
             "parameters": self.teleport.inputs["parameters"] if self.teleport else None,
             "class": self.label,
@@ -120,6 +116,20 @@ class Generation:
             "batch": self.batch,
             "subdirs": self.subdirs,
         }
+
+    @property
+    def _told(self) -> dict[str, Any]:
+        """What the images depend on by the sampler's row."""
+        row = SAMPLERS.get(self.sampler)
+        return row.inputs(self.schedule.sigmas, self.chain) if row else {}
+
+    @property
+    def evaluations(self) -> int:
+        """Steps of a sample's walk, the last one, which has no evaluation, among them."""
+        row, left = SAMPLERS.get(self.sampler), self.schedule[self.skip :].sigmas
+        if row and row.stochastic:
+            return row.calls(len(self.schedule.stages), self.skip, self.chain) + 1
+        return len(left)
 
     def path(self, seed: int) -> Path:
         """Where the image of a seed lies, named as published."""
@@ -138,9 +148,9 @@ def generate(generation: Generation) -> int:
     seeds, size = generation.seeds, generation.batch
     every = [seeds[i : i + size] for i in range(0, len(seeds), size)]  # however many are done
     batches = [batch for batch in machine.share(every) if _missing(generation, batch)]
-    total = len(batches) * len(generation.schedule[generation.skip :].sigmas)
+    total = len(batches) * generation.evaluations
     quiet = machine.rank() != 0 or not batches
-    with tqdm(total=total, desc="sampling", unit=" levels", disable=quiet) as bar:
+    with tqdm(total=total, desc="sampling", unit=" steps", disable=quiet) as bar:
         return sum(_write(generation, batch, bar.update) for batch in batches)
 
 
@@ -157,7 +167,8 @@ def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
     if churned:
         return heun(denoise, x, left.sigmas, left.lifts, noise)
     row = find(generation.sampler)
-    return row.run(denoise, x, sigmas, skip, noise if row.stochastic else None)
+    used = noise if row.stochastic else None
+    return row.run(denoise, x, sigmas, skip, used, generation.chain)
 
 
 def _missing(generation: Generation, seeds: Iterable[int]) -> list[int]:
@@ -217,4 +228,5 @@ def _check_sampler(sampler: str, settings: Ablation) -> None:
             "sampler, with the solvers heun and euler"
         )
     if sampler != "heun" and settings.churn.s_churn:
-        raise UsageError(f"{sampler} is deterministic: churn goes with the solvers heun and euler")
+        kind = "has noise of its own" if SAMPLERS[sampler].stochastic else "is deterministic"
+        raise UsageError(f"{sampler} {kind}: churn goes with the solvers heun and euler")

@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments import presets
 from experiments.presets import Preset
+from linear_structure.sampling.table import Settings, chosen_settings
 from linear_structure.system import download, machine
 from linear_structure.system.errors import UsageError
 from linear_structure.system.machine import Machine
@@ -15,6 +16,7 @@ from linear_structure.system.options import add_arguments, given, table
 SHOWN = ("steps", "sigma_min", "sigma_max", "rho", "sampler", "skips", "seeds", "block")
 FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
 TYPED = tuple(each.name for each in fields(Preset) if each.metadata.get("meaning"))
+SETTINGS = tuple(each.name for each in fields(Settings))
 
 
 def command(description: str | None, name: str) -> argparse.ArgumentParser:
@@ -28,6 +30,7 @@ def command(description: str | None, name: str) -> argparse.ArgumentParser:
     parser.add_argument("preset", nargs="?", default="cifar10", help=", ".join(presets.presets()))
     change = parser.add_argument_group("values of the preset that may be changed")
     add_values(change, TYPED)
+    add_arguments(parser.add_argument_group("settings of the sampler"), Settings)
     machine.add_options(parser)
     return parser
 
@@ -50,8 +53,13 @@ def add_tf32(parser: argparse.ArgumentParser) -> None:
 
 
 def chosen_preset(typed: argparse.Namespace) -> Preset:
-    """The preset with the values that were given in place of its own."""
-    return changed(presets.find(typed.preset), typed, TYPED)
+    """The preset with the values that were given in place of its own.
+
+    Raises:
+        UsageError: one of them is out of range, or a setting is not of the sampler.
+    """
+    preset = changed(presets.find(typed.preset), typed, TYPED)
+    return replace(preset, settings=chosen_settings(preset.sampler, given(typed, SETTINGS)))
 
 
 def changed(preset: Preset, typed: argparse.Namespace, names: Sequence[str]) -> Preset:

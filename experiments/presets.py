@@ -13,10 +13,10 @@ from torch import Tensor
 
 from edm.checkpoints import shipped
 from edm.evaluation.features import WEIGHTS as INCEPTION
-from linear_structure.sampling.grids import sigma_grid
-from linear_structure.sampling.samplers import SAMPLERS
-from linear_structure.sampling.samplers import find as find_sampler
+from linear_structure.sampling import table
+from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.seeds import SeedRange
+from linear_structure.sampling.table import SAMPLERS, Sampler, Settings
 from linear_structure.system.download import Source
 from linear_structure.system.errors import UsageError
 
@@ -57,6 +57,7 @@ class Preset:
 
     Attributes:
         name: what users type.
+        settings: of the sampler.
         threads: CPU threads of a process; None: all usable cores. A small network is as fast on
             one, and then does not suffer from what else the machine does.
         knowledge: settings of the network, for a forecast before it is fetched.
@@ -82,6 +83,7 @@ class Preset:
     sigma_max: float = value("highest noise level", 80.0)
     rho: float = value("exponent of the grid", 7.0)
     sampler: str = value("of the steps left", "heun", words=SAMPLERS)
+    settings: Settings = field(default_factory=Settings)
     by_class: bool = value("teleport a conditional network's samples by class", False)
     skips: tuple[int, ...] = value("skipped steps, such as 0,2,4", parse=parse_skips, metavar="K,K")
     seeds: SeedRange = value("such as 0-999", parse=parse_range, metavar="FIRST-LAST")
@@ -105,9 +107,29 @@ class Preset:
         return own.dataset is not None and "parameters" not in self.replaced
 
     @property
+    def row(self) -> Sampler:
+        """The sampler's row in the table; UsageError where there is none."""
+        return table.find(self.sampler)
+
+    def calls(self, skip: int) -> int:
+        """Network calls of an image after `skip` skipped steps."""
+        return self.row.calls(self.steps, skip, self.settings)
+
+    @property
+    def ablation(self) -> Ablation:
+        """The settings of the grid that the sampler is made for."""
+        return Ablation(
+            steps=self.steps,
+            discretization=self.row.discretization,
+            sigma_min=self.sigma_min,
+            sigma_max=self.sigma_max,
+            rho=self.rho,
+        )
+
+    @property
     def grid(self) -> Tensor:
         """The levels, (N + 1,) float64; UsageError where there is no such grid."""
-        return sigma_grid(self.steps, self.sigma_min, self.sigma_max, self.rho)
+        return self.ablation.grid()
 
     def __post_init__(self) -> None:
         wrong = [k for k in self.skips if not 0 <= k < self.steps]
@@ -120,7 +142,6 @@ class Preset:
             raise UsageError(f"seeds {self.seeds}: expected FIRST-LAST with 0 <= FIRST <= LAST")
         if self.block < 1:
             raise UsageError(f"a block of {self.block} seeds: expected 1 or more")
-        find_sampler(self.sampler)
         _ = self.grid
 
 

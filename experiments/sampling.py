@@ -1,7 +1,7 @@
 """From seeds to images: latents, the teleport, the rest of the sampler's steps, pixels."""
 
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 from torch import Tensor
@@ -10,19 +10,15 @@ from edm.network import Network
 from experiments.presets import Preset
 from linear_structure.denoise import Denoiser
 from linear_structure.images import to_uint8
-from linear_structure.sampling.grids import sigma_grid
-from linear_structure.sampling.processes import ended
-from linear_structure.sampling.samplers import SAMPLERS, Noise, Sampler, Step, final
+from linear_structure.sampling.samplers import Noise, Step, final
 from linear_structure.sampling.seeds import Seeds
+from linear_structure.sampling.table import SAMPLERS, Sampler, Settings
 from linear_structure.teleport import Teleport, carry
 
 
 def grid_of(preset: Preset, network: Network) -> Tensor:
     """The preset's grid, (N + 1,) float64, within the range that the network was made for."""
-    low = max(preset.sigma_min, network.sigma_min)
-    high = min(preset.sigma_max, network.sigma_max)
-    levels = sigma_grid(preset.steps, low, high, preset.rho)
-    return ended(network.round_sigma(levels[:-1]))
+    return preset.ablation.grid(network.sigma_min, network.sigma_max, network.round_sigma)
 
 
 class Drawn(NamedTuple):
@@ -63,13 +59,14 @@ class Sampling:
         network: the denoiser.
         sigmas: the full grid, (N + 1,) float64.
         teleport: what carries states past skipped steps.
-        sampler: of the steps that are left.
+        sampler: of the steps that are left, and its settings.
     """
 
     network: Network
     sigmas: Tensor
     teleport: Teleport | None = None
     sampler: Sampler = SAMPLERS["heun"]
+    settings: Settings = field(default_factory=Settings)
 
     def drawn(self, seeds: Iterable[int]) -> Drawn:
         """What the seeds decide, at the first level of the grid."""
@@ -80,7 +77,7 @@ class Sampling:
         denoise, start, labels, noise = self.drawn(seeds)
         x = carry(start, self.sigmas, skip, self.teleport, labels)
         used = noise if self.sampler.stochastic else None
-        return self.sampler.run(denoise, x, self.sigmas, skip, used)
+        return self.sampler.run(denoise, x, self.sigmas, skip, used, self.settings)
 
     def pixels(self, seeds: Iterable[int], skip: int = 0) -> Tensor:
         """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""

@@ -27,7 +27,6 @@ from experiments.presets import Preset
 from experiments.results import Result
 from experiments.sampling import Sampling, grid_of
 from linear_structure.images import save_png
-from linear_structure.sampling.samplers import find
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
@@ -71,8 +70,8 @@ class Sweep:
     @cached_property
     def sampling(self) -> Sampling:
         """How seeds become images."""
-        sampler = find(self.preset.sampler)
-        return Sampling(self.network, grid_of(self.preset, self.network), self.teleport, sampler)
+        preset, sigmas = self.preset, grid_of(self.preset, self.network)
+        return Sampling(self.network, sigmas, self.teleport, preset.row, preset.settings)
 
     @cached_property
     def network_digest(self) -> str:
@@ -102,6 +101,7 @@ class Sweep:
             "block": self.preset.block,
             "sampler": self.preset.sampler,
             "sigmas": sigmas.tolist(),
+            **self.preset.row.inputs(sigmas, self.preset.settings),
             "network": self.network_digest,
             **self.teleport.inputs,
             **self.machine.inputs,
@@ -218,24 +218,27 @@ def _images_of(sweep: Sweep, block: SeedBlock) -> list[Path]:
     return [folder / f"{seed:06d}.png" for seed in block.seeds[block.within(sweep.preset.seeds)]]
 
 
+def features_of(sweep: Sweep, skip: int) -> Iterator[Tensor]:
+    """Features of the preset's seeds, in order, in blocks (n, dim); what is missing is made."""
+    asked, mine = sweep.preset.seeds, {block.path for block in _mine(sweep)}
+    for block in blocks_of(sweep, skip):  # those of other processes are waited for
+        rows = block.obtain(partial(_features, sweep, block), block.path in mine)
+        yield rows[block.within(asked)]
+
+
 def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
     """The result that is there, or a new one from the blocks on disk."""
     preset, path = sweep.preset, sweep.path(skip)
     if earlier := sweep.reusable(skip):
         path.touch()
         return earlier
-    asked, mine = preset.seeds, {block.path for block in _mine(sweep)}
-    rows = (  # those of other processes are waited for
-        block.obtain(partial(_features, sweep, block), block.path in mine)[block.within(asked)]
-        for block in blocks_of(sweep, skip)
-    )
-    statistics = fid.measure(rows)
+    statistics = fid.measure(features_of(sweep, skip))
     result = Result(
         inputs=sweep.inputs(skip),
         outputs={
             "distance": fid.frechet(statistics, sweep.reference),
             "count": statistics.count,
-            "nfe": sweep.sampling.sampler.calls(preset.steps, skip),
+            "nfe": preset.calls(skip),
         },
         made={"seconds": round(seconds, 3), **results.surroundings()},
     )

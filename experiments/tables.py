@@ -9,9 +9,10 @@ from statistics import fmean
 
 from experiments.presets import Preset
 from experiments.results import Result
-from linear_structure.sampling.samplers import find
 from linear_structure.sampling.seeds import SeedRange
+from linear_structure.sampling.table import Settings, find
 from linear_structure.system.files import write_text
+from linear_structure.system.options import parse
 
 
 @dataclass(frozen=True)
@@ -97,6 +98,7 @@ def write_csv(path: Path, results: Sequence[Result], published: Mapping[int, flo
 def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
     inputs = {name: value for name, value in result.inputs.items() if name != "sigmas"}
     first, last = inputs.pop("seeds")
+    settings = inputs.pop("settings", {})
     versions = result.made.get("versions", {})
     made = {name: value for name, value in result.made.items() if name != "versions"}
     return {
@@ -107,6 +109,7 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
         "first_seed": first,
         "last_seed": last,
         **inputs,
+        **settings,
         **made,
         **versions,
     }
@@ -130,7 +133,8 @@ def table(results: Sequence[Result]) -> str:
     """
     by_skip = rows(results)
     inputs = results[0].inputs
-    full = find(inputs["sampler"]).calls(len(inputs["sigmas"]) - 1, 0)
+    settings = parse(Settings, inputs.get("settings", {}), "settings")
+    full = find(inputs["sampler"]).calls(len(inputs["sigmas"]) - 1, 0, settings)
     name = distance_name(results)
     head = ["skipped steps", "sigma", "NFE", "calls saved", name, "min", "max", "ranges"]
     columns = len(head) if range_count(by_skip) != "1" else head.index("min")

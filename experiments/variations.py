@@ -17,7 +17,7 @@ from experiments.tables import Row, write_table
 from linear_structure import fit
 from linear_structure.denoise import Model
 from linear_structure.gaussian import Gaussian, Isotropic
-from linear_structure.sampling.samplers import SAMPLERS
+from linear_structure.sampling.table import SAMPLERS
 from linear_structure.teleport import Teleport
 
 COMPONENTS = 10
@@ -29,12 +29,12 @@ def rows_of(varied: Sweep) -> list[Row]:
 
 
 def solvers(plain: Sweep, folder: Path) -> dict[str, list[Row]]:
-    """The same teleport before each sampler, by its title, at equal steps; the preset's first."""
+    """The same teleport before each solver, by its title, at equal steps; the preset's first."""
     own = plain.preset.sampler
     varied = {own: plain} | {
         name: replace(plain, root=folder / name, preset=replace(plain.preset, sampler=name))
-        for name in SAMPLERS
-        if name != own
+        for name, row in SAMPLERS.items()
+        if name != own and not row.stochastic
     }
     return {SAMPLERS[name].title: rows_of(each) for name, each in varied.items()}
 

@@ -23,8 +23,8 @@ from experiments.presets import Preset
 from linear_structure import parameters
 from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.grids import Churn
-from linear_structure.sampling.samplers import SAMPLERS
 from linear_structure.sampling.seeds import parse_seeds
+from linear_structure.sampling.table import SAMPLERS, Settings, chosen_settings
 from linear_structure.system import machine
 from linear_structure.system.download import located
 from linear_structure.system.errors import UsageError, run_command
@@ -58,6 +58,7 @@ def parse() -> argparse.Namespace:
     group.add_argument("--solver", choices=(*SAMPLERS, "euler"), default="heun")
     add_arguments(group, Ablation, GRID)
     add_arguments(group, Churn)
+    add_arguments(parser.add_argument_group("settings of the sampler"), Settings)
     group = parser.add_argument_group(
         "ablation sampler", "used if one of these is given, or the solver is euler"
     )
@@ -65,11 +66,13 @@ def parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def chosen_settings(typed: argparse.Namespace, preset: Preset | None) -> Ablation:
-    """Grid, churn and ablation; a discretization other than the preset's has its own range."""
+def chosen_schedule(typed: argparse.Namespace, preset: Preset | None) -> Ablation:
+    """Grid, churn and ablation; a discretization that was typed has its own range, but for edm."""
     values: dict[str, Any] = {}
     if preset is not None:
         values = {name: getattr(preset, name) for name in GRID}
+    if row := SAMPLERS.get(typed.solver):
+        values["discretization"] = row.discretization
     if typed.discretization not in (None, "edm"):
         values |= {"sigma_min": None, "sigma_max": None}
     values |= given(typed, (*GRID, *ABLATED))
@@ -108,7 +111,7 @@ def main() -> None:
     """Generate the images that were asked for."""
     typed = parse()
     preset = presets.find(typed.preset) if typed.preset else None
-    settings = chosen_settings(typed, preset)
+    settings = chosen_schedule(typed, preset)
     chosen = options.chosen_machine(typed, preset)
     network = chosen_network(typed, preset)
     dtype = getattr(torch, typed.dtype) if typed.dtype else None
@@ -121,6 +124,7 @@ def main() -> None:
             machine=chosen,
             settings=settings,
             sampler=ABLATION if ablated else typed.solver,
+            chain=chosen_settings(typed.solver, given(typed, options.SETTINGS)),
             skip=typed.skip,
             teleport=chosen_teleport(typed, preset, network),
             label=typed.label,

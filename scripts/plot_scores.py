@@ -59,7 +59,7 @@ def inputs_of(
 def main() -> None:
     """Compare or continue; then write the numbers, their settings, and the picture of them."""
     typed = options.command(__doc__, "run_plot_scores").parse_args()
-    unused = ("sampler", "by_class", "features", "reference")
+    unused = ("sampler", *options.SETTINGS, "by_class", "features", "reference")
     options.check_unused(typed, unused, "scores are compared along Heun's whole trajectory")
     preset = options.chosen_preset(typed)
     machine = options.chosen_machine(typed, preset)

@@ -17,7 +17,6 @@ from experiments import loading, options, results, tables
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of
 from experiments.suggestion import TOLERANCE, Offset, best_skip, offsets, until_above, verdict
-from linear_structure.sampling.samplers import find
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.teleport import Teleport
 
@@ -63,8 +62,8 @@ def show(preset: Preset, found: list[Offset], tolerance: float) -> None:
     for offset in found:
         above = f"  above {tolerance:g}" if offset.median > tolerance else ""
         print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}{above}")
-    best, sampler = best_skip(found, tolerance), find(preset.sampler)
-    calls, full = (sampler.calls(preset.steps, skip) for skip in (best, 0))
+    best = best_skip(found, tolerance)
+    calls, full = preset.calls(best), preset.calls(0)
     end = ", the highest there is" if best == found[-1].skip else ""
     said = f"Skip {best} of {preset.steps} steps{end}: NFE {calls}, not {full}."
     print(said if best else "Skip nothing: the first step is above the tolerance already.")
@@ -86,6 +85,7 @@ def main() -> None:
         "network": network.digest,
         "sigmas": sampling.sigmas.tolist(),
         "sampler": preset.sampler,
+        **preset.row.inputs(sampling.sigmas, preset.settings),
         **dict.fromkeys(("by_class", "solver_steps")),  # None where a sweep does not have them
         **teleport.inputs,
     }

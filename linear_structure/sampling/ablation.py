@@ -127,6 +127,22 @@ class Ablation:
         Raises:
             UsageError: the grid or the VP process cannot be made.
         """
+        sigmas = self.grid(lowest, highest, round_sigma)
+        lifts = self.churn.lifts(sigmas, round_sigma)
+        law: TimeLaw = RootTime() if self.schedule == "ve" else Linear()
+        if self.schedule == "vp":
+            law = VP.through(*self._ends(lowest, highest), self.epsilon_s)
+        return Schedule(sigmas, self._stages(sigmas, lifts, law))
+
+    def grid(
+        self, lowest: float = 0.0, highest: float = math.inf, round_sigma: Rounding = exact
+    ) -> Tensor:
+        """The levels of the schedule that `plan` makes, (N + 1,) float64; raises as it does."""
+        levels = self._levels(*self._ends(lowest, highest))[:-1]
+        return ended(round_sigma(levels))
+
+    def _ends(self, lowest: float, highest: float) -> tuple[float, float]:
+        """The range of the grid, within that of a network."""
         ends = torch.tensor([self.epsilon_s, 1.0], dtype=torch.float64)
         low, high = {
             "edm": (0.002, 80.0),
@@ -135,15 +151,9 @@ class Ablation:
             "iddpm": (0.002, 81.0),
         }[self.discretization]
         low = max(low if self.sigma_min is None else self.sigma_min, lowest)
-        high = min(high if self.sigma_max is None else self.sigma_max, highest)
-        sigmas = ended(round_sigma(self._grid(low, high)[:-1]))
-        lifts = self.churn.lifts(sigmas, round_sigma)
-        law: TimeLaw = RootTime() if self.schedule == "ve" else Linear()
-        if self.schedule == "vp":
-            law = VP.through(low, high, self.epsilon_s)
-        return Schedule(sigmas, self._stages(sigmas, lifts, law))
+        return low, min(high if self.sigma_max is None else self.sigma_max, highest)
 
-    def _grid(self, low: float, high: float) -> Tensor:
+    def _levels(self, low: float, high: float) -> Tensor:
         match self.discretization:
             case "vp":
                 return vp_grid(self.steps, low, high, self.epsilon_s)

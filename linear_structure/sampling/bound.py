@@ -22,11 +22,9 @@ from torch import Tensor
 from torch.special import log_ndtr
 
 from linear_structure.denoise import Denoiser
-from linear_structure.sampling.chains import Rule, beta, posterior
+from linear_structure.sampling.chains import ANCESTRAL, Rule, posterior
 from linear_structure.sampling.likelihood import bits_per_dimension
 from linear_structure.sampling.samplers import Noise
-
-RULES = {"beta": beta, "posterior": posterior}
 
 
 @dataclass(frozen=True)
@@ -77,12 +75,12 @@ def terms(
     Raises:
         ValueError: another word, fewer than two steps, or sigmas that do not decrease to 0.
     """
-    if variance not in RULES:
-        raise ValueError(f"variance is {variance!r}: expected one of {', '.join(RULES)}")
+    if variance not in ANCESTRAL:
+        raise ValueError(f"variance is {variance!r}: expected one of {', '.join(ANCESTRAL)}")
     if len(sigmas) < 3:
         raise ValueError(f"{len(sigmas) - 1} steps: a bound needs 2 or more")
     x = x.to(torch.float64)
-    exact, chosen = posterior(sigmas), RULES[variance](sigmas)
+    exact, chosen = posterior(sigmas), ANCESTRAL[variance](sigmas)
     steps = []
     for of_data, rule in zip(exact[:-1], chosen[:-1], strict=True):
         error = _denoised(denoise, x, rule, noise) - x

@@ -70,6 +70,10 @@ def beta(sigmas: Tensor) -> tuple[Rule, ...]:
     return _rules(s, n, keep, 1 - keep, ((s**2 - n**2) * _alphas(s, n)).sqrt())
 
 
+ANCESTRAL = {"beta": beta, "posterior": posterior}
+"""The chains of DDPM, by the name of their variance."""
+
+
 def reverse(sigmas: Tensor) -> tuple[Rule, ...]:
     """The variance that is right for data without bounds. Else as `posterior`."""
     s, n = _pairs(sigmas)

@@ -16,9 +16,7 @@ and start at order one wherever they start. A grid may live on the CPU while x l
 """
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
 from itertools import pairwise
-from operator import sub
 from typing import NamedTuple
 
 import torch
@@ -195,44 +193,6 @@ def _correct(x: Tensor, before: Step | None, last: Step | None, now: Step) -> Te
         + first_moment * (change - curvature)
         + second_moment * curvature
     )
-
-
-Run = Callable[[Denoiser, Tensor, Tensor, int, Noise | None], Iterator[Step]]
-"""Denoiser, x (B, *S) at sigmas[skip], the full grid (N + 1,), skip, noise -> the Steps left."""
-
-
-@dataclass(frozen=True)
-class Sampler:
-    """A row of the table of samplers: all that a command, a table or a figure asks of one."""
-
-    name: str  # on command lines and in results
-    title: str  # in figures
-    run: Run  # whoever adds noise draws and drops that of the skipped steps first
-    calls: Callable[[int, int], int]  # (steps, skip) -> network calls of a sample, its NFE
-    stochastic: bool = False  # whether it needs noise
-
-
-def _sliced(walk: Callable[[Denoiser, Tensor, Tensor], Iterator[Step]]) -> Run:
-    """A sampler that takes what is left of the grid, and no noise."""
-    return lambda denoise, x, sigmas, skip, noise: walk(denoise, x, sigmas[skip:])
-
-
-SAMPLERS = {
-    row.name: row
-    for row in (
-        Sampler("heun", "Heun", _sliced(heun), lambda steps, skip: 2 * (steps - skip) - 1),
-        Sampler("dpmpp_2m", "DPM-Solver++(2M)", _sliced(dpmpp_2m), sub),  # steps - skip
-        Sampler("unipc", "UniPC-2", _sliced(unipc), sub),
-    )
-}
-"""By name, every sampler that walks down a grid of levels with nothing else to set."""
-
-
-def find(name: str) -> Sampler:
-    """The sampler of this name; where there is none, a UsageError lists the known ones."""
-    if name not in SAMPLERS:
-        raise UsageError(f"sampler is {name!r}: expected one of {', '.join(SAMPLERS)}")
-    return SAMPLERS[name]
 
 
 def check_skip(skip: int, steps: int) -> None:

@@ -205,6 +205,33 @@ def test_a_folder_of_other_settings_is_left_alone(run, tmp_path, capsys, words, 
     assert contents(tmp_path / "out") == before
 
 
+CHAINS = {
+    "ancestral": {"variance": "beta"},
+    "ddim": {"eta": 1.0},
+    "pc": {"corrector_steps": 2, "corrector_ratio": 0.1},
+    "annealed": {"level_steps": 2},
+}
+
+
+@pytest.mark.parametrize(("solver", "told"), CHAINS.items())
+def test_chains_record_what_they_were_told_and_continue_to_the_bit(
+    run, tmp_path, capsys, solver, told
+):
+    out, teleport = tmp_path / "out", ("--skip", "1", "--parameters", "gaussian")
+    command = (*PLAIN, "--seeds", "0-4", "--solver", solver, *teleport)
+    words = [w for name, v in told.items() for w in (f"--{name.replace('_', '-')}", str(v))]
+    assert run(*command, *words) == 0
+    whole, record = contents(out), json.loads((out / "generation.json").read_text())
+    assert record["settings"] == told
+    assert record["discretization"] == ("ve" if solver in ("pc", "annealed") else "edm")
+    assert (record.get("ratio", 0) > 0) == (solver == "annealed")
+    (out / "000003.png").unlink()
+    assert run(*command, *words) == 0
+    assert contents(out) == whole
+    assert run(*command) == 2
+    assert "settings was used" in capsys.readouterr().err
+
+
 def test_images_of_unknown_origin_are_left_alone(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(*PLAIN, "--seeds", "0-3") == 0
@@ -351,6 +378,10 @@ def test_an_eigenvalue_scale_is_that_of_the_directory(run, files, tmp_path):
         ((*PLAIN, "--skip", "-1", "--parameters", "gaussian"), "expected 0 to 3"),
         ((*PLAIN, "--solver", "unipc", "--s-churn", "1"), "unipc is deterministic"),
         ((*PLAIN, "--solver", "unipc", "--alpha", "0.5"), "unipc takes no schedule"),
+        ((*PLAIN, "--solver", "pc", "--s-churn", "1"), "pc has noise of its own"),
+        ((*PLAIN, "--corrector-steps", "2"), "--corrector-steps belongs to the sampler pc"),
+        ((*PLAIN, "--solver", "euler", "--eta", "0"), "--eta belongs to the sampler ddim"),
+        ((*PLAIN, "--solver", "annealed", "--steps", "1"), "2 levels or more"),
         ((*PLAIN, "--alpha", "2"), "alpha is 2.0: expected 0 < alpha <= 1"),
         ((*PLAIN, "--s-noise", "-1"), "not negative"),
         ((*PLAIN, "--dtype", "float16"), "float16 is for GPUs"),

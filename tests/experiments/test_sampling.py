@@ -10,8 +10,9 @@ from experiments.sampling import Sampling
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 from linear_structure.sampling.grids import sigma_grid
-from linear_structure.sampling.samplers import SAMPLERS, heun
+from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import Seeds
+from linear_structure.sampling.table import SAMPLERS, Settings
 from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.teleport import Teleport, carry
 
@@ -72,7 +73,7 @@ def test_cost_is_what_the_formula_says(gaussian):
     for skip in (0, 1, 7, 17):
         calls = 0
         Sampling(exactly(counted), sigmas, Teleport(gaussian)).pixels([0], skip)
-        assert calls == SAMPLERS["heun"].calls(18, skip) == 2 * (18 - skip) - 1
+        assert calls == SAMPLERS["heun"].calls(18, skip, Settings()) == 2 * (18 - skip) - 1
 
 
 def test_isotropic_with_no_variance_only_shrinks_the_noise():

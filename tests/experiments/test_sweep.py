@@ -21,7 +21,7 @@ from PIL import Image
 
 from edm.checkpoints import checkpoint
 from edm.evaluation import fid
-from experiments import comparison, presets, results, sweep
+from experiments import comparison, presets, results, sweep, tables
 from experiments.forecast import forecast
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
@@ -31,6 +31,7 @@ from linear_structure.parameters import Story
 from linear_structure.points import PointCloud
 from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import SeedRange, Seeds
+from linear_structure.sampling.table import SAMPLERS, Settings
 from linear_structure.system.errors import UsageError, WorkError, run_command
 from linear_structure.system.machine import Machine
 from linear_structure.teleport import Teleport
@@ -239,6 +240,38 @@ def test_other_samplers_take_one_call_a_step(small, sampler):
         dataclasses.replace(small, preset=dataclasses.replace(preset, sampler="abacus"))
 
 
+@pytest.mark.parametrize("sampler", ["ancestral", "ddim", "pc", "annealed"])
+def test_a_chain_is_swept_and_continued_to_the_bit(small, sampler):
+    chained = with_preset(small, sampler=sampler, settings=Settings(corrector_steps=2))
+    first = list(sweep.run(chained))
+    calls = {"pc": [15, 9], "annealed": [16, 10]}.get(sampler, [5, 3])
+    assert [result.outputs["nfe"] for result in first] == calls
+    assert first[1].inputs["settings"] == {
+        name: getattr(chained.preset.settings, name) for name in SAMPLERS[sampler].uses
+    }
+    lost = sweep.blocks_of(chained, 2)[2].path
+    whole = lost.read_bytes()
+    lost.unlink()
+    (chained.folder / "2.json").unlink()
+    assert [result.outputs for result in sweep.run(chained)] == [each.outputs for each in first]
+    assert lost.read_bytes() == whole
+
+
+def test_other_settings_of_a_sampler_are_sampled_anew(small):
+    """A table counts the calls of its own."""
+    plain = with_preset(small, sampler="pc")
+    (zero, two) = sweep.run(plain)
+    other = with_preset(plain, settings=Settings(corrector_steps=2))
+    (more, _) = sweep.run(other)
+    assert zero.settings != more.settings and more.distance != zero.distance
+    assert "| 6 | 40% |" in tables.table([zero, two])
+
+
+def test_results_of_solvers_have_no_settings(small):
+    """Their inputs are those of earlier versions."""
+    assert not {"settings", "ratio"} & small.inputs(2).keys()
+
+
 def test_nan_stops_the_sweep_and_keeps_what_is_made(small):
     done = dataclasses.replace(small, preset=dataclasses.replace(small.preset, skips=(0,)))
     list(sweep.run(done))
@@ -353,6 +386,8 @@ def call(tmp_path, monkeypatch):
         (["digits", "--eigenvalue-scale", "4"], "--eigenvalue-scale goes with --parameters"),
         (["digits", "--dataset", "colours.npy"], "colours holds images of 3 x 8 x 8, the network"),
         (["digits", "--device", "abacus"], "no such device"),
+        (["digits", "--corrector-steps", "2"], "--corrector-steps belongs to the sampler pc; heun"),
+        (["digits", "--sampler", "ddim", "--eta", "2"], "option 'eta' is 2.0: expected 0 to 1"),
     ],
 )
 def test_misuse_is_one_sentence_and_exit_code_2(call, tmp_path, capsys, arguments, said):

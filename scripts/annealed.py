@@ -1,0 +1,38 @@
+"""Images of annealed Langevin dynamics, whole and with the first levels teleported.
+
+    python scripts/annealed.py digits --steps 18 --sigma-max 9.63 --sigma-min 0.05 --skips 0,4
+
+Levels are spaced evenly in log sigma; the largest distance between two images is where they
+should start (scripts/noise_scales.py). The picture goes to score_based/PRESET/annealed.png.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from experiments import loading, options, teleported
+from experiments.sampling import Sampling, grid_of
+from linear_structure.system.errors import run_command
+
+
+def main() -> None:
+    """Sample, and draw a panel for each number of skipped levels."""
+    parser = options.command(__doc__, "annealed")
+    parser.add_argument("--out", type=Path, default=Path("score_based"), help="of all presets")
+    parser.set_defaults(sampler="annealed")
+    typed = parser.parse_args()
+    options.check_unused(typed, ("features", "reference"), "no distance is computed")
+    preset = options.chosen_preset(typed)
+    if typed.skips is None:
+        preset = replace(preset, skips=(0,))
+    network = loading.load_network(preset, options.chosen_machine(typed, preset))
+    teleport = loading.load_teleport(preset, network)
+    sigmas = grid_of(preset, network)
+    sampling = Sampling(network, sigmas, teleport, preset.row, preset.settings)
+    path = typed.out / preset.name / "annealed.png"
+    teleported.write_images(preset, sampling, path)
+    print(f"wrote {path}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))

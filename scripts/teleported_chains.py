@@ -1,0 +1,47 @@
+"""The teleport before stochastic chains: calls, distances, and their change with its interval.
+
+    python scripts/teleported_chains.py digits
+
+Four samplers, each whole and with its first levels skipped, on three ranges of 1,000 seeds. The
+table and its picture go to score_based/PRESET; a run that was stopped continues.
+"""
+
+import sys
+from dataclasses import replace
+from pathlib import Path
+
+from experiments import loading, options, teleported
+from linear_structure.sampling.seeds import SeedRange
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.machine import world_size
+
+SEEDS = SeedRange(0, 2999)
+
+
+def main() -> None:
+    """Sweep each chain, print each line as soon as it is there, and write table and picture."""
+    parser = options.command(__doc__, "teleported_chains")
+    parser.add_argument("--out", type=Path, default=Path("score_based"), help="of all presets")
+    typed = parser.parse_args()
+    own = ("sampler", *options.SETTINGS, "steps", "sigma_min", "sigma_max", "skips")
+    options.check_unused(typed, own, "each chain has its own")
+    if world_size() > 1:
+        raise UsageError("teleported_chains runs in one process")
+    preset = options.chosen_preset(typed)
+    if typed.seeds is None:
+        preset = replace(preset, seeds=SEEDS)
+    plain = loading.load_sweep(preset, options.chosen_machine(typed, preset))
+    distance = teleported.spread_of(loading.load_dataset(preset, plain.network).images())
+    folder, name = typed.out / preset.name, plain.features.distance_name
+    print(f"sampler    skipped  sigma calls   {name}   change, 95 % interval")
+    rows = []
+    for row in teleported.compared(plain, distance, folder / "sweeps"):
+        print(teleported.line(row))
+        rows.append(row)
+    title = f"{preset.name}: teleported chains, {preset.seeds.count:,} images each"
+    teleported.write(folder, rows, name, title)
+    print(f"wrote teleported_chains.csv and .png to {folder}")
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
