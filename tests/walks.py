@@ -19,6 +19,11 @@ def last(steps):
     return step.x
 
 
+def relative_error(x, expected):
+    """The largest difference, of the largest value."""
+    return float((x - expected).abs().max() / expected.abs().max())
+
+
 def same(steps, others):
     """Whether two trajectories are equal to the bit."""
     return all(

@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 from scipy.integrate import solve_ivp
-from walks import last, same, stub
+from walks import last, relative_error, same, stub
 
 from linear_structure.data import plane
 from linear_structure.gaussian import Gaussian
@@ -40,10 +40,6 @@ class Counted:
     def __call__(self, x, sigma):
         self.levels.append(float(sigma))
         return self.denoise(x, sigma)
-
-
-def relative_error(x, expected):
-    return float((x - expected).abs().max() / expected.abs().max())
 
 
 @pytest.fixture(scope="module")
@@ -295,24 +291,3 @@ def test_orders_on_a_mixture(mixture, solved, sampler, order):
 def test_the_last_step_gives_the_last_denoised(sampler, mixture):
     *_, before, final = sampler(mixture.denoise, start(8, 2), sigma_grid(10))
     assert torch.allclose(final.x, before.denoised, atol=1e-12)
-
-
-@pytest.mark.parametrize(
-    ("sampler", "name", "options"),
-    [
-        (dpmpp_2m, "DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-        (unipc, "UniPCMultistepScheduler", {"solver_type": "bh2"}),
-    ],
-)
-def test_multistep_samplers_agree_with_diffusers(sampler, name, options):
-    """It works on `x / sqrt(1 + sigma^2)`, partly in float32."""
-    diffusers = pytest.importorskip("diffusers")
-    sigmas, x = sigma_grid(18), start(4, 3)
-    theirs = getattr(diffusers, name)(solver_order=2, prediction_type="sample", **options)
-    theirs.set_timesteps(18)
-    theirs.sigmas = sigmas
-    scaled = x / (1 + sigmas[0] ** 2).sqrt()
-    for sigma, time in zip(sigmas, theirs.timesteps, strict=False):
-        denoised = stub(scaled * (1 + sigma**2).sqrt(), sigma)
-        scaled = theirs.step(denoised, time, scaled).prev_sample
-    assert relative_error(last(sampler(stub, x, sigmas)), scaled) < 1e-6
