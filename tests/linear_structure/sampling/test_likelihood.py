@@ -39,7 +39,10 @@ def test_densities_of_a_gaussian_are_the_golden_ones(golden, g4, steps):
     assert torch.allclose(found, golden[f"lik_heun{steps}"], rtol=1e-10, atol=0)
 
 
-@pytest.mark.parametrize(("steps", "error"), [(50, 0.3366), (100, 0.0883), (200, 0.0226)])
+@pytest.mark.parametrize(
+    ("steps", "error"),
+    [(50, 0.3366), (100, 0.0883), (200, 0.0226), (400, 0.00575), (800, 0.00147)],
+)
 def test_densities_of_a_mixture_are_the_golden_ones(golden, equal_moments, steps, error):
     x, model = golden["mixture_x"], mixture()
     end = lambda x: equal_moments.log_prob(x, 80.0)  # noqa: E731

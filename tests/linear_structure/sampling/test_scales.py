@@ -56,6 +56,11 @@ def test_other_numbers_of_steps_for_cifar(steps, eps):
     assert f"{step_ratio(5000 ** (1 / 231), steps).ratio * 0.01**2:.3e}" == eps
 
 
+@pytest.mark.parametrize(("r", "q"), [(0.0618, "1.0555"), (0.01, "1.0697"), (0.2, "1.1074")])
+def test_the_variance_after_other_steps_for_cifar(r, q):
+    assert f"{variance_after(r, 5000 ** (1 / 231), 5):.4f}" == q
+
+
 def test_ratios_are_the_golden_ones(golden):
     for dim, share, gamma in golden["scales_dim_C_gamma"].tolist():
         assert ratio(int(dim), share) == pytest.approx(gamma, rel=1e-14)
