@@ -12,6 +12,10 @@ from torch import Generator, Tensor
 
 from linear_structure.gaussian import Gaussian
 from linear_structure.mixture import GaussianMixture
+from linear_structure.system.errors import UsageError
+
+Draw = Callable[[int, Generator | None], Tensor]
+"""Draws points: count, generator -> (count, 2) float64."""
 
 
 def mixture() -> GaussianMixture:
@@ -55,6 +59,27 @@ def checkerboard(count: int, generator: Generator | None = None) -> Tensor:
     row = 2 * (square // 4) + column % 2
     inside = torch.rand(count, 2, dtype=torch.float64, generator=generator)
     return 2 * (torch.stack([column, row], 1) + inside) - 4
+
+
+def _from_mixture(count: int, generator: Generator | None = None) -> Tensor:
+    return mixture().sample(count, generator=generator)
+
+
+DRAWS: dict[str, Draw] = {
+    "mixture": _from_mixture,
+    "swiss_roll": swiss_roll,
+    "moons": moons,
+    "rings": rings,
+    "checkerboard": checkerboard,
+}
+"""By the name on command lines, everything that there is."""
+
+
+def find(name: str) -> Draw:
+    """What draws the points of this name; where there is none, a UsageError lists the names."""
+    if name not in DRAWS:
+        raise UsageError(f"data {name!r} are not known: expected one of {', '.join(DRAWS)}")
+    return DRAWS[name]
 
 
 def _drawn(

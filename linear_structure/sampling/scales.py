@@ -15,7 +15,7 @@ large; gamma, r and q are the same.
 """
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -35,12 +35,16 @@ SMALLEST_RATIO = 1e-6  # of a step to the variance of its level
 EXACT = 1e-15  # of a root, relative and absolute
 
 
-def largest_distance(points: Tensor, block: int = 512) -> float:
+Progress = Callable[[Sequence[Tensor]], Iterable[Tensor]]
+"""Goes through what it is given and may show how far it is, as `tqdm` does."""
+
+
+def largest_distance(points: Tensor, block: int = 512, progress: Progress = iter) -> float:
     """The largest distance between two of the points (n, D), over all pairs, `block` at a time.
 
     Distances come from float32 products of the centred points, n^2 D / 2 of them; the largest of
     each point is measured again in float64, by differences. Pairs that float32 does not tell apart
-    count as equal: 1e-6 of the distance.
+    count as equal: 1e-6 of the distance. `progress` goes through the blocks.
 
     Raises:
         ValueError: there is no point.
@@ -48,14 +52,14 @@ def largest_distance(points: Tensor, block: int = 512) -> float:
     if not len(points):
         raise ValueError("the largest distance of no points: at least one is needed")
     with factors_in_float32():
-        return max(_largest(points, *pair) for pair in _farthest(points, block))
+        return max(_largest(points, *pair) for pair in _farthest(points, block, progress))
 
 
-def _farthest(points: Tensor, block: int) -> Iterator[tuple[Tensor, Tensor]]:
+def _farthest(points: Tensor, block: int, progress: Progress) -> Iterator[tuple[Tensor, Tensor]]:
     """For each block of rows their numbers, and that of the farthest later point of each."""
     centred = (points - points.mean(0, dtype=torch.float64)).float()
     half_squares = centred.square().sum(1) / 2
-    for rows in torch.arange(len(points), device=points.device).split(block):
+    for rows in progress(torch.arange(len(points), device=points.device).split(block)):
         first = int(rows[0])
         half = half_squares[first:] - centred[rows] @ centred[first:].T
         yield rows, first + half.argmax(1)
@@ -135,8 +139,8 @@ def step_ratio(gamma: float, steps: int) -> StepSize:
 
 
 def _check_gamma(gamma: float) -> None:
-    if not gamma > 1:
-        raise ValueError(f"gamma is {gamma}: expected a number above 1")
+    if not 1 < gamma < 1e100:  # whose square float64 holds
+        raise ValueError(f"gamma is {gamma}: expected a number above 1 and below 1e100")
 
 
 @dataclass(frozen=True)

@@ -86,10 +86,11 @@ def folder_of(root: Path, inputs: dict[str, Any]) -> Path:
     return root / digest_of(inputs)[:16]
 
 
-def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any]) -> Any:
+def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: Any) -> Any:
     """What `make()` gave for equal inputs, as JSON values; made, and written whole, if it must be.
 
-    A file that is damaged or belongs to other inputs is replaced.
+    A file that is damaged or belongs to other inputs is replaced. What else it is to say stands
+    `beside` these parts, and is never compared.
     """
     try:
         found = dict(json.loads(path.read_text()))
@@ -98,5 +99,5 @@ def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any]) -> Any:
     if found.get("inputs") == json.loads(json.dumps(inputs)) and "outputs" in found:
         return found["outputs"]
     outputs = make()
-    write_json(path, {"inputs": inputs, "outputs": outputs})
+    write_json(path, {"inputs": inputs, "outputs": outputs, **beside})
     return outputs

@@ -104,6 +104,19 @@ def test_the_largest_distance_is_that_of_all_pairs():
     assert largest_distance(points(1, 3).expand(20, 3)) == 0
 
 
+def test_progress_goes_through_the_blocks():
+    seen = []
+
+    def progress(blocks):
+        for rows in blocks:
+            yield rows
+            seen.append(len(rows))
+
+    cloud = points(20, 9)
+    assert largest_distance(cloud, 8, progress) == largest_distance(cloud)
+    assert seen == [8, 8, 4]
+
+
 def test_the_largest_distance_of_the_digits(digits):
     found = largest_distance(digits)
     assert found == pytest.approx(pdist(digits.numpy()).max(), rel=1e-14)
