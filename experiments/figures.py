@@ -23,7 +23,8 @@ Numbers = Mapping[Key, Mapping[str, Any]]
 Interval = tuple[int, float, float, float]
 """Network calls, a change, and the ends of its 95 % interval."""
 FEW = (ISOTROPIC, GAUSSIAN, Key("mixture", 10), POINTS)
-LINE = 110  # characters of small print across a figure
+LINE = 110  # characters of small print across a figure, and
+WIDE_LINE = 150  # across a wide one
 LOG_FROM = 8  # curves that span more than this factor are drawn on a logarithmic axis
 WIDE, TALL = 9.6, 4.2
 ROUNDING = 1e-9  # deviations below are those of equal states: they have no place on a log axis
@@ -82,6 +83,44 @@ def score_errors(
         axes.set_ylabel("relative error of the score")
         axes.invert_xaxis()
         axes.legend(title="median and quartiles over seeds")
+
+
+def denoising_losses(
+    path: Path,
+    sigmas: Sequence[float],
+    losses: Mapping[Key, Sequence[float]],
+    excess: Mapping[Key, tuple[Sequence[float], Sequence[float]]],
+    notes: Sequence[str],
+    title: str,
+) -> None:
+    """Losses of each model, and what they are above the Gaussian's: (percent, half an interval).
+
+    Where the network's comes to zero, a linear denoiser is as good.
+    """
+    with drawn(path, title, WIDE, TALL) as figure:
+        left, right = figure.subplots(1, 2)
+        for key, values in losses.items():
+            left.plot(sigmas, values, marker="o", ms=3, label=key.title, **style_of(key))
+        _noise_axis(left, "E|D - x_0|^2 / sigma^2, per pixel")
+        left.set_ylim(bottom=min(losses[GAUSSIAN]) / 2)  # memorisation has none
+        left.set_title("loss", fontsize=10)
+        left.legend()
+        right.axhline(0, **style_of(GAUSSIAN))
+        for key, (percent, halves) in excess.items():
+            right.errorbar(sigmas, percent, halves, marker="o", ms=3, capsize=2, **style_of(key))
+        _noise_axis(right, "percent of the Gaussian's loss")
+        _percent_axis(right, [value for percent, _ in excess.values() for value in percent])
+        right.set_title("loss above the Gaussian's, same noise, 95 % intervals", fontsize=10)
+        small = "\n".join(textwrap.fill(note, WIDE_LINE) for note in notes)
+        figure.supxlabel(small, fontsize=8)
+
+
+def _percent_axis(axes: Axes, values: Sequence[float]) -> None:
+    """Powers of ten on both sides of zero, as far as the values go."""
+    axes.set_yscale("symlog", linthresh=0.1)
+    powers = (sign * 10.0**power for sign in (-1, 1) for power in range(-1, 6))
+    ticks = [0, *(power for power in powers if min(values) <= power <= max(values))]
+    axes.set_yticks(ticks, [f"{tick:+g}" if tick else "0" for tick in ticks])
 
 
 def overview(path: Path, numbers: Numbers, title: str) -> None:

@@ -101,15 +101,21 @@ def load_models(preset: Preset, network: Network) -> tuple[Makers, Tensor | None
 
 
 def images_at_hand(preset: Preset, network: Network) -> Tensor | None:
-    """All images as uint8 (n, C, H, W), or None where the preset has none.
-
-    A sentence says so, or that the parameters are of other images.
-    """
+    """As `load_images`, or None where the preset has none; a sentence says so."""
     if preset.dataset is None:
         if rank() == 0:
             needed = "point clouds and mixtures need them, give --dataset"
             print(f"{preset.name} comes without images: {needed}")
         return None
+    return load_images(preset, network)
+
+
+def load_images(preset: Preset, network: Network) -> Tensor:
+    """All images as uint8 (n, C, H, W); a sentence says if the parameters are of others.
+
+    Raises:
+        UsageError: as `load_dataset`.
+    """
     images = load_dataset(preset, network).images()
     known = parameters.read_story(preset.parameters).get("digest")
     if known not in (None, digest_of_tensor(images)) and rank() == 0:

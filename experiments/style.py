@@ -27,6 +27,7 @@ MODEL_COLORS = {
     "gaussian": COLORS[0],
     "by_class": COLORS[2],
     "pointcloud": "#000000",
+    "network": COLORS[1],
 }
 OTHER = "#888888"  # of a kind without a colour of its own
 MIXTURES = "RdPu"  # the colour map in which they darken with the number of components, up to 100

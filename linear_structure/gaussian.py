@@ -167,6 +167,19 @@ class Gaussian(Model):
         gain = lam / (lam + sigma**2).sqrt() / (lam + start**2).sqrt()  # float16 holds both
         return (g.mean + (offset @ g.basis * gain) @ g.basis.T).view_as(x)
 
+    def squared_error(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """`E |D(x + sigma n, sigma) - x|^2` over the noise n, of any clean x (B, *S): (B,).
+
+        With d = x - mu and g = lam / (lam + sigma^2) it is
+        `sum [(1 - g)^2 (u'd)^2 + (g sigma)^2] + |d - U U'd|^2`.
+        """
+        g, offset, sigma = self._prepare(x, sigma)
+        inside = offset @ g.basis
+        outside = (offset - inside @ g.basis.T).square().sum(1)
+        variance = g.eigenvalues + sigma**2
+        pulled, passed = sigma**2 / variance * inside, g.eigenvalues / variance * sigma
+        return (pulled**2 + passed**2).sum(1) + outside
+
     def sample(
         self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
     ) -> Tensor:
@@ -242,6 +255,13 @@ class Isotropic(Model):
         _check_start(start)
         square, before = expand(sigma, x) ** 2, self.s0**2 + expand(start, x) ** 2
         return self._scaled(x, self._gain(square, ((self.s0**2 + square) / before).sqrt()))
+
+    def squared_error(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """`E |D(x + sigma n, sigma) - x|^2` over the noise n, of any clean x (B, *S): (B,)."""
+        square = (x.flatten(1) - self.mean.to(x)).square().sum(1)
+        sigma = expand(sigma, square)
+        kept = self._gain(sigma**2, 1.0)
+        return (1 - kept) ** 2 * square + self.dim * (kept * sigma) ** 2
 
     def sample(
         self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None

@@ -235,3 +235,25 @@ def test_a_point_denoises_to_itself_without_noise():
     point, x = Isotropic(torch.ones(4).double()), torch.zeros(2, 4).double()
     assert torch.equal(point.denoise(x, 0.0), torch.ones(2, 4).double())
     assert torch.equal(point.denoised_along(x, 80.0, 0.0), torch.ones(2, 4).double())
+
+
+@pytest.mark.parametrize("sigma", [0.05, 1.0, 20.0])
+def test_the_squared_error_is_the_mean_over_the_noise(model, x, sigma):
+    """It is quadratic in the noise, so 2 D vectors with the noise's mean and covariance suffice."""
+    unit = DIM**0.5 * torch.eye(DIM).double()
+    noisy = x.flatten(1)[:, None] + sigma * torch.cat([unit, -unit])
+    denoised = model.denoise(noisy.flatten(0, 1), sigma).view_as(noisy)
+    expected = (denoised - x.flatten(1)[:, None]).square().sum(2).mean(1)
+    assert torch.allclose(model.squared_error(x, sigma), expected, rtol=1e-12)
+
+
+def test_squared_errors_at_a_batch_of_levels_are_those_at_each(model, x):
+    levels = torch.tensor([0.1, 0.5, 2.0, 8.0])
+    expected = [model.squared_error(row[None], s) for row, s in zip(x, levels, strict=True)]
+    assert torch.allclose(model.squared_error(x, levels), torch.cat(expected), rtol=1e-12)
+
+
+def test_the_squared_error_on_other_images(digits):
+    """Of the Gaussian of every second digit on the others at sigma 1: 9.522 +- 0.014 by samples."""
+    other = Gaussian.from_samples(digits[::2]).squared_error(digits[1::2], 1.0).mean()
+    assert f"{float(other):.3f}" == "9.537"
