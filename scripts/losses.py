@@ -25,7 +25,17 @@ from linear_structure.system.options import positive
 
 FOLDER = Path("score_based")
 COUNT = 2000
-UNUSED = ("sampler", "by_class", "features", "reference", "steps", "rho", "skips", "seeds")
+UNUSED = (
+    "sampler",
+    *options.SETTINGS,
+    "by_class",
+    "features",
+    "reference",
+    "steps",
+    "rho",
+    "skips",
+    "seeds",
+)
 
 
 def _parse() -> argparse.Namespace:
