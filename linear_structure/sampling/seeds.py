@@ -118,11 +118,16 @@ class Seeds:
 
     def noise(self, x: Tensor) -> Tensor:
         """Standard normal noise for a step, like x, (n, *S); a ValueError for another n."""
+        return self._like(torch.randn, x)
+
+    def uniform(self, x: Tensor) -> Tensor:
+        """Uniform draws from [0, 1), like x, (n, *S); a ValueError for another n."""
+        return self._like(torch.rand, x)
+
+    def _like(self, draw: Callable[..., Tensor], x: Tensor) -> Tensor:
         if len(x) != len(self.generators):
             raise ValueError(f"{len(x)} samples for {len(self.generators)} seeds: expected as many")
-        return self._stack(
-            lambda g: torch.randn(x.shape[1:], generator=g, dtype=x.dtype, device=g.device)
-        )
+        return self._stack(lambda g: draw(x.shape[1:], generator=g, dtype=x.dtype, device=g.device))
 
     def _stack(self, draw: Callable[[Generator], Tensor]) -> Tensor:
         return torch.stack([draw(generator) for generator in self.generators])

@@ -1,8 +1,10 @@
-"""Pixels: the one conversion, and grids."""
+"""Pixels: the one conversion, grey levels, and grids."""
 
+import pytest
 import torch
 
-from linear_structure.images import from_uint8, grid, to_uint8
+from linear_structure.data.datasets import load
+from linear_structure.images import dequantize, from_uint8, grey_levels, grid, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
@@ -40,3 +42,47 @@ def test_a_grid_keeps_the_inside_of_an_image():
     images = torch.arange(2 * 3 * 4 * 5, dtype=torch.uint8).reshape(2, 3, 4, 5)
     assert grid(images, columns=1).equal(torch.cat(list(images), dim=1))
     assert grid(images, columns=2).equal(torch.cat(list(images), dim=2))
+
+
+def stored(levels, k):
+    """Grey levels k of so many, in 8 bits."""
+    return (255 * k.double() / (levels - 1)).round().to(torch.uint8)
+
+
+@pytest.mark.parametrize("levels", [2, 3, 4, 16, 17, 64, 128])
+def test_the_grey_levels_of_images_are_counted(levels):
+    pixels = stored(levels, torch.arange(levels))
+    assert grey_levels([pixels[1:], pixels[:1]]) == levels
+    assert grey_levels(iter([pixels[: levels // 2], LEVELS])) == 256
+
+
+def test_digits_have_17_levels_and_photographs_256():
+    assert grey_levels([load("digits").images()]) == 17
+    noise = torch.randint(0, 256, (4, 3, 8, 8), generator=torch.Generator().manual_seed(0))
+    assert grey_levels([noise.to(torch.uint8)]) == 256
+
+
+def test_later_blocks_are_not_read_once_it_is_decided():
+    def blocks():
+        yield LEVELS
+        raise AssertionError("read in vain")
+
+    assert grey_levels(blocks()) == 256
+
+
+def test_the_bins_of_17_levels_are_an_eighth_wide_and_lie_around_them():
+    k = torch.arange(17)
+    pixels = stored(17, k)
+    assert torch.equal(dequantize(pixels, 17, 0.5), k / 8 - 1.0)
+    assert torch.equal(dequantize(pixels, 17, 0.0), k.double() / 8 - 1 - 1 / 16)
+    uniform = torch.rand(17, dtype=torch.float64)
+    found = dequantize(pixels, 17, uniform)
+    assert torch.allclose(found, k / 8 - 1 + (uniform - 0.5) / 8, rtol=0, atol=1e-15)
+
+
+def test_the_bins_of_256_levels_are_those_of_pixels():
+    assert torch.allclose(dequantize(LEVELS, 256, 0.5), from_uint8(LEVELS, torch.float64))
+    lower, upper = dequantize(LEVELS, 256, 0.0), dequantize(LEVELS, 256, 1.0)
+    assert torch.allclose(lower[1:], upper[:-1], rtol=0, atol=1e-15)
+    width = torch.full((256,), 1 / 127.5, dtype=torch.float64)
+    assert torch.allclose(upper - lower, width, rtol=0, atol=1e-15)

@@ -54,6 +54,15 @@ def test_noise_does_not_depend_on_the_batch():
     assert torch.equal(together.flip(0), draws([7, 6, 5]))
 
 
+def test_uniform_draws_are_the_samples_own():
+    x = torch.zeros(200, 1, 4, 4, dtype=torch.float64)
+    drawn = Seeds.of(range(200)).uniform(x)
+    assert (drawn.dtype, drawn.shape) == (x.dtype, x.shape)
+    assert 0 <= drawn.min() < 0.01 and 0.99 < drawn.max() < 1
+    assert float(drawn.mean()) == pytest.approx(0.5, abs=4 / (12 * drawn.numel()) ** 0.5)
+    assert torch.equal(drawn[7:9], Seeds.of([7, 8]).uniform(x[7:9]))
+
+
 def test_noise_for_another_batch_is_refused():
     with pytest.raises(ValueError, match="2 samples for 3 seeds"):
         Seeds.of(range(3)).noise(torch.zeros(2, 1))
