@@ -94,7 +94,7 @@ class Images:
         """
         if not 1 <= count <= dataset.count:
             raise UsageError(
-                f"--count {count}: {dataset.name} has {dataset.count:,} images, expected 1 to that"
+                f"--count {count}: expected 1 to {dataset.count}, the images of {dataset.name}"
             )
         labels = dataset.labels() if network.label_dim else None
         if network.label_dim and labels is None:
@@ -538,6 +538,8 @@ def lines(columns: Sequence[Column]) -> Iterator[str]:
         reach = INTERVAL * (standard_error(gain) or 0)
         spread = f" +- {reach:.3f} (95 %, paired)" if reach else ""
         yield f"{each.title} less network: {float(gain.mean()):.3f}{spread} bits/dim"
+        if each.note:
+            yield f"{each.title} of {each.note}: elsewhere its variance is sigma_min^2 alone"
 
 
 def finest_flow(columns: Sequence[Column]) -> Column:
