@@ -7,6 +7,7 @@
 | EDM | d^2 / v | sigma d / sqrt(v) | 1 / sqrt(v) | ln(sigma) / 4 |
 | VP | 1 | -sigma | 1 / sqrt(sigma^2 + 1) | (M - 1) t(sigma) |
 | VE | 1 | sigma | 1 | ln(sigma / 2) |
+| NCSN | 1 | sigma | 1 | 0 |
 | iDDPM | 1 | -sigma | 1 / sqrt(sigma^2 + 1) | M - 1 - (index of the nearest u_j) |
 
 with EDM's `d = sigma_data` and `v = sigma^2 + d^2`; VP's inverse `t(sigma)` and iDDPM's noise
@@ -24,7 +25,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn import functional as F
 
-from edm.networks import ADM, ADMOptions, DDPMpp, DDPMppOptions
+from edm.networks import ADM, MLP, ADMOptions, DDPMpp, DDPMppOptions, MLPOptions
 from linear_structure.denoise import Denoiser, expand
 from linear_structure.sampling.processes import PublishedVP, iddpm_levels
 from linear_structure.system.errors import UsageError
@@ -182,24 +183,36 @@ class Preconditioned(nn.Module):
 
 
 @dataclass(frozen=True, kw_only=True)
-class EDMOptions(Options):
-    """Options of EDM preconditioning, under the published names."""
+class RangedOptions(Options):
+    """The range of noise levels of a network that knows any sigma; EDM's by default."""
 
     sigma_min: float = option(0.0)
     sigma_max: float = option(math.inf)
+
+
+class Ranged(Preconditioned):
+    """A network whose range of noise levels is an option."""
+
+    options: RangedOptions
+
+    def __init__(self, options: RangedOptions, model: nn.Module) -> None:
+        super().__init__(options, model)
+        self.sigma_min, self.sigma_max = options.sigma_min, options.sigma_max
+
+
+@dataclass(frozen=True, kw_only=True)
+class EDMOptions(RangedOptions):
+    """Options of EDM preconditioning, under the published names."""
+
     sigma_data: float = option(0.5)
 
 
-class EDM(Preconditioned):
+class EDM(Ranged):
     """Unit variance in and out of F at every noise level (Karras et al. 2022)."""
 
     options_type = EDMOptions
     default_model = "DhariwalUNet"
     options: EDMOptions
-
-    def __init__(self, options: EDMOptions, model: nn.Module) -> None:
-        super().__init__(options, model)
-        self.sigma_min, self.sigma_max = options.sigma_min, options.sigma_max
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The row "EDM" of the table above."""
@@ -247,28 +260,37 @@ class VP(Preconditioned):
 
 
 @dataclass(frozen=True, kw_only=True)
-class VEOptions(Options):
-    """Options of VE preconditioning, under the published names."""
+class VEOptions(RangedOptions):
+    """Options of VE and NCSN preconditioning, under the published names of VE."""
 
     sigma_min: float = option(0.02)
     sigma_max: float = option(100.0)
 
 
-class VE(Preconditioned):
+class VE(Ranged):
     """Variance exploding (Song et al. 2021)."""
 
     options_type = VEOptions
     default_model = "SongUNet"
     options: VEOptions
 
-    def __init__(self, options: VEOptions, model: nn.Module) -> None:
-        super().__init__(options, model)
-        self.sigma_min, self.sigma_max = options.sigma_min, options.sigma_max
-
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The row "VE" of the table above."""
         one = torch.ones_like(sigma)
         return Coefficients(skip=one, out=sigma, input=one, noise=(sigma / 2).log())
+
+
+class NCSN(Ranged):
+    """F is not told the noise: s(x, sigma) = F(x) / sigma (Song and Ermon 2020, technique 3)."""
+
+    options_type = VEOptions
+    default_model = "SongUNet"
+    options: VEOptions
+
+    def coefficients(self, sigma: Tensor) -> Coefficients:
+        """The row "NCSN" of the table above."""
+        one = torch.ones_like(sigma)
+        return Coefficients(skip=one, out=sigma, input=one, noise=torch.zeros_like(sigma))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -316,8 +338,18 @@ class IDDPM(Preconditioned):
         return distances.argmin(1).reshape(sigma.shape)
 
 
-MODELS = {"SongUNet": (DDPMpp, DDPMppOptions), "DhariwalUNet": (ADM, ADMOptions)}
-PRECONDITIONERS = {"EDMPrecond": EDM, "VPPrecond": VP, "VEPrecond": VE, "iDDPMPrecond": IDDPM}
+MODELS: dict[str, tuple[Any, Any]] = {
+    "SongUNet": (DDPMpp, DDPMppOptions),
+    "DhariwalUNet": (ADM, ADMOptions),
+    "MLP": (MLP, MLPOptions),
+}
+PRECONDITIONERS = {
+    "EDMPrecond": EDM,
+    "VPPrecond": VP,
+    "VEPrecond": VE,
+    "iDDPMPrecond": IDDPM,
+    "NCSNPrecond": NCSN,
+}
 SHARED = {"img_resolution", "label_dim"}  # options of the preconditioner and of its network
 
 

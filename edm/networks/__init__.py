@@ -1,6 +1,10 @@
-"""The published networks: DDPM++ and NCSN++ (one class), and ADM; `edm.precondition` uses them."""
+"""The networks F that `edm.precondition` uses.
+
+The published ones, DDPM++ and NCSN++ (one class) and ADM; and an MLP for points.
+"""
 
 from edm.networks.adm import ADM, ADMOptions
 from edm.networks.ddpmpp import DDPMpp, DDPMppOptions
+from edm.networks.mlp import MLP, MLPOptions
 
-__all__ = ["ADM", "ADMOptions", "DDPMpp", "DDPMppOptions"]
+__all__ = ["ADM", "MLP", "ADMOptions", "DDPMpp", "DDPMppOptions", "MLPOptions"]

@@ -81,6 +81,22 @@ def test_ve_values() -> None:
     assert torch.equal(c.skip, torch.ones(3)) and torch.equal(c.input, torch.ones(3))
 
 
+def test_ncsn_values() -> None:
+    """Technique 3: F never hears of sigma, so (D - x) / sigma is the same at all of them."""
+    ncsn, x = network("NCSNPrecond"), images()
+    assert (ncsn.sigma_min, ncsn.sigma_max) == (0.02, 100)
+    predicted = [(ncsn(x, torch.tensor(sigma)) - x) / sigma for sigma in (0.3, 1.0, 40.0)]
+    for each in predicted:
+        assert relative(each, ncsn.model(x, torch.zeros(1))) < ROUNDING
+
+
+@pytest.mark.parametrize("kind", ["EDMPrecond", "VEPrecond", "NCSNPrecond"])
+def test_the_range_of_noise_levels_is_an_option(kind: str) -> None:
+    ranged = network(kind, sigma_min=0.1, sigma_max=7.0)
+    assert (ranged.sigma_min, ranged.sigma_max) == (0.1, 7.0)
+    assert ranged.config.items() >= {"sigma_min": 0.1, "sigma_max": 7.0}.items()
+
+
 def test_iddpm_levels() -> None:
     u = iddpm_levels(dtype=torch.float32)
     assert u.shape == (1001,) and u.dtype == torch.float32
@@ -276,7 +292,8 @@ def test_the_default_model_depends_on_the_preconditioner() -> None:
     for kind in KINDS:
         with torch.device("meta"):
             made = build({"precondition": kind, "img_resolution": 32, "img_channels": 3})
-        expected = "SongUNet" if kind in ("VPPrecond", "VEPrecond") else "DhariwalUNet"
+        songs = ("VPPrecond", "VEPrecond", "NCSNPrecond")
+        expected = "SongUNet" if kind in songs else "DhariwalUNet"
         assert made.config["model_type"] == expected
 
 
