@@ -2,16 +2,23 @@
 
     loss = w(sigma) (D(y + sigma eps, sigma) - y)^2,   eps ~ N(0, I)
 
-          sigma                                   weight w
-    EDM   exp(mean + std N(0, 1))                 (sigma^2 + sigma_data^2) / (sigma sigma_data)^2
-    VP    sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t ~ U(epsilon_t, 1)         1 / sigma^2
-    VE    sigma_min (sigma_max / sigma_min)^U(0, 1)                               1 / sigma^2
+                sigma                                   weight w
+    EDM         exp(mean + std N(0, 1))                 1 / sigma^2 + 1 / sigma_data^2
+    VP          sqrt(exp(beta_d t^2 / 2 + beta_min t) - 1), t ~ U(epsilon_t, 1)    1 / sigma^2
+    VE          sigma_min (sigma_max / sigma_min)^U(0, 1)                          1 / sigma^2
+    LogUniform  as VE, between any two levels           as EDM or VE
+    Levels      any of a list of levels                 1 / sigma^2
 
 EDM's weight makes the loss of a network that predicts nothing 1 at every sigma. Its sigmas lie
 above 20 or below 0.005 five to six times in ten thousand: a small network learns little there, so
 `log_uniform_share` is the share of sigmas drawn log-uniformly in [0.002, 80] instead.
+
+With the weight 1 / sigma^2 the loss is the squared error of the noise that D finds in x. On the
+levels of a geometric grid it is NCSN's (Song and Ermon 2019), on those of a DDPM chain its "simple"
+one (Ho et al. 2020); log-uniform levels make it a bound of the likelihood.
 """
 
+import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Protocol
@@ -22,6 +29,7 @@ from torch import Tensor
 from edm.training.augment import Augment
 from linear_structure.denoise import Denoiser, expand
 from linear_structure.sampling.processes import PublishedVP, geometric
+from linear_structure.system.errors import UsageError
 
 SIGMA_MIN = 0.002
 SIGMA_MAX = 80.0
@@ -59,7 +67,16 @@ class EDM:
 
 
 @dataclass(frozen=True)
-class VP:
+class NoiseError(Loss):
+    """The squared error of the noise, at whatever levels."""
+
+    def weight(self, sigma: Tensor) -> Tensor:
+        """`1 / sigma^2`."""
+        return sigma**-2
+
+
+@dataclass(frozen=True)
+class VP(NoiseError):
     """Sigmas of the variance-preserving process at uniform times (Song et al. 2021)."""
 
     beta_d: float = 19.9
@@ -71,25 +88,55 @@ class VP:
         t = 1 + torch.rand(count, device=device) * (self.epsilon_t - 1)
         return PublishedVP(self.beta_d, self.beta_min).sigma(t)
 
-    def weight(self, sigma: Tensor) -> Tensor:
-        """`1 / sigma^2`."""
-        return sigma**-2
-
 
 @dataclass(frozen=True)
-class VE:
-    """Log-uniform sigmas (Song et al. 2021)."""
+class LogUniform(NoiseError):
+    """Log-uniform sigmas between two levels, with EDM's weight where `sigma_data` is finite."""
 
-    sigma_min: float = 0.02
-    sigma_max: float = 100.0
+    low: float
+    high: float
+    sigma_data: float = math.inf
 
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         """Draw (count,) noise levels."""
-        return geometric(torch.rand(count, device=device), self.sigma_min, self.sigma_max)
+        return geometric(torch.rand(count, device=device), self.low, self.high)
 
     def weight(self, sigma: Tensor) -> Tensor:
-        """`1 / sigma^2`."""
-        return sigma**-2
+        """`1 / sigma^2 + 1 / sigma_data^2`."""
+        return super().weight(sigma) + self.sigma_data**-2
+
+
+@dataclass(frozen=True)
+class VE(LogUniform):
+    """Log-uniform sigmas in the range of the VE process (Song et al. 2021)."""
+
+    low: float = 0.02
+    high: float = 100.0
+
+
+@dataclass(frozen=True, eq=False)
+class Levels(NoiseError):
+    """Every one of some levels (L,) as likely as the others."""
+
+    levels: Tensor
+
+    def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
+        """Draw (count,) of the levels."""
+        chosen = torch.randint(len(self.levels), (count,), device=device)
+        return self.levels.to(device, torch.float32)[chosen]
+
+    def within(self, low: float, high: float) -> "Levels":
+        """Those of the levels that lie in [low, high].
+
+        Raises:
+            UsageError: none does.
+        """
+        if not len(kept := self.levels[(low <= self.levels) & (self.levels <= high)]):
+            raise UsageError(
+                f"none of the {len(self.levels)} noise levels from {float(self.levels.min()):g} to "
+                f"{float(self.levels.max()):g} lies in the network's range, {low:g} to {high:g}"
+            )
+        return Levels(kept)
 
 
 def denoising_loss(

@@ -8,11 +8,19 @@ import torch
 from torch import Tensor, nn
 
 from edm.training.augment import Augment
-from edm.training.loss import EDM, VE, VP, denoising_loss, loss_at
+from edm.training.loss import EDM, VE, VP, Levels, LogUniform, Loss, denoising_loss, loss_at
 from linear_structure.denoise import expand
 from linear_structure.gaussian import Gaussian
+from linear_structure.sampling.processes import ddpm_grid
+from linear_structure.system.errors import UsageError
 
-LOSSES = {"EDMPrecond": EDM(), "VPPrecond": VP(), "VEPrecond": VE(), "iDDPMPrecond": VP()}
+LOSSES = {
+    "EDMPrecond": EDM(),
+    "VPPrecond": VP(),
+    "VEPrecond": VE(),
+    "iDDPMPrecond": VP(),
+    "NCSNPrecond": VE(),
+}
 QUANTILES = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], dtype=torch.float64)
 
 
@@ -73,10 +81,11 @@ def normal_quantiles() -> Tensor:
         (EDM(mean=0.3, std=2.0), torch.exp(0.3 + 2.0 * normal_quantiles())),
         (EDM(log_uniform_share=1.0), 0.002 * 40_000**QUANTILES),
         (VE(), 0.02 * 5_000**QUANTILES),
+        (LogUniform(0.3, 12.0), 0.3 * 40**QUANTILES),
         (VP(), torch.expm1(19.9 * QUANTILES**2 / 2 + 0.1 * QUANTILES).sqrt()),
     ],
 )
-def test_quantiles_of_sigma(loss: EDM | VE | VP, expected: Tensor) -> None:
+def test_quantiles_of_sigma(loss: Loss, expected: Tensor) -> None:
     torch.manual_seed(0)
     found = torch.quantile(loss.sigmas(200_000).double(), QUANTILES)
     torch.testing.assert_close(found.log(), expected.log(), atol=0.03, rtol=0.01)
@@ -88,6 +97,68 @@ def test_vp_sigmas_are_the_published_formula_to_the_bit() -> None:
     torch.manual_seed(0)
     t = 1 + torch.rand(1000) * (1e-5 - 1)
     assert torch.equal(found, ((19.9 * t**2 / 2 + 0.1 * t).exp() - 1).sqrt())
+
+
+def test_ve_sigmas_and_weight_are_the_published_formulas_to_the_bit() -> None:
+    torch.manual_seed(0)
+    found = VE().sigmas(1000)
+    torch.manual_seed(0)
+    assert torch.equal(found, 0.02 * (100 / 0.02) ** torch.rand(1000))
+    assert torch.equal(VE().weight(found), found**-2)
+    assert torch.equal(VP().weight(found), found**-2)
+
+
+def test_log_uniform_has_the_weight_of_edm_where_the_data_have_a_size() -> None:
+    sigma = torch.logspace(-3, 2, 20, dtype=torch.float64)
+    expected = EDM(sigma_data=1.7).weight(sigma)
+    torch.testing.assert_close(LogUniform(1, 2, sigma_data=1.7).weight(sigma), expected)
+
+
+def test_every_level_is_as_likely_as_the_others() -> None:
+    torch.manual_seed(0)
+    levels = ddpm_grid(21)[:-1]
+    drawn = Levels(levels).sigmas(42_000)
+    assert drawn.dtype == torch.float32
+    found, counts = drawn.unique(return_counts=True)
+    assert torch.equal(found, levels.float().flip(0))
+    assert float(((counts - 2000) ** 2 / 2000).sum()) < 45.3  # chi-squared of 20, 1 in 1000
+
+
+def test_levels_outside_a_range_are_left_out() -> None:
+    grid = ddpm_grid(1000)[:-1]
+    inside = Levels(grid).within(0.02, 80.0).levels
+    assert torch.equal(inside, grid[(grid > 0.02) & (grid < 80)])
+    assert 0 < len(inside) < 1000
+    assert torch.equal(Levels(grid).within(float(grid[-1]), float(grid[0])).levels, grid)
+    with pytest.raises(UsageError, match=r"none of the 1000 .* lies in .* range, 200 to 300"):
+        Levels(grid).within(200.0, 300.0)
+
+
+def test_the_loss_at_levels_is_the_error_of_the_noise() -> None:
+    """DDPM's simple loss, |eps - eps_hat|^2, for D = x - sigma eps_hat."""
+    images, seen = torch.rand(50, 1, 4, 4, dtype=torch.float64), {}
+    levels = Levels(ddpm_grid(30)[:-1])
+
+    def network(x: Tensor, sigma: Tensor, **_: Tensor) -> Tensor:
+        seen["sigma"] = expand(sigma, x)
+        return x - seen["sigma"] * torch.sin(x)
+
+    torch.manual_seed(3)
+    found = denoising_loss(levels, network, images)
+    torch.manual_seed(3)
+    levels.sigmas(50)
+    noise = torch.randn_like(images)
+    expected = (torch.sin(images + seen["sigma"] * noise) - noise) ** 2
+    torch.testing.assert_close(found, expected, rtol=1e-5, atol=1e-9)
+
+
+def test_the_loss_at_levels_is_the_mean_over_them() -> None:
+    torch.manual_seed(1)
+    data, levels = gaussian(), torch.tensor([3.0, 0.7, 0.1], dtype=torch.float64)
+    images = draw(data, 40_000)
+    found = denoising_loss(Levels(levels), lambda x, sigma, **_: data.denoise(x, sigma), images)
+    shares = data.eigenvalues / (data.eigenvalues + levels[:, None] ** 2)
+    assert float(found.mean()) == pytest.approx(float(shares.mean()), rel=0.02)
 
 
 def test_share_of_log_uniform_sigmas_reaches_what_the_normal_ones_do_not() -> None:
