@@ -18,10 +18,11 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm.precondition import Preconditioned, build
+from edm.training.data import Data, batches
 from edm.training.loss import EDM, denoising_loss
 from edm.training.recipes import RECIPES, Recipe
 from edm.training.state import State
-from edm.training.steps import Data, Trainer, batches
+from edm.training.steps import Trainer
 from linear_structure.data.datasets import Dataset
 
 SHAPES = {"digits": (1, 8, 8), "laptop": (3, 32, 32), "published": (3, 32, 32)}
@@ -44,7 +45,7 @@ def network_of(recipe: Recipe, images: Tensor, device: str) -> Preconditioned:
 def ours(recipe: Recipe, network: Preconditioned, images: Tensor) -> Callable[[], Tensor]:
     """One step of `edm.training`."""
     state, device = State.start(network), next(network.parameters()).device
-    objective = partial(denoising_loss, recipe.loss())
+    objective = partial(denoising_loss, recipe.criterion(network))
     trainer = Trainer(recipe, Data(images, None, 0, device), objective, network)
     order = batches(len(images), recipe.batch, recipe.seed)
     return lambda: trainer.step(state, next(order))

@@ -3,7 +3,15 @@
     python scripts/train.py digits --recipe digits --out training/digits
     torchrun --nproc-per-node 8 scripts/train.py CIFAR10 --out training/cifar10
 
-The same command continues a run that was stopped.
+The same command continues a run that was stopped. A DDPM, whose loss is taken at the 1000 levels of
+its chain, as far as the network knows them, is made by
+
+    python scripts/train.py digits --recipe digits --preconditioning vp --loss levels \\
+        --out training/ddpm
+
+and a network of points in the plane by
+
+    python scripts/train.py plane-mixture --recipe plane --threads 1 --out training/plane
 """
 
 import argparse
@@ -13,12 +21,16 @@ from pathlib import Path
 
 import torch
 
+from edm.training.data import Points
 from edm.training.recipes import RECIPES, Recipe
-from edm.training.runs import Job
-from linear_structure.data import datasets
+from edm.training.runs import Job, write_samples
+from linear_structure.data import datasets, plane
+from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import run_command
 from linear_structure.system.machine import Machine, add_options, rank, usable_cores, world_size
 from linear_structure.system.options import add_arguments, given, parse, plain, table
+
+PLANE = {"plane-mixture": plane.mixture}
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -28,7 +40,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="The recipes:\n\n" + table(Recipe, RECIPES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = "name of a dataset, a folder of images, a zip, .npy or .npz"
+    kinds = f"name of a dataset, a folder of images, a zip, .npy or .npz; or {', '.join(PLANE)}"
     parser.add_argument("dataset", help=kinds)
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -46,6 +58,13 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     return parse(Recipe, {**plain(RECIPES[arguments.recipe]), **changes}, "the recipe")
 
 
+def data_of(arguments: argparse.Namespace, device: torch.device) -> Dataset | Points:
+    """What was named: points in the plane, or images."""
+    if arguments.dataset in PLANE:
+        return Points(arguments.dataset, PLANE[arguments.dataset]().sample, device)
+    return datasets.load(arguments.dataset, arguments.data_dir)
+
+
 def main() -> None:
     """Train, or continue."""
     arguments = parse_arguments()
@@ -54,13 +73,9 @@ def main() -> None:
     threads = shared if arguments.threads is None else arguments.threads
     machine = Machine.chosen(arguments.device, threads)  # no TF32, as the published were trained
     torch.backends.cudnn.benchmark = True
-    job = Job(
-        recipe,
-        datasets.load(arguments.dataset, arguments.data_dir),
-        arguments.out,
-        machine.device,
-        arguments.compile,
-    )
+    data = data_of(arguments, machine.device)
+    samples = None if isinstance(data, Points) else write_samples
+    job = Job(recipe, data, arguments.out, machine.device, arguments.compile, samples)
     state = job.run()
     if rank() == 0:
         print(

@@ -1,19 +1,36 @@
-"""Everything that decides the numbers of a training run, as one frozen value; three of them."""
+"""Everything that decides the numbers of a training run, as one frozen value; four of them."""
 
+import json
+import math
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from functools import partial
+from pathlib import Path
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from edm import precondition
+from edm.network import Network
 from edm.training.augment import LABELS, Augment
-from edm.training.loss import EDM, VE, VP, Loss, denoising_loss
+from edm.training.data import Points
+from edm.training.loss import (
+    EDM,
+    SIGMA_MAX,
+    SIGMA_MIN,
+    VE,
+    VP,
+    Levels,
+    LogUniform,
+    Loss,
+    denoising_loss,
+)
 from linear_structure.data.datasets import Dataset
+from linear_structure.sampling.processes import ddpm_grid
+from linear_structure.sampling.scales import Scales
 from linear_structure.system.errors import UsageError
-from linear_structure.system.options import choice, option
+from linear_structure.system.options import choice, option, plain
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {"model_type": "SongUNet"},
@@ -25,13 +42,18 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
         "resample_filter": (1, 3, 3, 1),
     },
     "adm": {"model_type": "DhariwalUNet"},
+    "mlp": {"model_type": "MLP"},
 }
 PRECONDITIONERS = {
     "edm": "EDMPrecond",
     "vp": "VPPrecond",
     "ve": "VEPrecond",
     "iddpm": "iDDPMPrecond",
+    "ncsn": "NCSNPrecond",
 }
+DDPM, DDPM_STEPS = "ddpm", 1000
+MOST_LEVELS = 65536
+LATER = {"loss": "own", "levels": DDPM}  # values that trainings of before do not state
 COPIED = ("model_channels", "channel_mult", "num_blocks", "attn_resolutions", "dropout")
 
 Objective = Callable[[nn.Module, Tensor, Tensor | None], Tensor]
@@ -46,8 +68,21 @@ class Recipe:
     `linear_structure.system.options.parse` makes one from plain values and checks them.
     """
 
-    architecture: str = choice(*ARCHITECTURES, meaning="kind of network")
-    preconditioning: str = choice(*PRECONDITIONERS, meaning="of the network, and its loss")
+    architecture: str = choice(
+        *ARCHITECTURES, meaning="kind; an mlp is model_channels wide and num_blocks deep"
+    )
+    preconditioning: str = choice(*PRECONDITIONERS, meaning="of the network")
+    loss: str = choice(
+        "own", "levels", "log-uniform", meaning="the preconditioning's own, or at other sigmas"
+    )
+    levels: str = field(
+        default=DDPM,
+        metadata={
+            "parse": str,
+            "metavar": "FILE",
+            "meaning": "of --loss levels: ddpm, or a file that noise_scales.py wrote",
+        },
+    )
     conditional: bool = option(False, 0, 1, "tell the network the class of each image")
     model_channels: int = option(128, 4, 4096, "channels that channel_mult multiplies")
     channel_mult: tuple[int, ...] = option((2, 2, 2), 1, 64, "width of each resolution")
@@ -73,25 +108,67 @@ class Recipe:
     tick: int = option(50_000, 1, meaning="images between two looks at the loss")
     snapshot: int = option(2_500_000, 1, meaning="images between two snapshots")
 
-    def loss(self) -> Loss:
+    def __post_init__(self) -> None:
+        if self.levels != DDPM and self.loss != "levels":
+            raise UsageError(
+                f"option 'levels' is {self.levels!r}, of which the loss {self.loss!r} knows "
+                "nothing: expected --loss levels beside it"
+            )
+
+    def criterion(self, network: Network) -> Loss:
+        """Where the loss of a network is taken, within the noise levels that it was made for.
+
+        Raises:
+            UsageError: `levels` names no levels, or none in that range.
+        """
+        if self.loss == "own":
+            return self._own()
+        if self.loss == "levels":
+            return Levels(self._levels()).within(network.sigma_min, network.sigma_max)
+        high = network.sigma_max if math.isfinite(network.sigma_max) else SIGMA_MAX
+        data = self.sigma_data if self.preconditioning == "edm" else math.inf
+        return LogUniform(network.sigma_min or SIGMA_MIN, high, data)
+
+    def _own(self) -> Loss:
         """The loss that belongs to the preconditioning; VP and iDDPM both predict the noise."""
         if self.preconditioning == "edm":
             return EDM(self.sigma_mean, self.sigma_std, self.sigma_data, self.log_uniform)
-        return VE() if self.preconditioning == "ve" else VP()
+        return VE() if self.preconditioning in ("ve", "ncsn") else VP()
 
-    def objective(self) -> Objective:
-        """What training makes small: the loss at augmented images."""
+    def _levels(self) -> Tensor:
+        """(L,) float64, descending."""
+        if self.levels == DDPM:
+            return ddpm_grid(DDPM_STEPS)[:-1]
+        return read_scales(Path(self.levels)).grid()[:-1]
+
+    def objective(self, network: Network) -> Objective:
+        """What training makes small: the loss at augmented images; raises as `criterion`."""
         augment = Augment(self.augment) if self.augment else None
-        return partial(denoising_loss, self.loss(), augment=augment)
+        return partial(denoising_loss, self.criterion(network), augment=augment)
 
-    def build(self, dataset: Dataset) -> nn.Module:
+    def identity(self) -> dict[str, Any]:
+        """What a training is known by: all values, with those of a file in place of its path.
+
+        What says no more than trainings of before, which did not know it, is left out.
+
+        Raises:
+            UsageError: the file of `levels` cannot be read.
+        """
+        values = plain(self)
+        if self.levels != DDPM:
+            values["levels"] = read_scales(Path(self.levels)).to_json()
+        if self.loss == "levels":
+            return values
+        return {name: value for name, value in values.items() if LATER.get(name) != value}
+
+    def build(self, dataset: Dataset | Points) -> nn.Module:
         """The network with initial weights from the global generator; raises as `network`."""
         network = precondition.build(self.network(dataset))
         if self.precision != "float32":
             network.compute_dtype = getattr(torch, self.precision)
         return network
 
-    def network(self, dataset: Dataset) -> dict[str, Any]:
+    def network(self, dataset: Dataset | Points) -> dict[str, Any]:
         """The network's configuration, for `edm.precondition.build`.
 
         Raises:
@@ -109,10 +186,20 @@ class Recipe:
             "img_resolution": height,
             "img_channels": channels,
             "label_dim": dataset.label_count if self.conditional else 0,
-            "augment_dim": LABELS if self.augment else 0,
-            **{name: getattr(self, name) for name in COPIED},
+            **self._layers(),
             **sigma_data,
         }
+
+    def _layers(self) -> dict[str, Any]:
+        """What the architecture is told beside the images' shape and classes."""
+        if self.architecture != "mlp":
+            copied = {name: getattr(self, name) for name in COPIED}
+            return {"augment_dim": LABELS if self.augment else 0, **copied}
+        if self.augment or self.dropout:
+            raise UsageError(
+                "an mlp knows neither augmentation nor dropout: give --augment 0 --dropout 0"
+            )
+        return {"width": self.model_channels, "depth": self.num_blocks}
 
     def shared_by(self, processes: int) -> "Recipe":
         """This recipe with its piece settled for a number of processes.
@@ -160,4 +247,41 @@ DIGITS = replace(
     duration=600_000,
     snapshot=100_000,
 )
-RECIPES = {"published": Recipe(), "laptop": LAPTOP, "digits": DIGITS}
+PLANE = replace(
+    LAPTOP,
+    architecture="mlp",
+    model_channels=64,
+    channel_mult=(),
+    num_blocks=3,
+    attn_resolutions=(),
+    sigma_data=1.6882,  # sqrt((3.26 + 2.44) / 2), of the mixture
+    sigma_mean=0.0,  # as far above -1.2 as sigma_data is above 0.5
+    batch=512,
+    piece=0,
+    learning_rate=4e-3,
+    duration=1_280_000,
+    tick=64_000,
+    snapshot=256_000,
+)
+RECIPES = {"published": Recipe(), "laptop": LAPTOP, "digits": DIGITS, "plane": PLANE}
+
+
+def read_scales(path: Path) -> Scales:
+    """The noise scales in a file that `scripts/noise_scales.py` wrote.
+
+    Raises:
+        UsageError: it is none.
+    """
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+        if not isinstance(content, dict) or not isinstance(content.get("outputs"), dict):
+            raise UsageError("it has no outputs")
+        scales = Scales.from_json(content["outputs"])
+        if scales.levels > MOST_LEVELS:
+            raise UsageError(f"{scales.levels} levels: expected at most {MOST_LEVELS}")
+        scales.grid()
+    except OSError as error:
+        raise UsageError(f"{path} cannot be read as noise scales: {error.strerror}") from error
+    except (UsageError, ValueError, RecursionError) as error:
+        raise UsageError(f"{path} holds no noise scales ({error}): make it anew") from error
+    return scales

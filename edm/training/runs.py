@@ -27,16 +27,17 @@ from tqdm import tqdm
 
 from edm.checkpoints import checkpoint
 from edm.precondition import Preconditioned
+from edm.training.data import Data, Points, Source
 from edm.training.recipes import Recipe
 from edm.training.state import State
-from edm.training.steps import Data, Trainer
+from edm.training.steps import Trainer
 from linear_structure.data.datasets import Dataset
 from linear_structure.images import grid, save_png, to_uint8
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.system.errors import WorkError
-from linear_structure.system.files import digest_of_tensor, replacing, write_text
+from linear_structure.system.files import replacing, write_text
 from linear_structure.system.machine import rank, world_size
 from linear_structure.system.options import plain
 
@@ -74,7 +75,7 @@ class Job:
     """
 
     recipe: Recipe
-    dataset: Dataset
+    dataset: Dataset | Points
     folder: Path
     device: torch.device
     compile: bool = False
@@ -89,28 +90,29 @@ class Job:
         """
         with _processes(self.device):
             torch.manual_seed(self.recipe.seed)
-            state = State.start(self.recipe.build(self.dataset).to(self.device))
+            state: State[Any] = State.start(self.recipe.build(self.dataset).to(self.device))
             state.read(self.folder / STATE, self.identity)
-            label_dim = self.dataset.label_count if self.recipe.conditional else 0
-            data = Data(self._images, self.dataset.labels(), label_dim, self.device)
             if self.compile:
                 state.network.compile()
             several = world_size() > 1
             forward = DistributedDataParallel(state.network) if several else state.network
-            self._train(Trainer(self.recipe, data, self.recipe.objective(), forward), state)
+            objective = self.recipe.objective(state.network)
+            self._train(Trainer(self.recipe, self.source, objective, forward), state)
         return state
 
     @cached_property
-    def _images(self) -> Tensor:
-        return self.dataset.images()
+    def source(self) -> Source:
+        """The data in memory, as the recipe wants them."""
+        if isinstance(self.dataset, Points):
+            return self.dataset
+        label_dim = self.dataset.label_count if self.recipe.conditional else 0
+        return Data(self.dataset.images(), self.dataset.labels(), label_dim, self.device)
 
     @cached_property
     def identity(self) -> dict[str, Any]:
         """All that two commands must agree on to be one run, as JSON values."""
-        recipe = {name: value for name, value in plain(self.recipe).items() if name not in PACE}
-        labels = self.dataset.labels() if self.recipe.conditional else None
-        told = {} if labels is None else {"labels": digest_of_tensor(labels)}
-        return {**recipe, **told, "images": digest_of_tensor(self._images)}
+        told = self.recipe.identity().items()
+        return {**{name: value for name, value in told if name not in PACE}, **self.source.identity}
 
     def _train(self, trainer: Trainer, state: State) -> None:
         recipe, batch = self.recipe, self.recipe.batch

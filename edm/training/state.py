@@ -99,7 +99,8 @@ class State(Generic[AnyModule]):
         if not {"identity", *PARTS, *VALUES} <= saved.keys():
             raise UsageError(f"{path} is a state of another form: remove it to start anew")
         before = json.loads(saved["identity"])
-        if changed := [name for name in identity if before.get(name) != identity[name]]:
+        told = [*identity, *before.keys() - identity.keys()]
+        if changed := [name for name in told if before.get(name) != identity.get(name)]:
             shared = "piece" in changed and "piece" in before
             piece = f"--piece {before['piece']} among it, " if shared else ""
             raise UsageError(

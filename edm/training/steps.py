@@ -15,72 +15,18 @@ in a gradient becomes 0 and infinity 1e5; then Adam, then the moving average.
 from collections.abc import Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 from torch import Tensor, nn
-from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 
 from edm.training import ema
+from edm.training.data import NOISE, Piece, Source
 from edm.training.recipes import Objective, Recipe
 from edm.training.state import State, mixed
-from linear_structure.images import from_uint8
 from linear_structure.system.machine import rank, world_size
 
 GRADIENT_LIMIT = 1e5
-ORDER, NOISE = 0, 1  # streams of random numbers
-
-
-class Piece(NamedTuple):
-    """What one forward pass sees: a seed, images in [-1, 1], one-hot classes if conditional."""
-
-    seed: int
-    images: Tensor
-    class_labels: Tensor | None
-
-
-@dataclass(frozen=True)
-class Data:
-    """Images (n, C, H, W) uint8 and classes (n,) in memory, and the device that batches go to."""
-
-    images: Tensor
-    labels: Tensor | None
-    label_dim: int
-    device: torch.device
-
-    def piece(self, seed: int, index: Tensor) -> Piece:
-        """The images at `index` (b,), channels last."""
-        images = from_uint8(self._moved(self.images[index]))
-        images = images.contiguous(memory_format=torch.channels_last)
-        if not self.label_dim or self.labels is None:
-            return Piece(seed, images, None)
-        labels = F.one_hot(self._moved(self.labels[index]), self.label_dim)
-        return Piece(seed, images, labels.float())
-
-    def _moved(self, values: Tensor) -> Tensor:
-        pinned = values.pin_memory() if self.device.type == "cuda" else values
-        return pinned.to(self.device, non_blocking=True)
-
-
-def batches(count: int, batch: int, seed: int, position: int = 0) -> Iterator[Tensor]:
-    """Endless shuffled passes over `count` indices, cut into batches (batch,), from a position on.
-
-    A batch may end one pass and begin the next.
-    """
-    epoch, done = divmod(position, count)
-    queue = _shuffled(count, seed, epoch)[done:]
-    while True:
-        while len(queue) < batch:
-            epoch += 1
-            queue = torch.cat([queue, _shuffled(count, seed, epoch)])
-        yield queue[:batch]
-        queue = queue[batch:]
-
-
-def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
-    generator = torch.Generator().manual_seed(mixed(seed, ORDER, epoch))
-    return torch.randperm(count, generator=generator)
 
 
 def accumulate(
@@ -118,14 +64,14 @@ class Trainer:
     """
 
     recipe: Recipe
-    data: Data
+    data: Source
     objective: Objective
     forward: nn.Module
 
     def steps(self, state: State) -> Iterator[Tensor]:
         """Train to the end of the recipe; yield after each step this process's summed error, ()."""
         recipe, position = self.recipe, state.images_seen
-        order = batches(len(self.data.images), recipe.batch, recipe.seed, position)
+        order = self.data.order(recipe.batch, recipe.seed, position)
         while state.images_seen < recipe.duration:
             yield self.step(state, next(order))
 

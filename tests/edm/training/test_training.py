@@ -22,15 +22,17 @@ from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm.checkpoints import checkpoint
+from edm.training.data import Data, Piece, batches
 from edm.training.loss import EDM, loss_at
 from edm.training.recipes import RECIPES, Recipe
 from edm.training.runs import STATE, Job
 from edm.training.state import State, read_state, write_state
-from edm.training.steps import Data, Piece, Trainer, accumulate, batches, clean
+from edm.training.steps import Trainer, accumulate, clean
 from linear_structure.data import datasets
 from linear_structure.images import from_uint8
+from linear_structure.sampling.scales import Scales
 from linear_structure.system.errors import UsageError, WorkError, run_command
-from linear_structure.system.files import digest_of_file
+from linear_structure.system.files import digest_of, digest_of_file
 from linear_structure.system.options import table
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -50,13 +52,23 @@ TINY = dataclasses.replace(
     snapshot=300,
 )
 
+SCALES = "scales.json"
 
 pytestmark = pytest.mark.usefixtures("one_thread")
+
+
+def scales(steps: int = 5) -> Scales:
+    return Scales.between(10.0, 0.05, 1.4, steps)
 
 
 def job(folder: Path, **changes: object) -> Job:
     recipe = dataclasses.replace(TINY, **changes)
     return Job(recipe.shared_by(1), datasets.load("digits"), folder, CPU)
+
+
+def quick(folder: Path, **changes: object) -> Job:
+    """A job that draws no samples."""
+    return dataclasses.replace(job(folder, **changes), samples=None)
 
 
 def command(folder: Path) -> list[str]:
@@ -95,6 +107,14 @@ def whole(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
+def same_runs(folder: Path, other: Path) -> bool:
+    """Whether two runs have equal tensors and curves, to the bit."""
+    expected, found = tensors_of(folder), tensors_of(other)
+    assert expected.keys() == found.keys()
+    assert (folder / "loss.csv").read_bytes() == (other / "loss.csv").read_bytes()
+    return all(torch.equal(expected[name], found[name]) for name in expected)
+
+
 def test_killed_and_continued_run_equals_an_uninterrupted_one(whole: Path, tmp_path: Path) -> None:
     process = start(*command(tmp_path))
     while not (tmp_path / STATE).exists():
@@ -104,10 +124,47 @@ def test_killed_and_continued_run_equals_an_uninterrupted_one(whole: Path, tmp_p
     assert process.wait() == -signal.SIGKILL
     assert read_state(tmp_path / STATE, CPU)["images_seen"] < TINY.duration
     assert start(*command(tmp_path)).wait(timeout=300) == 0
-    expected, found = tensors_of(whole), tensors_of(tmp_path)
-    assert expected.keys() == found.keys()
-    assert all(torch.equal(expected[name], found[name]) for name in expected)
-    assert (tmp_path / "loss.csv").read_bytes() == (whole / "loss.csv").read_bytes()
+    assert same_runs(whole, tmp_path)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"preconditioning": "vp", "loss": "levels"},
+        {"preconditioning": "ncsn", "loss": "levels", "levels": SCALES},
+        {"loss": "log-uniform"},
+    ],
+    ids=["ddpm", "ncsn", "log-uniform"],
+)
+def test_a_run_with_another_loss_continues_to_the_bit(
+    changes: dict[str, str], tmp_path: Path
+) -> None:
+    (tmp_path / SCALES).write_text(json.dumps({"inputs": {}, "outputs": scales().to_json()}))
+    changes = {k: str(tmp_path / v) if v == SCALES else v for k, v in changes.items()}
+    for folder, durations in (("whole", (320,)), ("part", (192, 320))):
+        for duration in durations:
+            quick(tmp_path / folder, **changes, duration=duration, tick=64).run()
+    assert same_runs(tmp_path / "whole", tmp_path / "part")
+    with pytest.raises(UsageError, match=r"other .*loss"):
+        quick(tmp_path / "part", preconditioning=changes.get("preconditioning", "edm")).run()
+
+
+def test_the_levels_of_a_run_are_known_by_their_values(tmp_path: Path) -> None:
+    path, moved = tmp_path / SCALES, tmp_path / "moved.json"
+    path.write_text(json.dumps({"inputs": {}, "outputs": scales().to_json()}))
+    changes = {"preconditioning": "ve", "loss": "levels", "duration": 64}
+    quick(tmp_path / "run", **changes, levels=str(path)).run()
+    path.rename(moved)
+    quick(tmp_path / "run", **changes, levels=str(moved)).run()
+    moved.write_text(json.dumps({"inputs": {}, "outputs": scales(steps=4).to_json()}))
+    with pytest.raises(UsageError, match="other levels:"):
+        quick(tmp_path / "run", **changes, levels=str(moved)).run()
+
+
+def test_runs_of_earlier_versions_are_known_by_the_same_values(tmp_path: Path) -> None:
+    """Digests that the code gave when there was no choice of a loss."""
+    found = [digest_of(job(tmp_path, conditional=each).identity)[:16] for each in (False, True)]
+    assert found == ["83c80e7439e65745", "e16e7ac43d63644e"]
 
 
 def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path) -> None:
@@ -193,6 +250,7 @@ def test_a_state_has_the_form_that_earlier_versions_wrote(whole: Path) -> None:
     parts = {"network", "average", "optimizer"}
     assert saved.keys() == {"identity", *parts, "images_seen", "seconds", "curve"}
     told = {each.name for each in dataclasses.fields(Recipe)} - {"duration", "tick", "snapshot"}
+    told -= {"loss", "levels"}  # they came later, and are told only where they say something
     assert json.loads(saved["identity"]).keys() == {*told, "images"}
 
 
@@ -234,6 +292,12 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_snapshot(tmp_pa
         (("--threads", "-2"), "--threads -2: expected 1 to 1024"),
         (("--duration", "0"), "'duration' is 0: expected 1"),
         (("--seed", "-1"), "'seed' is -1: expected 0"),
+        (("--levels", "a.json"), "'levels' is 'a.json', of which the loss 'own' knows nothing"),
+        (
+            ("--recipe", "digits", "--loss", "levels", "--levels", "a.json"),
+            "a.json cannot be read as noise scales: No",
+        ),
+        (("--architecture", "mlp"), "knows neither augmentation nor dropout: give --augment 0"),
     ],
 )
 def test_mistakes_are_one_sentence_before_any_work(
@@ -276,12 +340,16 @@ def test_a_conditional_network_trains(tmp_path: Path) -> None:
         ("vp", "ddpmpp", "float32"),
         ("ve", "ncsnpp", "float32"),
         ("iddpm", "adm", "float32"),
+        ("ncsn", "ddpmpp", "float32"),
+        ("ve", "mlp", "bfloat16"),
     ],
 )
 def test_every_preconditioning_and_architecture_trains(
     preconditioning: str, architecture: str, precision: str, tmp_path: Path
 ) -> None:
     changes = {"preconditioning": preconditioning, "architecture": architecture}
+    if architecture == "mlp":
+        changes |= {"dropout": 0.0, "augment": 0.0}
     state = job(tmp_path, **changes, precision=precision, duration=64, snapshot=64).run()
     assert math.isfinite(state.curve[-1][1])
     assert {p.dtype for p in state.network.parameters()} == {torch.float32}

@@ -1,0 +1,129 @@
+"""What a training learns from: the order in which it is seen, and what one forward pass gets.
+
+Both are functions of a seed and a position alone, so that a training can stop and continue, and be
+shared by processes.
+"""
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Generator, Tensor
+from torch.nn import functional as F
+
+from edm.training.state import mixed
+from linear_structure.images import from_uint8
+from linear_structure.system.files import digest_of_tensor
+
+ORDER, NOISE, POINTS = 0, 1, 2  # streams of random numbers
+
+
+class Piece(NamedTuple):
+    """What one forward pass sees: a seed, images in [-1, 1], one-hot classes if conditional."""
+
+    seed: int
+    images: Tensor
+    class_labels: Tensor | None
+
+
+class Source(Protocol):
+    """What a training learns from."""
+
+    @property
+    def identity(self) -> dict[str, str]:
+        """What tells it from other data."""
+
+    def order(self, batch: int, seed: int, position: int) -> Iterator[Tensor]:
+        """Endless batches of indices (batch,), from a position, in images, on."""
+
+    def piece(self, seed: int, index: Tensor) -> Piece:
+        """The images at `index` (b,), and what random numbers in this pass start from."""
+
+
+@dataclass(frozen=True)
+class Data(Source):
+    """Images (n, C, H, W) uint8 and classes (n,) in memory, and the device that batches go to."""
+
+    images: Tensor
+    labels: Tensor | None
+    label_dim: int
+    device: torch.device
+
+    @property
+    def identity(self) -> dict[str, str]:
+        classes = self.labels if self.label_dim else None
+        told = {} if classes is None else {"labels": digest_of_tensor(classes)}
+        return {**told, "images": digest_of_tensor(self.images)}
+
+    def order(self, batch: int, seed: int, position: int) -> Iterator[Tensor]:
+        return batches(len(self.images), batch, seed, position)
+
+    def piece(self, seed: int, index: Tensor) -> Piece:
+        """The images at `index` (b,), channels last."""
+        images = from_uint8(self._moved(self.images[index]))
+        images = images.contiguous(memory_format=torch.channels_last)
+        if not self.label_dim or self.labels is None:
+            return Piece(seed, images, None)
+        labels = F.one_hot(self._moved(self.labels[index]), self.label_dim)
+        return Piece(seed, images, labels.float())
+
+    def _moved(self, values: Tensor) -> Tensor:
+        pinned = values.pin_memory() if self.device.type == "cuda" else values
+        return pinned.to(self.device, non_blocking=True)
+
+
+@dataclass(frozen=True)
+class Points(Source):
+    """Points (b, 2) of a distribution in the plane, drawn anew for each piece: none comes twice.
+
+    A network takes them for images of two channels and one pixel, of which the pixel's axes are
+    left out: `D(x, sigma)` with x (B, 2).
+
+    Attributes:
+        name: what tells it from other distributions.
+        draw: `draw(count, generator=generator)` with a CPU generator, (count, 2) in any float type.
+        device: that pieces go to.
+    """
+
+    shape: ClassVar[tuple[int, int, int]] = (2, 1, 1)
+    label_count: ClassVar[int] = 0
+
+    name: str
+    draw: Callable[..., Tensor]
+    device: torch.device
+
+    @property
+    def identity(self) -> dict[str, str]:
+        return {"images": self.name}
+
+    def order(self, batch: int, seed: int, position: int) -> Iterator[Tensor]:
+        while True:
+            yield torch.arange(position, position + batch)
+            position += batch
+
+    def piece(self, seed: int, index: Tensor) -> Piece:
+        """As many points as `index` has, whatever it says: float32."""
+        generator = Generator().manual_seed(mixed(seed, POINTS))
+        points = self.draw(len(index), generator=generator)
+        return Piece(seed, points.to(self.device, torch.float32), None)
+
+
+def batches(count: int, batch: int, seed: int, position: int = 0) -> Iterator[Tensor]:
+    """Endless shuffled passes over `count` indices, cut into batches (batch,), from a position on.
+
+    A batch may end one pass and begin the next.
+    """
+    epoch, done = divmod(position, count)
+    queue = _shuffled(count, seed, epoch)[done:]
+    while True:
+        while len(queue) < batch:
+            epoch += 1
+            queue = torch.cat([queue, _shuffled(count, seed, epoch)])
+        yield queue[:batch]
+        queue = queue[batch:]
+
+
+def _shuffled(count: int, seed: int, epoch: int) -> Tensor:
+    generator = torch.Generator().manual_seed(mixed(seed, ORDER, epoch))
+    return torch.randperm(count, generator=generator)
