@@ -130,8 +130,9 @@ def test_langevin_with_the_exact_score_samples_the_mixture(total_variation):
 
 
 def test_annealed_with_the_exact_score_samples_the_mixture(total_variation):
-    """20,000 particles down the tutorial's 100 levels, 5 to 0.001, with three steps at each: total
-    variation 0.127, which is that of two exact samples, and moments as near as after Langevin."""
+    """20,000 particles down the tutorial's 100 levels, 5 to 0.001. Its total variation, 0.127, is
+    that of two exact samples; its steps are not known here. Three at each level, of 0.8 of its
+    variance, come as near; of 0.1, they leave variances 23 % and 41 % too large."""
     generator = torch.Generator().manual_seed(0)
 
     def noise(x):
