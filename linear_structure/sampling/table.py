@@ -83,11 +83,11 @@ def _solver(walk: Callable[[Denoiser, Tensor, Tensor], Iterator[Step]]) -> Run:
 
 def _chain(
     rules: Callable[[Tensor, Settings], Sequence[Rule]],
-    corrector: Callable[[Settings], Corrector] | None = None,
+    corrector: Callable[[Settings], Corrector | None] = lambda settings: None,
 ) -> Run:
     """A chain of the full grid's rules, of which the first ones are skipped."""
 
-    def run(
+    def walk(
         denoise: Denoiser,
         x: Tensor,
         sigmas: Tensor,
@@ -95,12 +95,12 @@ def _chain(
         noise: Noise | None,
         settings: Settings,
     ) -> Iterator[Step]:
-        drawn = _needed(noise)
-        before = corrector(settings) if corrector else None
+        """What the row runs."""
+        drawn, before = _needed(noise), corrector(settings)
         discard(drawn, x.double(), skip * (1 + (before.steps if before else 0)))
         yield from chains.chain(denoise, x, rules(sigmas, settings)[skip:], drawn, before)
 
-    return run
+    return walk
 
 
 def _annealed(
