@@ -19,6 +19,6 @@ Done. Look at:
   experiments_with_skip_results.txt   distance against skipped steps (everything: .csv)
   experiments_with_skip_graph.png     the same as a picture
   scores/scores.png                   how close the analytic scores are to the network's
-results/digits has those of 3,000 images to compare with.
+results/digits has distances of three such ranges, and the same scores, to compare with.
 DONE
 [ "$PYTHON" != "$clone/.venv/bin/python" ] || echo "For python commands: source .venv/bin/activate"
