@@ -11,7 +11,7 @@ its chain, as far as the network knows them, is made by
 
 and a network of points in the plane by
 
-    python scripts/train.py plane-mixture --recipe plane --threads 1 --out training/plane
+    python scripts/train.py mixture --recipe plane --threads 1 --out training/plane
 """
 
 import argparse
@@ -30,8 +30,6 @@ from linear_structure.system.errors import run_command
 from linear_structure.system.machine import Machine, add_options, rank, usable_cores, world_size
 from linear_structure.system.options import add_arguments, given, parse, plain, table
 
-PLANE = {"plane-mixture": plane.mixture}
-
 
 def parse_arguments() -> argparse.Namespace:
     """The command line."""
@@ -40,7 +38,9 @@ def parse_arguments() -> argparse.Namespace:
         epilog="The recipes:\n\n" + table(Recipe, RECIPES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = f"name of a dataset, a folder of images, a zip, .npy or .npz; or {', '.join(PLANE)}"
+    kinds = (
+        f"name of a dataset, a folder of images, a zip, .npy or .npz; or {', '.join(plane.DRAWS)}"
+    )
     parser.add_argument("dataset", help=kinds)
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
@@ -60,8 +60,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
 
 def data_of(arguments: argparse.Namespace, device: torch.device) -> Dataset | Points:
     """What was named: points in the plane, or images."""
-    if arguments.dataset in PLANE:
-        return Points(arguments.dataset, PLANE[arguments.dataset]().sample, device)
+    if arguments.dataset in plane.DRAWS:
+        return Points(arguments.dataset, plane.find(arguments.dataset), device)
     return datasets.load(arguments.dataset, arguments.data_dir)
 
 

@@ -4,7 +4,7 @@ Both are functions of a seed and a position alone, so that a training can stop a
 shared by processes.
 """
 
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import ClassVar, NamedTuple, Protocol
 
@@ -13,6 +13,7 @@ from torch import Generator, Tensor
 from torch.nn import functional as F
 
 from edm.training.state import mixed
+from linear_structure.data.plane import Draw
 from linear_structure.images import from_uint8
 from linear_structure.system.files import digest_of_tensor
 
@@ -82,7 +83,6 @@ class Points(Source):
 
     Attributes:
         name: what tells it from other distributions.
-        draw: `draw(count, generator=generator)` with a CPU generator, (count, 2) in any float type.
         device: that pieces go to.
     """
 
@@ -90,7 +90,7 @@ class Points(Source):
     label_count: ClassVar[int] = 0
 
     name: str
-    draw: Callable[..., Tensor]
+    draw: Draw
     device: torch.device
 
     @property
@@ -105,7 +105,7 @@ class Points(Source):
     def piece(self, seed: int, index: Tensor) -> Piece:
         """As many points as `index` has, whatever it says: float32."""
         generator = Generator().manual_seed(mixed(seed, POINTS))
-        points = self.draw(len(index), generator=generator)
+        points = self.draw(len(index), generator)
         return Piece(seed, points.to(self.device, torch.float32), None)
 
 

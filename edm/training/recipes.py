@@ -177,6 +177,8 @@ class Recipe:
         channels, height, width = dataset.shape
         if height != width:
             raise UsageError(f"{dataset.name} has images of {height} x {width}: expected squares")
+        if isinstance(dataset, Points) and self.architecture != "mlp":
+            raise UsageError(f"{dataset.name} are points in the plane: expected --architecture mlp")
         if self.conditional and not dataset.label_count:
             raise UsageError(f"{dataset.name} has no labels, which a conditional network needs")
         sigma_data = {"sigma_data": self.sigma_data} if self.preconditioning == "edm" else {}

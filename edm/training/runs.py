@@ -158,7 +158,7 @@ class Job:
             "dataset": self.dataset.name,
             "images_seen": state.images_seen,
             "seconds": round(state.seconds),
-            "loss": state.curve[-1][1],
+            "loss_per_pixel": state.curve[-1][1],
             "torch": torch.__version__,
         }
         checkpoint.save(state.average, self.folder / f"network-{name}.safetensors", provenance)

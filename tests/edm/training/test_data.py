@@ -15,12 +15,12 @@ from edm.training.data import Points
 from edm.training.recipes import RECIPES
 from edm.training.runs import STATE, Job
 from edm.training.state import read_state
-from linear_structure.data.plane import checkerboard, mixture
-from linear_structure.system.errors import run_command
+from linear_structure.data.plane import checkerboard, find
+from linear_structure.system.errors import UsageError, run_command
 
 ROOT = Path(__file__).resolve().parents[3]
 CPU = torch.device("cpu")
-MIXTURE = Points("plane-mixture", mixture().sample, CPU)
+MIXTURE = Points("mixture", find("mixture"), CPU)
 SHORT = replace(RECIPES["plane"], duration=20_480, tick=5_120)
 
 pytestmark = pytest.mark.usefixtures("one_thread")
@@ -69,11 +69,17 @@ def test_a_training_on_points_continues_to_the_bit(tmp_path: Path) -> None:
     assert state.curve[-1][1] < 0.95 * state.curve[0][1]
 
 
+def test_points_are_for_an_mlp(tmp_path: Path) -> None:
+    with pytest.raises(UsageError, match=r"mixture are points in the plane: expected .* mlp"):
+        job(tmp_path, architecture="ddpmpp", channel_mult=(1,)).run()
+    assert not list(tmp_path.iterdir())
+
+
 def test_the_command_trains_on_the_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
     script = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(script)
-    line = ["train.py", "plane-mixture", "--recipe", "plane", "--device", "cpu", "--threads", "1"]
+    line = ["train.py", "mixture", "--recipe", "plane", "--device", "cpu", "--threads", "1"]
     line += ["--duration", "1024", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", line)
     assert run_command(script.main) == 0

@@ -16,6 +16,7 @@ from linear_structure.sampling.processes import ddpm_grid
 from linear_structure.sampling.scales import Scales
 from linear_structure.system.errors import UsageError
 
+ROOT = Path(__file__).resolve().parents[3]
 DIGITS = RECIPES["digits"]
 SCALES = Scales.between(200.0, 0.01, 1.3, 5)
 
@@ -72,6 +73,12 @@ def test_levels_of_a_file_are_its_grid(path: Path) -> None:
     assert isinstance(found, Levels)
     assert torch.equal(found.levels, grid[(grid >= 0.02) & (grid <= 100)])
     assert recipe.identity()["levels"] == SCALES.to_json()
+
+
+def test_the_levels_of_digits_in_the_results_can_be_trained_at() -> None:
+    scales = read_scales(ROOT / "results" / "digits" / "noise_scales.json")
+    levels = (9.627, 0.02, 21)
+    assert (round(scales.sigma_max, 3), scales.sigma_min, scales.levels) == levels
 
 
 def test_what_earlier_trainings_did_not_state_is_not_asked_for() -> None:

@@ -33,7 +33,7 @@ from linear_structure.images import from_uint8
 from linear_structure.sampling.scales import Scales
 from linear_structure.system.errors import UsageError, WorkError, run_command
 from linear_structure.system.files import digest_of, digest_of_file
-from linear_structure.system.options import table
+from linear_structure.system.options import plain, table
 
 ROOT = Path(__file__).resolve().parents[3]
 WEIGHTS = ROOT / "edm" / "weights"
@@ -197,6 +197,9 @@ def test_snapshots_hold_what_they_promise(whole: Path) -> None:
         provenance = json.loads(file.metadata()["provenance"])
     assert provenance["images_seen"] == TINY.duration
     assert provenance["dataset"] == "digits"
+    recipe = plain(TINY)
+    assert {name: provenance[name] for name in recipe} == recipe
+    assert f"{TINY.duration},{provenance['loss_per_pixel']!r}\n" in (whole / "loss.csv").read_text()
     assert {f"samples-{TINY.duration:09d}.png", "loss.png", "loss.csv"} <= {
         p.name for p in whole.iterdir()
     }
