@@ -3,6 +3,7 @@
 import os
 from types import ModuleType
 
+import numpy as np
 import published as writer
 import pytest
 import torch
@@ -30,3 +31,19 @@ def one_thread():
     torch.set_num_threads(1)
     yield
     torch.set_num_threads(before)
+
+
+@pytest.fixture(scope="session")
+def quadrature():
+    """Make nodes and weights of an expectation over a noised mixture in the plane."""
+
+    def make(model, sigma, nodes=80):
+        at, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(nodes))
+        grid, product = torch.cartesian_prod(at, at), torch.cartesian_prod(weights, weights).prod(1)
+        points = [
+            part.mean + (grid * (part.eigenvalues + sigma**2).sqrt()) @ part.basis.T
+            for part in model.components
+        ]
+        return torch.cat(points), torch.outer(model.weights, product / product.sum()).flatten()
+
+    return make

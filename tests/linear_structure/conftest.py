@@ -81,22 +81,6 @@ def cubature():
 
 
 @pytest.fixture(scope="session")
-def quadrature():
-    """Make nodes and weights of an expectation over a noised mixture in the plane."""
-
-    def make(model, sigma, nodes=80):
-        at, weights = map(torch.from_numpy, np.polynomial.hermite_e.hermegauss(nodes))
-        grid, product = torch.cartesian_prod(at, at), torch.cartesian_prod(weights, weights).prod(1)
-        points = [
-            part.mean + (grid * (part.eigenvalues + sigma**2).sqrt()) @ part.basis.T
-            for part in model.components
-        ]
-        return torch.cat(points), torch.outer(model.weights, product / product.sum()).flatten()
-
-    return make
-
-
-@pytest.fixture(scope="session")
 def total_variation():
     """Half the difference of two samples' shares (n, 2) of 50 x 50 squares of [-5, 5]^2."""
     edges = torch.linspace(-5, 5, 51, dtype=torch.float64)
