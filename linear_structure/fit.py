@@ -20,7 +20,7 @@ from linear_structure.moments import Moments, PixelSums
 from linear_structure.parameters import Story
 from linear_structure.points import PointCloud
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of_tensor
+from linear_structure.system.files import digest_of_tensor, octets
 
 BATCH = 1000  # images read at a time
 COMPONENTS = 10
@@ -86,7 +86,7 @@ def measure(dataset: Dataset, batch: int = BATCH) -> tuple[Moments, str]:
     with tqdm(total=dataset.count, desc="mean and covariance", unit=" images") as bar:
         for images, _ in dataset.blocks(batch):
             sums.add(images)
-            sha.update(images.contiguous().numpy().data)
+            sha.update(octets(images))
             bar.update(len(images))
     return sums.moments(), sha.hexdigest()
 

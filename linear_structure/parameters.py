@@ -11,7 +11,6 @@ earlier reproduction wrote three bare tensors, the mean as (3, 32, 32): they loa
 pixels in [-1, 1].
 """
 
-import hashlib
 import io
 import json
 import zipfile
@@ -34,6 +33,7 @@ from linear_structure.system.files import (
     UNREADABLE_TENSORS,
     alone,
     digest_of_file,
+    digest_of_parts,
     replacing_folder,
     write_array,
     write_json,
@@ -184,11 +184,10 @@ def load_by_class(directory: Path, eigenvalue_scale: float = 1.0) -> dict[int, P
 
 def digest(model: Model) -> str:
     """SHA-256 of a model's values in the precision that files keep."""
-    sha = hashlib.sha256(model.kind.encode())
+    parts: list[str | Tensor] = [model.kind]
     for name, value in model.tensors().items():
-        sha.update(f"{name}{tuple(value.shape)}".encode())
-        sha.update(value.contiguous().numpy().data)
-    return sha.hexdigest()
+        parts += [f"{name}{tuple(value.shape)}", value]
+    return digest_of_parts(parts)
 
 
 def read_story(directory: Path) -> dict[str, Any]:

@@ -11,7 +11,6 @@ rounding errors of a rank-deficient S, which would count by their square roots.
 The distance falls with the number of images: two distances compare at equal n only.
 """
 
-import hashlib
 import math
 import statistics as stdlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -26,7 +25,7 @@ from torch import Tensor
 from linear_structure.gaussian import Gaussian
 from linear_structure.moments import Moments
 from linear_structure.system.errors import UsageError, WorkError
-from linear_structure.system.files import UNREADABLE_ARRAYS, replacing
+from linear_structure.system.files import UNREADABLE_ARRAYS, digest_of_parts, replacing
 
 ROWS = 1024  # features that enter the moments at a time, however they arrive
 SPURIOUS = 1e-3  # share of the trace that negative eigenvalues may have by rounding
@@ -49,8 +48,7 @@ class Statistics:
     @cached_property
     def digest(self) -> str:
         """SHA-256 of the values of mu and sigma, whatever file they came from."""
-        values = self.mu.numpy().tobytes() + self.sigma.numpy().tobytes()
-        return hashlib.sha256(values).hexdigest()
+        return digest_of_parts([self.mu, self.sigma])
 
     @cached_property
     def gaussian(self) -> Gaussian:

@@ -11,7 +11,6 @@ three axes is (n, H, W); of four, the channels (1 or 3) are the last axis, or el
 Folders, zips and `.npy` are read as they are asked for; the others are held in memory.
 """
 
-import hashlib
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -25,7 +24,7 @@ from linear_structure.data.archives import ARCHIVES
 from linear_structure.data.pictures import open_folder, open_zip
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import UNREADABLE_ARRAYS
+from linear_structure.system.files import UNREADABLE_ARRAYS, digest_of_parts
 
 NAMES = (*ARCHIVES, "digits")
 
@@ -67,10 +66,7 @@ class Dataset:
 
     def digest(self, size: int = 1000) -> str:
         """SHA-256 (64 hexadecimal digits) of the pixels in order, `size` images at a time."""
-        sha = hashlib.sha256()
-        for images, _ in self.blocks(size):
-            sha.update(images.contiguous().numpy().data)
-        return sha.hexdigest()
+        return digest_of_parts(images for images, _ in self.blocks(size))
 
     def labels(self) -> Tensor | None:
         """All labels at once: int64 (count,), or None."""

@@ -11,7 +11,7 @@ import sys
 import tempfile
 import zipfile
 import zlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
 from tokenize import TokenError
@@ -152,7 +152,15 @@ def digest_of_file(path: Path) -> str:
 
 def digest_of_tensor(values: Tensor) -> str:
     """SHA-256 (64 hexadecimal digits) of a tensor's values in order."""
-    return hashlib.sha256(_octets(values)).hexdigest()
+    return digest_of_parts([values])
+
+
+def digest_of_parts(parts: Iterable[str | Tensor]) -> str:
+    """SHA-256 (64 hexadecimal digits) of texts, and of tensors' values, one after the other."""
+    sha = hashlib.sha256()
+    for part in parts:
+        sha.update(part.encode() if isinstance(part, str) else octets(part))
+    return sha.hexdigest()
 
 
 def digest_of_state(options: Any, tensors: Mapping[str, Tensor]) -> str:
@@ -162,13 +170,12 @@ def digest_of_state(options: Any, tensors: Mapping[str, Tensor]) -> str:
         options: JSON values.
         tensors: a state dict; names, types, shapes and values count, their order does not.
     """
-    sha = hashlib.sha256(digest_of(options).encode())
+    parts: list[str | Tensor] = [digest_of(options)]
     for name, tensor in sorted(tensors.items()):
-        sha.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}\n".encode())
-        sha.update(_octets(tensor))
-    return sha.hexdigest()
+        parts += [f"{name} {tensor.dtype} {tuple(tensor.shape)}\n", tensor]
+    return digest_of_parts(parts)
 
 
-def _octets(values: Tensor) -> memoryview:
+def octets(values: Tensor) -> memoryview:
     """The bytes of a tensor in order, of any type of number: numpy lacks some."""
     return values.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().data

@@ -162,6 +162,13 @@ def test_digests_are_those_of_stored_results(model, expected):
     assert parameters.digest(model) == expected
 
 
+def test_a_digest_is_that_of_the_values_wherever_they_are():
+    """On a GPU, or recorded for gradients: numpy takes neither."""
+    assert parameters.digest(Isotropic(MEAN.clone().requires_grad_(), 0.25)) == parameters.digest(
+        Isotropic(MEAN, 0.25)
+    )
+
+
 def test_a_digest_changes_with_any_value():
     g = gaussian()
     moved = Gaussian(g.mean + torch.eye(DIM, dtype=torch.float64)[3] * 1e-9, g.basis, g.eigenvalues)
