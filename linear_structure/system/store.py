@@ -3,7 +3,8 @@
 A block is an `.npy` file in a folder named by the digest of its inputs. Beside it lies the SHA-256
 of its values, so that damage is noticed when it is read; a block of an earlier version, without
 one, is taken as it is, once, and given one. Processes share blocks through the files alone: each
-makes its own, waits for those of others, and makes again whatever is damaged, or its own and gone.
+makes its own, waits for those of others, and makes again whatever is damaged, or its own and gone:
+a damaged block of another, too, and at once, although the other may make it as well.
 """
 
 import json
@@ -45,22 +46,23 @@ class Block:
         stored = self._stored()
         if stored is None:
             return None
-        values, seal = torch.from_numpy(np.array(stored)), self._seal
+        values = torch.from_numpy(np.array(stored))
         digest = digest_of_tensor(values)
-        if not seal.exists():
-            write_text(seal, digest)
-        return values if seal.read_text(errors="replace") == digest else None
+        try:
+            seal = self._seal.read_text(errors="replace")
+        except FileNotFoundError:  # of an earlier version: whoever writes now begins with it
+            write_text(self._seal, seal := digest)
+        return values if seal == digest else None
 
     def write(self, values: Tensor) -> None:
         """Keep the values, whole or not at all."""
-        self._seal.unlink(missing_ok=True)  # between the two files, there are values without one
+        write_text(self._seal, digest_of_tensor(values))  # first: what it does not suit is damaged
         write_array(self.path, values.numpy())
-        write_text(self._seal, digest_of_tensor(values))
 
     def obtain(self, make: Callable[[], Tensor], mine: bool = True) -> Tensor:
         """The values that are there; made, and kept, where they are missing or damaged.
 
-        Where they are not `mine`, another process makes them first, and is waited for.
+        Where they are not `mine`, another process makes them first, and its file is waited for.
         """
         if not mine:
             wait_for([self.path])

@@ -2,11 +2,14 @@
 
 import threading
 import time
+from dataclasses import replace
+from pathlib import Path
 
 import numpy as np
 import pytest
 import torch
 
+from linear_structure.system import store
 from linear_structure.system.store import Block, folder_of
 
 VALUES = torch.arange(12, dtype=torch.float32).reshape(4, 3)
@@ -90,6 +93,50 @@ def test_the_block_of_another_process_is_waited_for(block):
     thread.start()
     assert torch.equal(block.obtain(pytest.fail, mine=False), VALUES)
     thread.join()
+
+
+def test_the_damaged_block_of_another_process_is_made_at_once(block):
+    """It is not waited for: the other may have ended. What both make is the same."""
+    block.write(VALUES)
+    whole = block.path.read_bytes()
+    block.path.write_bytes(whole[:-1])
+    make, calls = counted()
+    assert torch.equal(block.obtain(make, mine=False), VALUES)
+    block.write(VALUES)
+    assert len(calls) == 1 and block.path.read_bytes() == whole
+
+
+@pytest.mark.parametrize("name", ["write_text", "write_array"])
+def test_a_damaged_block_is_never_taken_while_another_process_makes_it(block, monkeypatch, name):
+    block.write(VALUES)
+    block.path.write_bytes(flipped(block.path.read_bytes(), -2))
+    written, found = getattr(store, name), []
+
+    def beside(*arguments):
+        found.append(block.read())
+        written(*arguments)
+        found.append(block.read())
+
+    monkeypatch.setattr(store, name, beside)
+    block.write(VALUES)
+    assert all(values is None or torch.equal(values, VALUES) for values in found)
+    assert torch.equal(block.read(), VALUES)
+
+
+class Going(type(Path())):
+    """A path whose checksum, of this class alone, is gone once it was seen to exist."""
+
+    def exists(self, **options):
+        there = super().exists(**options)
+        if there and self.suffix == ".sha256":
+            self.unlink()
+        return there
+
+
+def test_a_checksum_that_goes_as_it_is_looked_for_is_no_error(block):
+    going = replace(block, path=Going(block.path))
+    going.write(VALUES)
+    assert torch.equal(going.read(), VALUES)
 
 
 def test_other_inputs_lie_in_another_folder(tmp_path):
