@@ -1,8 +1,14 @@
 """Anything callable as D(x, sigma) as a network: casts, labels, gradients, names, identity."""
 
+import importlib
 import importlib.util
-from functools import partial
+import sys
+import threading
+from functools import cached_property, partial
+from pathlib import Path
+from types import ModuleType
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -105,10 +111,134 @@ def test_equal_things_have_equal_digests_and_others_have_others(capsys):
     assert capsys.readouterr().err == ""
 
 
-def test_a_global_tensor_counts(monkeypatch):
-    before = digest(scaled)
+class Reading:
+    """Code of all kinds that reads the global SCALE, or holds a tensor."""
+
+    kept = torch.ones(1)
+
+    @property
+    def own(self):
+        return SCALE
+
+    @cached_property
+    def once(self):
+        return SCALE
+
+    @staticmethod
+    def of_none():
+        return SCALE
+
+    @classmethod
+    def of_class(cls):
+        return SCALE
+
+
+class OfProperty(Reading):
+    def __call__(self, x, sigma):
+        return x * self.own
+
+
+@pytest.mark.parametrize(
+    "call",
+    [
+        scaled,
+        lambda x, sigma: (lambda y: y * SCALE)(x),
+        lambda x, sigma: torch.stack([each * SCALE for each in x]),
+        lambda x, sigma: sum(each * SCALE for each in x),
+        lambda x, sigma: Reading().own,
+        Reading.of_none,
+        Reading.of_class,
+        OfProperty(),
+    ],
+)
+def test_a_global_tensor_counts_wherever_it_is_read(monkeypatch, call):
+    before = digest(call)
     monkeypatch.setitem(globals(), "SCALE", torch.full((1,), 2.0))
-    assert digest(scaled) != before
+    assert digest(call) != before
+
+
+def test_a_tensor_of_a_class_or_a_function_counts(monkeypatch):
+    def constant(x, sigma, wide=True):
+        return constant.kept * wide
+
+    constant.kept = torch.ones(1)
+    calls = [lambda x, sigma: Reading.kept, OfProperty(), constant]
+    before = [digest(call) for call in calls]
+    monkeypatch.setattr(Reading, "kept", torch.zeros(1))
+    constant.kept = torch.zeros(1)
+    assert all(digest(call) != then for call, then in zip(calls, before, strict=True))
+
+
+class Slots:
+    __slots__ = ("held",)
+
+    def __init__(self, held):
+        self.held = held
+
+    def __call__(self, x, sigma):
+        return x
+
+
+class Child(Slots):
+    pass
+
+
+class Words(dict):
+    def __call__(self, x, sigma):
+        return x
+
+
+class Others(dict):
+    def __call__(self, x, sigma):
+        return 2 * x
+
+
+class Sum(nn.Sequential):
+    def forward(self, x, sigma):
+        return x + super().forward(x)
+
+
+ONE, TWO = nn.Linear(2, 2), nn.Linear(2, 2)
+
+
+@pytest.mark.parametrize(
+    ("one", "other"),
+    [
+        (lambda x, sigma: x, lambda x, sigma: 2 * x),
+        (torch.zeros(2).mul, torch.ones(2).mul),
+        (Slots(torch.zeros(1)), Slots(torch.ones(1))),
+        (Child(torch.zeros(1)), Child(torch.ones(1))),
+        (Child([[1], 2]), Child([[1, 2]])),
+        (Child({1: 2}), Child({"1": 2})),
+        (Child((1, [])), Child(((1,), []))),
+        (Words(a=1), Others(a=1)),
+        (Sum(Sum(ONE), TWO), Sum(Sum(ONE, TWO))),
+        (Child(np.array(["a"])), Child(np.array(["b"]))),
+        (Child(np.array([1, "a"], object)), Child(np.array([2, "a"], object))),
+        (Child(np.zeros(2)[::-1]), Child(np.ones(2)[::-1])),
+        (Child(np.float32(1)), Child(np.float32(2))),
+        (Child(torch.eye(2).to_sparse()), Child(2 * torch.eye(2).to_sparse())),
+        (Child(threading.Lock()), Child(threading.RLock())),
+        (Child(slice(1)), Child(slice(2))),
+    ],
+)
+def test_what_differs_is_told_apart_and_has_an_identity(capsys, one, other):
+    assert digest(one) == digest(one) != digest(other)
+    assert capsys.readouterr().err == ""
+
+
+def test_what_knows_its_own_id_is_the_same_in_each_process():
+    first, second = Child(1), Child(1)
+    first.own, second.own = id(first), id(second)
+    assert digest(first) == digest(second)
+
+
+def test_sets_have_no_order():
+    class Weak(Slots):
+        __hash__ = object.__hash__
+
+    upward, downward = ({Weak(index) for index in order} for order in (range(9), range(8, -1, -1)))
+    assert digest(Child(upward)) == digest(Child(downward))
 
 
 def imported(path, text):
@@ -126,6 +256,65 @@ def test_one_changed_line_of_the_source_counts(tmp_path):
         for each in (text, text, text.replace("0.5", "0.6"))
     )
     assert first == again != other
+
+
+@pytest.mark.parametrize(
+    ("changed", "body"),
+    [
+        ("own/sub.py", "import own.sub\ndef denoise(x, sigma): return own.sub.f(x)"),
+        ("own/sub.py", "def denoise(x, sigma):\n    import own.sub\n    return own.sub.f(x)"),
+        ("own/deep.py", "import own.sub\ndef denoise(x, sigma): return own.sub.f(x)"),
+        ("own/deep.py", "from own import sub\ndef denoise(x, sigma): return (lambda: sub.f(x))()"),
+        ("plain.py", "def denoise(x, sigma):\n    from plain import f\n    return f(x)"),
+        ("plain.py", "import plain as p\ndef denoise(x, sigma): return p.f(x)"),
+    ],
+)
+def test_a_changed_line_of_what_the_source_uses_counts(tmp_path, monkeypatch, changed, body):
+    """Of packages without an `__init__.py` too, and of what is imported as the code runs."""
+    files = {
+        "own/sub.py": "from own.deep import g\ndef f(x): return g(x)\n",
+        "own/deep.py": "def g(x): return 0.5 * x\n",
+        "plain.py": "def f(x): return 0.5 * x\n",
+    }
+    (tmp_path / "own").mkdir()
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(tmp_path)
+
+    def fresh():
+        for name, text in files.items():
+            (tmp_path / name).write_text(text)
+        for name in ("own", "own.sub", "own.deep", "plain"):
+            monkeypatch.delitem(sys.modules, name, raising=False)
+        importlib.invalidate_caches()
+        return digest(imported(tmp_path / "written.py", body))
+
+    before, again = fresh(), fresh()
+    files[changed] += "# another\n"
+    assert before == again != fresh()
+
+
+def test_the_version_of_what_is_installed_counts(monkeypatch):
+    before = digest(torch.add)
+    monkeypatch.setattr(torch, "__version__", "another")
+    assert digest(torch.add) != before
+
+
+def test_several_processes_are_refused_what_has_no_identity(monkeypatch):
+    scope = {}
+    exec("def typed(x, sigma):\n    return x", scope)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(UsageError, match="several processes need a version= of it"):
+        digest(scope["typed"])
+    assert digest(scope["typed"], version="1")
+
+
+def test_a_class_that_was_typed_and_an_open_file_have_no_identity(monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "__main__", ModuleType("__main__"))
+    typed = type("Typed", (), {"__module__": "__main__", "__call__": scaled})
+    with Path(__file__).open() as file:
+        for call in (typed(), Child(file)):
+            assert digest(call) != digest(call)
+    assert capsys.readouterr().err.count("cannot be told from another") == 4
 
 
 def test_what_has_no_identity_is_new_each_time_and_a_line_says_so(capsys):
