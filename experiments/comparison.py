@@ -31,7 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.sampling import Sampling
+from experiments.sampling import Sampling, computed_in
 from linear_structure import fit, parameters
 from linear_structure.denoise import Denoiser, Model
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -84,6 +84,23 @@ Makers = Mapping[Key, Callable[[], Model]]
 """What makes each model; one is made when it is called, so few are held at a time."""
 
 
+@dataclass(frozen=True, eq=False)
+class Made:
+    """What makes the model of a key that is known by a Gaussian and the images that it is of."""
+
+    key: Key
+    gaussian: Gaussian
+    images: Tensor | None
+    make: Callable[[], Model]
+
+    def __call__(self) -> Model:
+        return self.make()
+
+    def is_of(self, key: Key, gaussian: Model, images: Tensor | None) -> bool:
+        """Whether these tell it from another."""
+        return self.key == key and self.gaussian is gaussian and self.images is images
+
+
 def low_rank(gaussian: Gaussian) -> int:
     """How many directions hold 95 % of the variance."""
     held = gaussian.eigenvalues.cumsum(0) / gaussian.eigenvalues.sum()
@@ -104,16 +121,14 @@ def models(
         ISOTROPIC: lambda: Isotropic(gaussian.mean),
         GAUSSIAN: lambda: gaussian,
     }
-    if images is None:
-        return makers
-    rank = low_rank(gaussian)
-    for count in components:
-        if count > len(images):
-            continue
-        if count > 1:
-            makers[Key("mixture", count)] = partial(fit.mixture_of, images, count)
-        makers[Key("mixture", count, rank)] = partial(fit.mixture_of, images, count, rank)
-    return {**makers, POINTS: lambda: PointCloud(images.flatten(1))}
+    if images is not None:
+        rank = low_rank(gaussian)
+        for count in (count for count in components if count <= len(images)):
+            if count > 1:
+                makers[Key("mixture", count)] = partial(fit.mixture_of, images, count)
+            makers[Key("mixture", count, rank)] = partial(fit.mixture_of, images, count, rank)
+        makers[POINTS] = lambda: PointCloud(images.flatten(1))
+    return {key: Made(key, gaussian, images, make) for key, make in makers.items()}
 
 
 def quartiles(values: Tensor) -> Tensor:
@@ -270,11 +285,13 @@ class Study:
         makers: of the models, in the order of tables and pictures.
         inputs: what the numbers of a model depend on, beside the model's key and the seeds.
         root: folder of the numbers.
+        told: more inputs of the models that the key and these do not tell.
     """
 
     makers: Makers
     inputs: Mapping[str, Any]
     root: Path
+    told: Mapping[Key, Mapping[str, Any]]
 
     def numbers(self, states: States, parts: Sequence[str]) -> dict[Key, dict[str, Tensor]]:
         """Each model at the states of a block of seeds, with a bar; what is on disk is not made."""
@@ -288,25 +305,36 @@ class Study:
     def _measured(self, states: States, key: Key, part: str, make: Callable[[], Model]) -> Tensor:
         name = f"{key.slug}-{part}-{states.seeds[0]:06d}-{states.seeds[-1]:06d}.npy"
         shape = (len(states.seeds), len(states.levels(part)), 2 if part == "solution" else 3)
-        block = Block(folder_of(self.root, dict(self.inputs)) / name, shape, torch.float64)
+        folder = folder_of(self.root, {**self.inputs, **self.told.get(key, {})})
+        block = Block(folder / name, shape, torch.float64)
         return block.obtain(lambda: states.measure(part, make()))
 
 
 def study_of(
     sampling: Sampling, machine: Machine, makers: Makers, images: Tensor | None, root: Path
 ) -> Study:
-    """The study of some models; the same settings find their numbers again."""
+    """The study of some models; the same settings find their numbers again.
+
+    A model of anything but the Gaussian and these images is made, to be told from another.
+    """
+    gaussian = makers[GAUSSIAN]()
+    told = {
+        key: {"model": parameters.digest(make())}
+        for key, make in makers.items()
+        if not (isinstance(make, Made) and make.is_of(key, gaussian, images))
+    }
     inputs = {
         "network": sampling.network.digest,
-        "gaussian": parameters.digest(makers[GAUSSIAN]()),
+        "gaussian": parameters.digest(gaussian),
         "images": None if images is None else digest_of_tensor(images),
         "sigmas": sampling.sigmas.tolist(),
         "levels": LEVELS,
         "refinement": REFINEMENT,
         **machine.inputs,
         **({"labels": "drawn"} if sampling.network.label_dim else {}),
+        **computed_in(sampling.network),
     }
-    return Study(makers, inputs, root)
+    return Study(makers, inputs, root, told)
 
 
 def compared(states: States, measured: Mapping[str, Tensor]) -> dict[str, Any]:

@@ -17,7 +17,7 @@ import torch
 from tqdm import tqdm
 
 from edm.network import Network
-from experiments.sampling import drawn
+from experiments.sampling import computed_in, drawn
 from linear_structure.images import save_png, to_uint8
 from linear_structure.sampling.ablation import Ablation, Schedule
 from linear_structure.sampling.grids import Churn
@@ -50,8 +50,7 @@ class Generation:
         label: class of all images; None: each seed draws one, if the network has classes.
         batch: seeds that are sampled together.
         subdirs: a folder for every thousand seeds.
-        dtype: what the network computes in, recorded; None: as it was published.
-        compiled: whether it is, recorded.
+        compiled: whether the network is, recorded.
 
     Raises:
         UsageError: two of these do not fit together, or one is out of range.
@@ -69,7 +68,6 @@ class Generation:
     label: int | None = None
     batch: int = 64
     subdirs: bool = False
-    dtype: torch.dtype | None = None
     compiled: bool = False
 
     def __post_init__(self) -> None:
@@ -98,10 +96,11 @@ class Generation:
 
         That is infinite, which is no JSON.
         """
-        churn = self.settings.churn
+        churn, teleport = self.settings.churn, self.teleport.inputs if self.teleport else {}
         return {
             "network": self.network.digest,
-            "dtype": str(self.dtype).removeprefix("torch.") if self.dtype else "as published",
+            "dtype": "as published",
+            **computed_in(self.network),
             "compiled": self.compiled,
             **self.machine.inputs,
             "sampler": self.sampler,
@@ -110,7 +109,8 @@ class Generation:
             "sigmas": self.schedule.sigmas.tolist(),
             **self._told,
             "skip": self.skip,
-            "parameters": self.teleport.inputs["parameters"] if self.teleport else None,
+            "parameters": None,
+            **{k: v for k, v in teleport.items() if k != "solver_steps"},  # always the same
             "class": self.label,
             "seeds": format_seeds(self.seeds),
             "batch": self.batch,

@@ -17,6 +17,7 @@ SHOWN = ("steps", "sigma_min", "sigma_max", "rho", "sampler", "skips", "seeds", 
 FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
 TYPED = tuple(each.name for each in fields(Preset) if each.metadata.get("meaning"))
 SETTINGS = tuple(each.name for each in fields(Settings))
+THREADS = "the preset's if it says, else all usable cores"
 
 
 def command(description: str | None, name: str) -> argparse.ArgumentParser:
@@ -31,7 +32,7 @@ def command(description: str | None, name: str) -> argparse.ArgumentParser:
     change = parser.add_argument_group("values of the preset that may be changed")
     add_values(change, TYPED)
     add_arguments(parser.add_argument_group("settings of the sampler"), Settings)
-    machine.add_options(parser)
+    machine.add_options(parser, THREADS)
     return parser
 
 

@@ -2,7 +2,7 @@
 
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 from torch import Tensor
 
@@ -19,6 +19,12 @@ from linear_structure.teleport import Teleport, carry
 def grid_of(preset: Preset, network: Network) -> Tensor:
     """The preset's grid, (N + 1,) float64, within the range that the network was made for."""
     return preset.ablation.grid(network.sigma_min, network.sigma_max, network.round_sigma)
+
+
+def computed_in(network: Network) -> dict[str, Any]:
+    """The type that a network was told to compute in, as JSON values; nothing: as published."""
+    dtype = getattr(network, "compute_dtype", None)
+    return {"dtype": str(dtype).removeprefix("torch.")} if dtype else {}
 
 
 class Drawn(NamedTuple):

@@ -25,7 +25,7 @@ from edm.network import Network
 from experiments import results
 from experiments.presets import Preset
 from experiments.results import Result
-from experiments.sampling import Sampling, grid_of
+from experiments.sampling import Sampling, computed_in, grid_of
 from linear_structure.images import save_png
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
@@ -105,6 +105,7 @@ class Sweep:
             "network": self.network_digest,
             **self.teleport.inputs,
             **self.machine.inputs,
+            **computed_in(self.network),
         }
 
     def sampling_inputs(self, skip: int) -> dict[str, Any]:

@@ -52,7 +52,7 @@ def parse() -> argparse.Namespace:
     options.add_values(parser, ("network", "parameters", "eigenvalue_scale"))
     add("--compile", action="store_true", help="compile the network")
     add("--dtype", choices=("float32", "bfloat16", "float16"), help="that the network computes in")
-    machine.add_options(parser)
+    machine.add_options(parser, options.THREADS)
     options.add_tf32(parser)
     group = parser.add_argument_group("sampler, under the published names")
     group.add_argument("--solver", choices=(*SAMPLERS, "euler"), default="heun")
@@ -130,7 +130,6 @@ def main() -> None:
             label=typed.label,
             batch=typed.batch,
             subdirs=typed.subdirs,
-            dtype=dtype,
             compiled=typed.compile,
         )
     )

@@ -31,6 +31,7 @@ from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
+from linear_structure.system.machine import Machine
 from linear_structure.system.store import kept
 
 GENERATOR = torch.Generator().manual_seed(0)
@@ -164,6 +165,43 @@ def test_findings_name_each_claim():
     assert set(found["score explained by the Gaussian"].values()) == {1.0}
     assert found["mixtures beat the Gaussian at sigmas from, to"] == {"mixture of 2": None}
     assert found["the point cloud equals the Gaussian above sigma"] is None
+
+
+def test_numbers_of_another_model_are_not_reused_under_its_key(tmp_path):
+    """Those of a model that the Gaussian and the images tell are, and it is not made again."""
+    network = network_of(GAUSSIAN.denoise, (1, 4, 4), dtype=torch.float64)
+    states, key, made = States(Sampling(network, sigma_grid(3)), range(2)), Key("toy"), []
+    machine = Machine(torch.device("cpu"), torch.get_num_threads())
+
+    def fitted(images, *_):
+        made.append(1)
+        return PointCloud(images.flatten(1))
+
+    def numbers(images, **others):
+        makers = {**models(GAUSSIAN, images, (2,)), **others.get("makers", {})}
+        study = comparison.study_of(states.sampling, machine, makers, IMAGES, tmp_path)
+        return study.numbers(states, ("trajectory",))
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(fit, "mixture_of", fitted)
+        toys = [{key: lambda s0=s0: Isotropic(GAUSSIAN.mean, s0)} for s0 in (1.0, 7.0, 1.0)]
+        one, seven, again = (numbers(IMAGES, makers=toy)[key]["trajectory"] for toy in toys)
+        assert torch.equal(one, again) and not torch.equal(one, seven)
+        assert len(made) == 2  # with the low rank and without, each once
+        points = [numbers(images)[comparison.POINTS] for images in (IMAGES, 255 - IMAGES)]
+        assert not torch.equal(*(each["trajectory"] for each in points))
+
+
+def test_the_key_of_numbers_stays(tmp_path):
+    """Numbers on disk are found as long as nothing that they depend on changes."""
+    network = network_of(GAUSSIAN.denoise, (1, 4, 4), dtype=torch.float64)
+    machine, sampling = Machine(torch.device("cpu"), 1), Sampling(network, SIGMAS)
+    makers = models(GAUSSIAN, IMAGES, (2,))
+    study = comparison.study_of(sampling, machine, makers, IMAGES, tmp_path)
+    assert list(study.inputs) == [
+        "network", "gaussian", "images", "sigmas", "levels", "refinement", "device", "threads",
+    ]  # fmt: skip
+    assert not study.told
 
 
 def test_kept_numbers_are_made_once_for_equal_inputs(tmp_path):

@@ -436,6 +436,25 @@ def test_what_does_not_fit_together_is_refused(tmp_path, changes, said):
         )
 
 
+def test_the_classes_of_a_teleport_are_recorded(tmp_path):
+    network, held = tiny.network(label_dim=2), Teleport(gaussian())
+    by_class = Teleport(gaussian(), dict.fromkeys(range(2), Isotropic(torch.zeros(192).double())))
+    plain, of_class = (
+        Generation(network, (0,), tmp_path, CPU, skip=3, teleport=each).inputs
+        for each in (held, by_class)
+    )
+    assert of_class == {**plain, **by_class.inputs}
+    assert "by_class" in of_class and "by_class" not in plain
+
+
+def test_the_type_that_is_recorded_is_the_networks(tmp_path):
+    network = tiny.network()
+    made = Generation(network, (0,), tmp_path, CPU)
+    assert made.inputs["dtype"] == "as published"
+    network.compute_dtype = torch.bfloat16
+    assert made.inputs["dtype"] == "bfloat16"
+
+
 def test_parameters_are_used_from_memory(tmp_path):
     held = gaussian()
     made = Generation(tiny.network(), (0,), tmp_path, CPU, skip=3, teleport=Teleport(held))

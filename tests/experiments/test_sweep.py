@@ -188,6 +188,12 @@ def test_tf32_is_part_of_what_a_result_depends_on(small):
     assert sweep.blocks_of(fast, 2) != sweep.blocks_of(small, 2)
 
 
+def test_the_type_that_a_network_was_told_is_part_of_it_too(small):
+    published = small.inputs(2)
+    small.network.compute_dtype = torch.float32
+    assert small.inputs(2) == {**published, "dtype": "float32"}
+
+
 def test_the_key_of_features_stays(small):
     """Features on disk are found as long as nothing that they depend on changes."""
     assert list(small.sampling_inputs(0)) == [
