@@ -5,7 +5,7 @@ the user's, a `Source` that is fetched into the cache, or a file shipped with `e
 """
 
 from argparse import ArgumentTypeError
-from dataclasses import MISSING, dataclass, field, fields, replace
+from dataclasses import MISSING, dataclass, field, fields
 from pathlib import Path
 from typing import Any
 
@@ -62,7 +62,7 @@ class Preset:
             one, and then does not suffer from what else the machine does.
         knowledge: settings of the network, for a forecast before it is fetched.
         published: skipped steps -> published distance.
-        defined: this preset as it was defined; `find` sets it, `dataclasses.replace` keeps it.
+        defined: this preset as it was defined, which `dataclasses.replace` keeps.
     """
 
     name: str
@@ -91,20 +91,18 @@ class Preset:
     threads: int | None = None
     knowledge: dict[str, Any] = field(default_factory=dict, hash=False)
     published: dict[int, float] = field(default_factory=dict, hash=False)
-    defined: "Preset | None" = field(default=None, repr=False, compare=False)
+    defined: "Preset" = field(default=None, repr=False, compare=False)  # type: ignore[assignment]
 
     @property
     def replaced(self) -> tuple[str, ...]:
         """The names of the values that are not those of the preset as it was defined."""
-        own = self.defined or self
         names = (each.name for each in fields(self) if each.compare)
-        return tuple(name for name in names if getattr(self, name) != getattr(own, name))
+        return tuple(name for name in names if getattr(self, name) != getattr(self.defined, name))
 
     @property
     def makes_parameters(self) -> bool:
         """Whether the parameter directory is the preset's own, made from its images if absent."""
-        own = self.defined or self
-        return own.dataset is not None and "parameters" not in self.replaced
+        return self.defined.dataset is not None and "parameters" not in self.replaced
 
     @property
     def row(self) -> Sampler:
@@ -132,6 +130,8 @@ class Preset:
         return self.ablation.grid()
 
     def __post_init__(self) -> None:
+        if self.defined is None:
+            object.__setattr__(self, "defined", self)
         wrong = [k for k in self.skips if not 0 <= k < self.steps]
         if wrong:
             raise UsageError(
@@ -262,4 +262,4 @@ def find(name: str) -> Preset:
     known = presets()
     if name not in known:
         raise UsageError(f"unknown preset {name!r}: expected one of {', '.join(known)}")
-    return replace(known[name], defined=known[name])
+    return known[name]

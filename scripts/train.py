@@ -45,7 +45,7 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=Path, required=True, help="folder of the run")
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
-    add_options(parser)
+    add_options(parser, "all usable cores, shared by all processes")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")
     group = parser.add_argument_group("values of the recipe")
     add_arguments(group, Recipe)

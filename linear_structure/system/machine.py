@@ -79,14 +79,11 @@ class Machine:
         return {**said, "tf32": True} if self.tf32 else said
 
 
-def add_options(parser: ArgumentParser) -> None:
-    """The options --device and --threads of a command."""
+def add_options(parser: ArgumentParser, threads: str = "all usable cores") -> None:
+    """The options --device and --threads of a command, and how many these are by default."""
     parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
-    parser.add_argument(
-        "--threads",
-        type=int,
-        help="CPU threads of a process (default: the preset's if it says, else all usable cores)",
-    )
+    told = f"CPU threads of a process (default: {threads})"
+    parser.add_argument("--threads", type=int, help=told)
 
 
 def set_threads(count: int) -> None:

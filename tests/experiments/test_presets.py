@@ -1,5 +1,6 @@
 """Presets: each value fits the others, and what is shipped is enough where no image is needed."""
 
+import argparse
 import dataclasses
 import zipfile
 
@@ -15,6 +16,7 @@ from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.images import save_png
 from linear_structure.sampling.seeds import SeedRange
+from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
 from linear_structure.system.machine import Machine
 
@@ -35,7 +37,26 @@ def test_a_preset_of_the_users_own_needs_no_name_that_is_known():
     assert not other.makes_parameters
 
 
-def test_help_says_what_each_value_means_and_what_the_presets_have():
+def test_a_preset_that_is_made_by_hand_knows_what_was_replaced():
+    """Parameters that were named and are not there are an error, and never fitted."""
+    digits = find("digits")
+    values = {each.name: getattr(digits, each.name) for each in dataclasses.fields(Preset)}
+    mine = Preset(**{**values, "name": "mine", "defined": None})
+    assert mine.makes_parameters and mine.replaced == ()
+    named = dataclasses.replace(mine, parameters=SMALL.parameters)
+    assert named.replaced == ("parameters",) and not named.makes_parameters
+    assert dataclasses.replace(named, steps=19).replaced == ("parameters", "steps")
+
+
+def test_help_says_how_many_threads_there_are():
+    parser = argparse.ArgumentParser()
+    machine.add_options(parser)
+    texts = [" ".join(each.format_help().split()) for each in (parser, options.command(None, "s"))]
+    assert "(default: all usable cores)" in texts[0]
+    assert "(default: the preset's if it says, else all usable cores)" in texts[1]
+
+
+def test_help_says_what_what_each_value_means_and_what_the_presets_have():
     text = " ".join(options.command(None, "sweep").format_help().split())
     meant = [each.metadata["meaning"] for each in dataclasses.fields(Preset) if each.metadata]
     assert len(meant) == 15 and all(meaning in text for meaning in meant)
