@@ -217,7 +217,7 @@ def image_panels(path: Path, panels: Mapping[str, Tensor], columns: int, title: 
             framed = pad(images.cpu(), [max(1, images.shape[-1] // 32)] * 4)  # 0: grey
             tiled = grid(to_uint8(framed), columns).permute(1, 2, 0)
             axes.imshow(tiled.expand(-1, -1, 3).numpy(), interpolation="nearest")
-            axes.set(xticks=[], yticks=[])
+            axes.set_axis_off()
             axes.set_title(name, fontsize=10)
 
 
