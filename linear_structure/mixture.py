@@ -75,6 +75,17 @@ class GaussianMixture(Model):
             drawn[own] = component.sample(int(own.sum()), sigma, generator)
         return drawn
 
+    def gaussian(self) -> Gaussian:
+        """The Gaussian of its mean and covariance, whose roots are side by side: (D, sum r + K)."""
+        means = torch.stack([part.mean for part in self.components])
+        mean = self.weights @ means
+        shares = self.weights.sqrt()
+        roots = [part.basis * part.eigenvalues.sqrt() for part in self.components]
+        within = [share * root for share, root in zip(shares, roots, strict=True)]
+        axes = torch.cat([*within, shares * (means - mean).T], 1)
+        basis, lengths, _ = torch.linalg.svd(axes, full_matrices=False)
+        return Gaussian(mean, basis, lengths**2).truncated()
+
     def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
         """Posterior mean, log density and responsibilities, the components one after the other."""
         wide = x.to(torch.promote_types(x.dtype, torch.float32))  # log densities: thousands

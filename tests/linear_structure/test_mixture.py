@@ -72,3 +72,24 @@ def test_half_precision_rounds_only_what_goes_in_and_out(dtype, sigma):
     chosen = mixture.posterior(x, sigma).responsibilities.double()
     exact = mixture.posterior(x.double(), sigma).responsibilities
     assert torch.allclose(chosen, exact, atol=0.01)
+
+
+def test_its_gaussian_has_its_mean_and_covariance():
+    """Of components of different ranks, in more dimensions than they span: the sums, entry by
+    entry, and no direction beside them."""
+    generator = torch.Generator().manual_seed(0)
+    parts = tuple(
+        Gaussian.from_samples(torch.randn(rank + 1, 7, generator=generator).double())
+        for rank in (0, 1, 2)
+    )
+    weights = torch.tensor([0.5, 0.2, 0.3], dtype=torch.float64)
+    found = GaussianMixture(weights, parts).gaussian()
+    mean = sum(w * part.mean for w, part in zip(weights, parts, strict=True))
+    second = sum(
+        w * ((part.basis * part.eigenvalues) @ part.basis.T + torch.outer(part.mean, part.mean))
+        for w, part in zip(weights, parts, strict=True)
+    )
+    covariance = (found.basis * found.eigenvalues) @ found.basis.T
+    assert torch.allclose(found.mean, mean)
+    assert torch.allclose(covariance, second - torch.outer(mean, mean), atol=1e-12)
+    assert found.basis.shape == (7, 5)
