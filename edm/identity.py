@@ -19,7 +19,6 @@ import sys
 import sysconfig
 import threading
 import types
-import uuid
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
@@ -31,9 +30,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from linear_structure.system.errors import UsageError
 from linear_structure.system.files import digest_of, digest_of_file, digest_of_tensor
-from linear_structure.system.machine import world_size
 
 PLAIN = (types.NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 CODE = (type, FunctionType, BuiltinFunctionType, ModuleType)
@@ -42,33 +39,21 @@ EMPTY = tuple(map(type, (threading.Lock(), threading.RLock(), vars(ABC)["_abc_im
 UNKEPT = (TypeError, AttributeError, ValueError, LookupError, RuntimeError, pickle.PickleError)
 
 
-class _Unknown(Exception):
+class Unidentified(Exception):
     """Something has no identity; the message says what."""
 
 
 def digest_of_callable(call: Callable[..., Any], version: str | None, said: Any) -> str:
-    """SHA-256 (64 hexadecimal digits) of a callable; a new one each time where it has no identity.
+    """SHA-256 (64 hexadecimal digits) of a callable, as it is now.
 
     Args:
         version: of what is not found; with one, what has no identity is left out.
         said: JSON values that count too.
 
     Raises:
-        UsageError: it has no identity, and several processes would each give it another.
+        Unidentified: it has no identity, and no version.
     """
-    parts = [digest_of(said), f"version {version}"]
-    try:
-        parts += _parts(call, {}, version is not None)
-    except _Unknown as unknown:
-        told = f"{unknown} cannot be told from another"
-        if world_size() > 1:
-            raise UsageError(f"{told}: several processes need a version= of it") from unknown
-        print(
-            f"{told}: results serve this process alone; "
-            "state a version of the network to keep them",
-            file=sys.stderr,
-        )
-        parts.append(uuid.uuid4().hex)
+    parts = [digest_of(said), f"version {version}", *_parts(call, {}, version is not None)]
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -103,7 +88,7 @@ def _name(value: Any, lenient: bool) -> str:
         return f"{name} {digest_of_file(file)}"
     if lenient or isinstance(value, BuiltinFunctionType) or hasattr(value, "__path__"):
         return name
-    raise _Unknown(name)
+    raise Unidentified(name)
 
 
 def _source(code: Any) -> Path | None:
@@ -170,7 +155,7 @@ def _kept(value: Any, lenient: bool) -> list[Any]:
     except UNKEPT as error:
         if lenient:
             return known
-        raise _Unknown(f"an object of {type(value).__qualname__}") from error
+        raise Unidentified(f"an object of {type(value).__qualname__}") from error
     parts = (kept,) if isinstance(kept, str) else kept
     return [*known, *parts[:3], *(list(items) for items in parts[3:5] if items)]
 

@@ -7,6 +7,8 @@ Samplers keep their state in float64 and pass sigma as a scalar tensor. A module
 float32 images and one sigma for each of them knows neither: `network_of` casts in and out.
 """
 
+import sys
+import uuid
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import cached_property
@@ -16,11 +18,12 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor, nn
 
-from edm.identity import digest_of_callable
+from edm.identity import Unidentified, digest_of_callable
 from linear_structure.denoise import Denoiser
 from linear_structure.sampling.grids import Rounding, exact
 from linear_structure.sampling.seeds import check_class
 from linear_structure.system.errors import UsageError
+from linear_structure.system.machine import world_size
 
 
 class Network(Protocol):
@@ -76,11 +79,29 @@ class Adapted:
     gradients: bool
     labels: Tensor | None = None
 
-    @cached_property
+    @property
     def digest(self) -> str:
-        """Of the callable, and of how it is called."""
+        """Of the callable as it is now, and of how it is called.
+
+        Raises:
+            UsageError: it has no identity, and several processes would each give it another.
+        """
         said = [self.shape, self.label_dim, self.sigma_min, self.sigma_max, str(self.dtype)]
-        return digest_of_callable(self.denoise, self.version, said)
+        try:
+            return digest_of_callable(self.denoise, self.version, said)
+        except Unidentified as unknown:
+            told = f"{unknown} cannot be told from another"
+            if world_size() > 1:
+                raise UsageError(f"{told}: several processes need a version= of it") from unknown
+            if "_own" not in vars(self):
+                serves = "results serve this process alone; state a version of the network to keep"
+                print(f"{told}: {serves} them", file=sys.stderr)
+            return self._own
+
+    @cached_property
+    def _own(self) -> str:
+        """Stands for a digest where there is none."""
+        return uuid.uuid4().hex
 
     def bind(self, labels: Tensor) -> Denoiser:
         """The callable with its third argument, the classes (n,), int64; UsageError for others."""

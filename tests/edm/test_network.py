@@ -325,3 +325,23 @@ def test_what_has_no_identity_is_new_each_time_and_a_line_says_so(capsys):
     assert said.count("cannot be told from another: results serve this process alone") == 2
     assert digest(scope["typed"], version="1") == digest(scope["typed"], version="1")
     assert capsys.readouterr().err == ""
+
+
+class Scaled(nn.Module):
+    """Shrinks by its weight."""
+
+    def __init__(self):
+        super().__init__()
+        self.weight = nn.Parameter(torch.ones(()))
+
+    def forward(self, x, sigma):
+        return self.weight * x
+
+
+def test_a_module_that_was_trained_further_is_another_network():
+    module = Scaled()
+    network = network_of(module, (1, 2, 2))
+    before = network.digest
+    assert network.digest == before
+    module.weight.data.fill_(0.5)
+    assert network.digest != before
