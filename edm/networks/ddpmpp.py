@@ -70,10 +70,16 @@ class DDPMppOptions(UNetOptions):
         )
 
 
-class DDPMpp(UNet):
-    """The network F of DDPM++ and NCSN++."""
+class Half(UNet):
+    """The network without its decoder.
 
-    def __init__(self, options: DDPMppOptions, in_channels: int, out_channels: int) -> None:
+    Args:
+        style: of its blocks, `options.style` by default.
+    """
+
+    def __init__(
+        self, options: DDPMppOptions, in_channels: int, style: BlockStyle | None = None
+    ) -> None:
         super().__init__()
         self.options = o = options
         positional = o.embedding_type == "positional"
@@ -85,8 +91,18 @@ class DDPMpp(UNet):
         self.map_augment = label_layer(o.augment_dim, noise, GENERAL)
         self.map_layer0 = Linear(noise, features, GENERAL)
         self.map_layer1 = Linear(features, features, GENERAL)
-        self.enc, skips = _encoder(o, in_channels)
-        self.dec = _decoder(o, skips, out_channels)
+        self.enc, self.skips = _encoder(o, style or o.style, in_channels)
+
+    @property
+    def out_features(self) -> int:
+        return self.skips[-1]
+
+    def features(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """x (N, in, H, W), labels as a `UNet` takes them -> their mean (N, out_features)."""
+        embedding = self._embed(noise_labels, class_labels, None)
+        return self._contract(x, embedding)[-1].mean((2, 3))
 
     def _embed(self, noise: Tensor, classes: Tensor | None, augment: Tensor | None) -> Tensor:
         cos, sin = self.map_noise(noise).chunk(2, dim=1)
@@ -97,6 +113,10 @@ class DDPMpp(UNet):
         return F.silu(self.map_layer1(F.silu(self.map_layer0(embedding))))
 
     def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
+        return self._contract(x, embedding)[-1]
+
+    def _contract(self, x: Tensor, embedding: Tensor) -> list[Tensor]:
+        """Every output that the decoder takes; it takes the last one first."""
         image = x
         skips: list[Tensor] = []
         for name, block in self.enc.items():
@@ -109,7 +129,19 @@ class DDPMpp(UNet):
             else:
                 x = block(x, embedding) if isinstance(block, UNetBlock) else block(x)
                 skips.append(x)
-        image = x.new_zeros(())
+        return skips
+
+
+class DDPMpp(Half):
+    """The network F of DDPM++ and NCSN++."""
+
+    def __init__(self, options: DDPMppOptions, in_channels: int, out_channels: int) -> None:
+        super().__init__(options, in_channels)
+        self.dec = _decoder(options, self.skips, out_channels)
+
+    def _map(self, x: Tensor, embedding: Tensor) -> Tensor:
+        skips = self._contract(x, embedding)
+        x, image = skips[-1], x.new_zeros(())
         for name, block in self.dec.items():
             if name.endswith("aux_up"):
                 image = block(image)
@@ -124,10 +156,12 @@ class DDPMpp(UNet):
         return image
 
 
-def _encoder(o: DDPMppOptions, in_channels: int) -> tuple[nn.ModuleDict, list[int]]:
+def _encoder(
+    o: DDPMppOptions, style: BlockStyle, in_channels: int
+) -> tuple[nn.ModuleDict, list[int]]:
     """The encoder, and the channels of each output that the decoder takes."""
     blocks, skips, image = nn.ModuleDict(), list[int](), in_channels
-    for name, block in contracting(o, o.style, in_channels, o.model_channels):
+    for name, block in contracting(o, style, in_channels, o.model_channels):
         blocks[name] = block
         skips.append(block.out_channels)
         level, _, part = name.partition("_")

@@ -34,20 +34,42 @@ class MLPOptions:
             raise UsageError(f"option 'width' is {self.width}: expected even")
 
 
-class MLP(nn.Module):
-    """A network F without convolutions; `edm.precondition` makes a denoiser of it."""
+class Trunk(nn.Module):
+    """All of the network but its last layer: what it makes of an image and a noise level."""
 
-    def __init__(self, options: MLPOptions, in_channels: int, out_channels: int) -> None:
+    def __init__(self, options: MLPOptions, in_channels: int) -> None:
         super().__init__()
         self.options = o = options
-        self.out_channels, pixels = out_channels, o.img_resolution**2
         self.map_noise = PositionalEmbedding(o.width, endpoint=True)
         self.map_label = label_layer(o.label_dim, o.width, GENERAL)
         self.map_layer = Linear(o.width, o.width, GENERAL)
-        inputs = [in_channels * pixels] + [o.width] * (o.depth - 1)
+        inputs = [in_channels * o.img_resolution**2] + [o.width] * (o.depth - 1)
         self.layers = nn.ModuleList(Linear(size, o.width, GENERAL) for size in inputs)
         self.told = nn.ModuleList(Linear(o.width, o.width, GENERAL, bias=False) for _ in inputs)
-        self.out = Linear(o.width, out_channels * pixels, ZERO)
+
+    @property
+    def out_features(self) -> int:
+        return self.options.width
+
+    def features(
+        self, x: Tensor, noise_labels: Tensor, class_labels: Tensor | None = None
+    ) -> Tensor:
+        """x (N, in, R, R), or (N, in) where R = 1, and labels as a `UNet` takes them -> (N, E)."""
+        noise = self.map_layer(self.map_noise(noise_labels))
+        embedding = F.silu(added(noise, self.map_label, class_labels)).to(x.dtype)
+        h = x.flatten(1)
+        for layer, told in zip(self.layers, self.told, strict=True):
+            h = F.silu(layer(h) + told(embedding))
+        return h
+
+
+class MLP(Trunk):
+    """A network F without convolutions; `edm.precondition` makes a denoiser of it."""
+
+    def __init__(self, options: MLPOptions, in_channels: int, out_channels: int) -> None:
+        super().__init__(options, in_channels)
+        self.out_channels = out_channels
+        self.out = Linear(options.width, out_channels * options.img_resolution**2, ZERO)
 
     def forward(
         self,
@@ -56,13 +78,6 @@ class MLP(nn.Module):
         class_labels: Tensor | None = None,
         augment_labels: Tensor | None = None,
     ) -> Tensor:
-        """x (N, in, R, R), or (N, in) where R = 1, and labels as a `UNet` takes them -> as x.
-
-        Of an augmentation it is told nothing.
-        """
-        noise = self.map_layer(self.map_noise(noise_labels))
-        embedding = F.silu(added(noise, self.map_label, class_labels)).to(x.dtype)
-        h = x.flatten(1)
-        for layer, told in zip(self.layers, self.told, strict=True):
-            h = F.silu(layer(h) + told(embedding))
+        """As `features` takes them -> as x. Of an augmentation it is told nothing."""
+        h = self.features(x, noise_labels, class_labels)
         return self.out(h).reshape(len(x), self.out_channels, *x.shape[2:])

@@ -42,6 +42,22 @@ class Source(Protocol):
         """The images at `index` (b,), and what random numbers in this pass start from."""
 
 
+class Drawn(Source, Protocol):
+    """What makes its images when they are asked for, and says of which shape they are."""
+
+    @property
+    def name(self) -> str:
+        """What people call it."""
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W)."""
+
+    @property
+    def label_count(self) -> int:
+        """Number of classes, 0 without labels."""
+
+
 @dataclass(frozen=True)
 class Data(Source):
     """Images (n, C, H, W) uint8 and classes (n,) in memory, and the device that batches go to."""

@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edm import precondition
 from edm.network import Network
 from edm.training.augment import LABELS, Augment
-from edm.training.data import Points
+from edm.training.data import Drawn
 from edm.training.loss import (
     EDM,
     SIGMA_MAX,
@@ -161,14 +161,14 @@ class Recipe:
             return values
         return {name: value for name, value in values.items() if LATER.get(name) != value}
 
-    def build(self, dataset: Dataset | Points) -> nn.Module:
+    def build(self, dataset: Dataset | Drawn) -> nn.Module:
         """The network with initial weights from the global generator; raises as `network`."""
         network = precondition.build(self.network(dataset))
         if self.precision != "float32":
             network.compute_dtype = getattr(torch, self.precision)
         return network
 
-    def network(self, dataset: Dataset | Points) -> dict[str, Any]:
+    def network(self, dataset: Dataset | Drawn) -> dict[str, Any]:
         """The network's configuration, for `edm.precondition.build`.
 
         Raises:

@@ -11,9 +11,9 @@ differ between two commands that continue it.
 
 import math
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -27,7 +27,7 @@ from tqdm import tqdm
 
 from edm.checkpoints import checkpoint
 from edm.precondition import Preconditioned
-from edm.training.data import Data, Points, Source
+from edm.training.data import Data, Drawn, Source
 from edm.training.recipes import Recipe
 from edm.training.state import State
 from edm.training.steps import Trainer
@@ -72,14 +72,18 @@ class Job:
         folder: where everything is written.
         compile: run the network through `torch.compile`.
         samples: draws what the averaged network makes; None where it makes no images.
+        weights: file of the averaged network; with {images}, each snapshot has its own.
+        story: what else the weights' file says of where they come from, as JSON values.
     """
 
     recipe: Recipe
-    dataset: Dataset | Points
+    dataset: Dataset | Drawn
     folder: Path
     device: torch.device
     compile: bool = False
     samples: Callable[[Path, Any], None] | None = write_samples
+    weights: str = "network-{images}.safetensors"
+    story: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> State:
         """Train from the last snapshot, or from the start, to the end of the recipe.
@@ -103,7 +107,7 @@ class Job:
     @cached_property
     def source(self) -> Source:
         """The data in memory, as the recipe wants them."""
-        if isinstance(self.dataset, Points):
+        if not isinstance(self.dataset, Dataset):
             return self.dataset
         label_dim = self.dataset.label_count if self.recipe.conditional else 0
         return Data(self.dataset.images(), self.dataset.labels(), label_dim, self.device)
@@ -141,7 +145,7 @@ class Job:
             distributed.all_reduce(total)
         mean = float(total) / (images * math.prod(self.dataset.shape))
         if not math.isfinite(mean):
-            networks = sorted(self.folder.glob("network-*.safetensors"))
+            networks = sorted(self.folder.glob(self.weights.format(images="*")))
             raise WorkError(
                 f"the loss is {mean}: training stops; the last good snapshot is "
                 f"{networks[-1] if networks else 'not there yet'}; try a lower learning rate in "
@@ -155,13 +159,14 @@ class Job:
         provenance = {
             **plain(self.recipe),
             **self.identity,
+            **self.story,
             "dataset": self.dataset.name,
             "images_seen": state.images_seen,
             "seconds": round(state.seconds),
             "loss_per_pixel": state.curve[-1][1],
             "torch": torch.__version__,
         }
-        checkpoint.save(state.average, self.folder / f"network-{name}.safetensors", provenance)
+        checkpoint.save(state.average, self.folder / self.weights.format(images=name), provenance)
         if self.samples:
             self.samples(self.folder / f"samples-{name}.png", state.average)
         write_curve(self.folder / "loss", state.curve)

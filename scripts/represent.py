@@ -1,0 +1,182 @@
+"""Codes that tell a denoiser what an image is, at every noise level, and what can be read of them.
+
+    python scripts/represent.py train coloured-digits --dim 8 --seed 0 --out representations/d8-s0
+    python scripts/represent.py encode representations/d8-s0
+    python scripts/represent.py encode representations/d8-s0 --images my-images.npz
+
+Each continues what was stopped when it is given again.
+"""
+
+import argparse
+import sys
+from collections.abc import Callable, Mapping
+from dataclasses import fields
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from edm.representation.training import RECIPES, PairRecipe, recipe_for
+from experiments import representation
+from experiments.representation import CODES, COLOURED, LEVELS, Encoding
+from linear_structure.data import datasets
+from linear_structure.data.factors import PARTS
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.machine import Machine, add_options, world_size
+from linear_structure.system.options import add_arguments, given, parse, plain, positive, table
+
+FIXED = ("levels", "sigma_mean", "sigma_std", "log_uniform", "duration")
+MEANT = [each.name for each in fields(PairRecipe) if each.metadata.get("meaning")]
+VALUES = [name for name in MEANT if name not in FIXED]
+
+
+class Command(NamedTuple):
+    """One of the words after `represent.py`."""
+
+    meaning: str
+    add: Callable[[argparse.ArgumentParser], None]
+    run: Callable[[argparse.Namespace], None]
+    epilog: str = ""
+
+
+def add_train(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    add = parser.add_argument
+    known = ", ".join((*COLOURED, *datasets.NAMES))
+    add("data", help=f"{known}; or a folder of images, a zip, .npy or .npz")
+    add("--out", type=Path, required=True, metavar="DIR", help="folder of the pair")
+    add("--grey", metavar="DATA", help="name or path of the images to be coloured")
+    add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
+    add("--steps", type=positive, metavar="N", help="steps of training")
+    add_options(parser)
+    add_arguments(parser.add_argument_group("values of the recipe"), PairRecipe, VALUES)
+
+
+def train(typed: argparse.Namespace) -> None:
+    """Train a pair, or continue; print what the code is worth."""
+    if world_size() > 1:
+        raise UsageError("a pair is trained by one process: expected no torchrun")
+    machine = Machine.chosen(typed.device, typed.threads)
+    material = representation.load_material(typed.data, machine.device, typed.grey, typed.data_dir)
+    recipe = recipe_of(typed, material)
+    story = {"data": typed.data, "grey": typed.grey}
+    state = representation.job_of(recipe, material, typed.out, machine, story).run()
+    loss = recipe.criterion(state.average.network)
+    losses = representation.measure_losses(state.average, loss, material.factors)
+    print(f"{state.images_seen} images in {state.seconds:.0f} s; everything is in {typed.out}")
+    print(f"loss per pixel of the validation images: {losses}")
+
+
+def recipe_of(typed: argparse.Namespace, material: representation.Material) -> PairRecipe:
+    """The recipe that suits the data, with what was typed.
+
+    Raises:
+        UsageError: a value is out of range.
+    """
+    start = plain(recipe_for(material.training.shape, {"sigma_data": material.sigma_data}))
+    recipe = parse(PairRecipe, {**start, **given(typed, VALUES)}, "the recipe")
+    steps = {"duration": typed.steps * recipe.batch} if typed.steps else {}
+    return parse(PairRecipe, {**plain(recipe), **steps}, "the recipe")
+
+
+def add_encode(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    add = parser.add_argument
+    add("folder", type=Path, metavar="DIR", help="of a pair")
+    add("--images", metavar="DATA", help="images of your own: a folder, a zip, .npy or .npz")
+    levels = parser.add_mutually_exclusive_group()
+    meaning = f"number of noise levels, in geometric steps (default: {LEVELS})"
+    levels.add_argument("--levels", type=int, default=LEVELS, metavar="K", help=meaning)
+    levels.add_argument("--sigmas", type=float, nargs="+", metavar="S", help="noise levels")
+    add("--untrained", action="store_true", help="with the weights from before training")
+    add("--grey", metavar="DATA", help="where the images to be coloured are now")
+    add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
+    add("--out", type=Path, metavar="FILE", help=f"(default: {CODES}, or as the images, in DIR)")
+    add_options(parser)
+
+
+def encode(typed: argparse.Namespace) -> None:
+    """Write the codes of the data that a pair was trained on, or of other images."""
+    machine = Machine.chosen(typed.device, typed.threads)
+    pair = representation.load_pair(typed.folder, machine)
+    story = representation.finished_story(typed.folder)
+    chosen = torch.tensor(typed.sigmas, dtype=torch.float64) if typed.sigmas else None
+    sigmas = representation.levels_between(pair, typed.levels) if chosen is None else chosen
+    weights = "initial" if typed.untrained else "averaged"
+    if typed.untrained:
+        pair = representation.initial_pair(pair, story["seed"])
+    factors = factors_of(typed, pair, story)
+    out = typed.out or typed.folder / file_of(typed)
+    codes = Encoding(pair, factors, sigmas, weights, machine, out).run()
+    count, levels, dim = codes.z.shape
+    sizes = torch.bincount(codes.part, minlength=len(PARTS)).tolist()
+    parts = ", ".join(f"{size:,} {part}" for size, part in zip(sizes, PARTS, strict=True))
+    print(f"{count:,} images ({parts}) at {levels} noise levels, {dim} numbers each: {out}")
+
+
+def factors_of(
+    typed: argparse.Namespace, pair: Any, story: Mapping[str, Any]
+) -> representation.Factors:
+    """The images to encode: the user's, or those that the pair was trained beside.
+
+    Raises:
+        UsageError: they are of another size, or not those of the training.
+    """
+    if typed.images:
+        return representation.own_images(typed.images, pair, typed.data_dir)
+    grey = typed.grey or story["grey"]
+    material = representation.load_material(
+        story["data"], pair.network.device, grey, typed.data_dir
+    )
+    representation.check_same(material, story)
+    return material.factors
+
+
+def file_of(typed: argparse.Namespace) -> str:
+    """Name of the file of codes."""
+    parts = ["codes"]
+    if typed.untrained:
+        parts.append("untrained")
+    if typed.images:
+        parts.append(Path(typed.images).stem)
+    return "-".join(parts) + ".npz"
+
+
+COMMANDS = {
+    "train": Command(
+        "train an encoder and a denoiser together",
+        add_train,
+        train,
+        "The recipes, the first for images of 16 pixels or fewer:\n\n"
+        + table(PairRecipe, RECIPES, VALUES),
+    ),
+    "encode": Command("codes of images at several noise levels", add_encode, encode),
+}
+
+
+def parse_arguments() -> argparse.Namespace:
+    """The command line."""
+    formatter = argparse.RawDescriptionHelpFormatter
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
+    words = parser.add_subparsers(required=True, metavar="COMMAND")
+    for word, command in COMMANDS.items():
+        own = words.add_parser(
+            word,
+            help=command.meaning,
+            description=command.meaning,
+            epilog=command.epilog,
+            formatter_class=formatter,
+        )
+        command.add(own)
+        own.set_defaults(run=command.run)
+    return parser.parse_args()
+
+
+def main() -> None:
+    """Do what the first word says."""
+    typed = parse_arguments()
+    typed.run(typed)
+
+
+if __name__ == "__main__":
+    sys.exit(run_command(main))
