@@ -150,7 +150,8 @@ class Preconditioned(nn.Module):
         """This network as a denoiser of images of given classes.
 
         Args:
-            labels: classes (n,), any integer type, or one-hot (n, label_dim), floating point.
+            labels: classes (n,), any integer type, or floating point (n, label_dim): one-hot, or
+                whatever else the network was trained with.
 
         Raises:
             UsageError: the network is unconditional, or labels have another shape or range.

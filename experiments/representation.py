@@ -32,7 +32,7 @@ from edm.training.runs import Job
 from experiments.losses import CONFIDENCE, Mean
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
-from linear_structure.data.factors import Factors, in_fixed_colours, in_parts, pooled
+from linear_structure.data.factors import PARTS, Factors, in_fixed_colours, in_parts, pooled
 from linear_structure.images import from_uint8
 from linear_structure.sampling.grids import ve_grid
 from linear_structure.system.errors import UsageError, WorkError
@@ -47,21 +47,24 @@ from linear_structure.system.store import Block, folder_of
 
 PAIR, CODES = "pair.safetensors", "codes.npz"
 LEVELS = 11
-DRAWS = 8  # of noise level and noise, for each image on which a loss is measured
+MEASURED, DRAWS, BATCH = 600, 4, 100  # images of a measured loss, noise levels of each, at a time
 LABEL = "label_"
+ROUNDING = 1e-6  # of noise levels
 
 
 class Colouring(NamedTuple):
-    """Grey images, and how many of their pixels are averaged, to either side."""
+    """Grey images, how many of their pixels are averaged to either side, and how many colourings
+    each has, by part."""
 
     dataset: str
     pool: int
+    each: tuple[int, int, int]
 
 
 COLOURED = {
-    "coloured-digits": Colouring("digits", 1),
-    "coloured-mnist": Colouring("MNIST", 2),
-    "coloured-mnist-28": Colouring("MNIST", 1),
+    "coloured-digits": Colouring("digits", 1, (3, 3, 2)),
+    "coloured-mnist": Colouring("MNIST", 2, (1, 1, 1)),
+    "coloured-mnist-28": Colouring("MNIST", 1, (1, 1, 1)),
 }
 
 
@@ -102,8 +105,8 @@ def load_material(
         return _uncoloured(name, grey, data_dir)
     colouring = COLOURED[name]
     dataset = datasets.load(grey or colouring.dataset, data_dir)
-    factors = in_fixed_colours(dataset, colouring.pool)
-    sources = factors.source[factors.part == 0].unique()
+    factors = in_fixed_colours(dataset, colouring.each, colouring.pool)
+    sources = factors.source[factors.part == PARTS.index("train")].unique()
     images = pooled(dataset.images(), colouring.pool)[sources]
     return Material(factors, Coloured(name, images, device))
 
@@ -163,8 +166,8 @@ class Losses(NamedTuple):
 
 
 def measure_losses(pair: Pair, loss: Loss, factors: Factors) -> Losses:
-    """Of the validation part, at equal noise with and without; the same in every call."""
-    chosen = factors.part == 1
+    """Of the first of the validation part, at equal noise with and without; always the same."""
+    chosen = (factors.part == PARTS.index("validation")).nonzero()[:MEASURED, 0]
     images, source = factors.images[chosen], factors.source[chosen]
     nothing: Encode = lambda clean, sigma: clean.new_zeros(len(clean), pair.dim)  # noqa: E731
     told, untold = (
@@ -179,7 +182,7 @@ def _mean_losses(pair: Pair, loss: Loss, images: Tensor, labels: Encode) -> Tens
     """Loss per pixel of each image (n,) float64, over `DRAWS`."""
     torch.manual_seed(0)
     parts = []
-    for part in images.split(BLOCK):
+    for part in images.split(BATCH):
         clean = from_uint8(part.to(pair.network.device))
         draws = [denoising_loss(loss, pair.network, clean, labels) for _ in range(DRAWS)]
         parts.append(torch.stack(draws).double().mean((0, 2, 3, 4)).cpu())
@@ -192,15 +195,15 @@ def _by_source(values: Tensor, source: Tensor) -> Tensor:
     return torch.bincount(which, values) / torch.bincount(which)
 
 
-def load_pair(folder: Path, machine: Machine) -> Pair:
-    """The pair in a folder, averaged weights, in evaluation mode.
+def load_pair(folder: Path) -> Pair:
+    """The pair in a folder, averaged weights, on the CPU, in evaluation mode.
 
     Raises:
         UsageError: there is none, or something else.
     """
     if not (path := folder / PAIR).is_file():
         raise UsageError(f"{folder} holds no {PAIR}: expected a folder of represent.py train")
-    return checkpoint.load_module(path, Pair.of).to(machine.device)
+    return checkpoint.load_module(path, Pair.of)
 
 
 def finished_story(folder: Path) -> dict[str, Any]:
@@ -304,10 +307,34 @@ class Codes:
             inputs = dict(json.loads(str(arrays.pop("inputs"))))
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             named = {name: tensors.pop(name) for name in ("z", "sigmas", "source", "part")}
+            labels = {name.removeprefix(LABEL): each for name, each in tensors.items()}
+            codes = cls(**named, labels=labels, inputs=inputs)
+            codes._check()
         except (*UNREADABLE_ARRAYS, LookupError, AttributeError) as error:
             raise UsageError(f"{path} holds no codes: remove it, or write elsewhere") from error
-        labels = {name.removeprefix(LABEL): each for name, each in tensors.items()}
-        return cls(**named, labels=labels, inputs=inputs)
+        return codes
+
+    def _check(self) -> None:
+        """ValueError unless all sizes agree."""
+        count, levels, _ = self.z.shape
+        lengths = [len(each) for each in (self.source, self.part, *self.labels.values())]
+        if self.sigmas.shape != (levels,) or set(lengths) != {count}:
+            raise ValueError("arrays of different lengths")
+
+
+def load_codes(folder: Path) -> Codes:
+    """The codes in a folder, of the pair in that folder.
+
+    Raises:
+        UsageError: one of the two is missing or something else, or the codes are another pair's.
+    """
+    pair, codes = load_pair(folder), Codes.read(folder / CODES)
+    if codes.inputs.get("encoder") != pair.encoder.digest:
+        raise UsageError(
+            f"{folder / CODES} holds codes of another encoder than that of {folder / PAIR}: "
+            "expected those that represent.py encode makes"
+        )
+    return codes
 
 
 @dataclass(frozen=True)
@@ -322,7 +349,7 @@ class Encoding:
         path: file of the codes; what is unfinished lies in a folder beside it.
 
     Raises:
-        UsageError: the noise levels are not in order.
+        UsageError: the noise levels are not in order, or none that the pair was trained on.
     """
 
     pair: Pair
@@ -334,6 +361,12 @@ class Encoding:
 
     def __post_init__(self) -> None:
         check_levels(self.sigmas)
+        low, high = self.pair.network.sigma_min, self.pair.network.sigma_max
+        if self.sigmas.min() < low * (1 - ROUNDING) or self.sigmas.max() > high * (1 + ROUNDING):
+            raise UsageError(
+                f"noise levels from {self.sigmas.min():g} to {self.sigmas.max():g}: the pair was "
+                f"trained on {low:g} to {high:g}"
+            )
 
     @cached_property
     def inputs(self) -> dict[str, Any]:

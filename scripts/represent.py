@@ -98,7 +98,7 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
 def encode(typed: argparse.Namespace) -> None:
     """Write the codes of the data that a pair was trained on, or of other images."""
     machine = Machine.chosen(typed.device, typed.threads)
-    pair = representation.load_pair(typed.folder, machine)
+    pair = representation.load_pair(typed.folder).to(machine.device)
     story = representation.finished_story(typed.folder)
     chosen = torch.tensor(typed.sigmas, dtype=torch.float64) if typed.sigmas else None
     sigmas = representation.levels_between(pair, typed.levels) if chosen is None else chosen

@@ -21,7 +21,7 @@ from linear_structure.system.errors import UsageError
 
 PARTS = ("train", "validation", "test")
 HUES = 9
-COLOURINGS = (3, 3, 2)  # of each source image, by part
+BLOCK = 1000  # images that are coloured at once
 DIGITS = (1000, 200, 597)  # source images of each part
 SHARES = (0.8, 0.1, 0.1)  # of source images where nothing says more
 FEWEST = 10  # images that are cut into parts
@@ -95,7 +95,8 @@ def drawn_colours(count: int, generator: Generator) -> Colours:
 def in_colours(images: Tensor, colours: Colours) -> Tensor:
     """Grey images, uint8 (n, 1, H, W), in colours (n,) of the two palettes: uint8 (n, 3, H, W)."""
     over, under = foregrounds()[colours.foreground], backgrounds()[colours.background]
-    return coloured((from_uint8(images) + 1) / 2, over, under)
+    parts = zip(images.split(BLOCK), over.split(BLOCK), under.split(BLOCK), strict=True)
+    return torch.cat([coloured((from_uint8(grey) + 1) / 2, *both) for grey, *both in parts])
 
 
 def pooled(images: Tensor, size: int) -> Tensor:
@@ -136,11 +137,14 @@ def in_parts(dataset: Dataset) -> Factors:
     return Factors(dataset.images(), factors, torch.arange(count), part)
 
 
-def in_fixed_colours(dataset: Dataset, pool: int = 1) -> Factors:
-    """Grey images, each in as many colourings as its part has: the same in every call.
+def in_fixed_colours(
+    dataset: Dataset, colourings: tuple[int, int, int] = (3, 3, 2), pool: int = 1
+) -> Factors:
+    """Grey images, each in several colours: the same in every call.
 
     Args:
         dataset: images of one channel; their class is the factor "digit".
+        colourings: of each source image, by part.
         pool: pixels that are averaged, to either side.
 
     Raises:
@@ -148,9 +152,12 @@ def in_fixed_colours(dataset: Dataset, pool: int = 1) -> Factors:
     """
     digits, count = dataset.labels(), dataset.count
     if dataset.shape[0] != 1 or digits is None:
-        raise UsageError(f"{dataset.name} has colours or no labels: expected grey images of digits")
+        raise UsageError(
+            f"{dataset.name} has colours of its own or no labels: expected grey images, each with "
+            "its class"
+        )
     part = parts_of(DIGITS if count == sum(DIGITS) else shares_of(count))
-    source = torch.repeat_interleave(torch.tensor(COLOURINGS)[part])
+    source = torch.repeat_interleave(torch.tensor(colourings)[part])
     colours = drawn_colours(len(source), Generator().manual_seed(CHANCE))
     labels = {"digit": digits[source], **colours._asdict()}
     grey = pooled(dataset.images(), pool)
