@@ -7,8 +7,7 @@ layers are drawn with ordinary weights: with branches that start at zero, codes 
 has learnt nothing would not depend on sigma, and compare with nothing.
 """
 
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, fields, replace
 from typing import Any
 
@@ -90,10 +89,10 @@ class Encoder(nn.Module):
 
 def check_levels(sigmas: Tensor) -> None:
     """UsageError unless levels (K,) are one or more, above 0, and rise or fall all along."""
-    rises = sigmas.diff() > 0
-    ordered = sigmas.ndim == 1 and len(sigmas) and bool(rises.all() or not (rises.any()))
-    strictly = ordered and len(sigmas.unique()) == len(sigmas)
-    if not strictly or not bool((torch.isfinite(sigmas) & (sigmas > 0)).all()):
+    steps = sigmas.diff()
+    ordered = bool((steps > 0).all() or (steps < 0).all())
+    above = bool((torch.isfinite(sigmas) & (sigmas > 0)).all())
+    if sigmas.ndim != 1 or not len(sigmas) or not (ordered and above):
         raise UsageError(
             f"noise levels {' '.join(f'{sigma:g}' for sigma in sigmas.flatten().tolist())}: "
             "expected one or more numbers above 0, each above, or each below, the one before"
@@ -105,7 +104,7 @@ def trajectory(encoder: Encode, images: Tensor, sigmas: Tensor, block: int = BLO
     """Codes of each image at each noise level.
 
     Args:
-        encoder: on the device of the images; a module is put into evaluation mode meanwhile.
+        encoder: on the device of the images; a module in evaluation mode.
         images: clean, in [-1, 1]: (n, C, H, W).
         sigmas: (K,), rising or falling.
         block: images at a time, on which the last bits depend.
@@ -117,20 +116,8 @@ def trajectory(encoder: Encode, images: Tensor, sigmas: Tensor, block: int = BLO
         UsageError: as `check_levels`.
     """
     check_levels(sigmas)
-    with _evaluated(encoder):
-        parts = [
-            torch.stack([encoder(part, sigma) for sigma in sigmas.to(images)], dim=1)
-            for part in images.split(block)
-        ]
+    parts = [
+        torch.stack([encoder(part, sigma) for sigma in sigmas.to(images)], dim=1)
+        for part in images.split(block)
+    ]
     return torch.cat(parts)
-
-
-@contextmanager
-def _evaluated(encoder: Encode) -> Iterator[None]:
-    """Without dropout, where there is any."""
-    trains = isinstance(encoder, nn.Module) and encoder.training
-    if isinstance(encoder, nn.Module):
-        encoder.eval()
-    yield
-    if isinstance(encoder, nn.Module):
-        encoder.train(trains)

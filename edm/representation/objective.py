@@ -27,7 +27,7 @@ KINDS = ("drl", "vdrl")
 WEIGHT = 1e-5
 
 
-class Drawn(NamedTuple):
+class Coded(NamedTuple):
     """Codes (B, d) as a denoiser gets them in training, and their penalty R (B,)."""
 
     code: Tensor
@@ -96,14 +96,14 @@ class Pair(nn.Module):
         outputs = self.encoder(images, sigma)
         return outputs.chunk(2, dim=1)[0] if self.kind == "vdrl" else outputs
 
-    def draw(self, images: Tensor, sigma: Tensor) -> Drawn:
+    def draw(self, images: Tensor, sigma: Tensor) -> Coded:
         """Codes to train with; those of "vdrl" from the global generator."""
         outputs = self.encoder(images, sigma)
         if self.kind == "drl":
-            return Drawn(outputs, absolute(outputs))
+            return Coded(outputs, absolute(outputs))
         mu, log_variance = outputs.chunk(2, dim=1)
         code = mu + (log_variance / 2).exp() * torch.randn_like(mu)
-        return Drawn(code, divergence(mu, log_variance))
+        return Coded(code, divergence(mu, log_variance))
 
     def bind(self, images: Tensor, sigma: Tensor) -> Denoiser:
         """The network told what these images (n, C, H, W) are at sigma: a denoiser of n images."""
@@ -136,7 +136,7 @@ def objective(
     Returns:
         (B, C, H, W), the penalty spread evenly: not reduced, as `denoising_loss`.
     """
-    drawn: list[Drawn] = []
+    drawn: list[Coded] = []
 
     def encode(clean: Tensor, sigma: Tensor) -> Tensor:
         drawn.append(pair.draw(clean, sigma))

@@ -131,6 +131,23 @@ def test_the_penalty_is_summed_over_an_image() -> None:
     torch.testing.assert_close((found - plain).sum((1, 2, 3)), expected, rtol=1e-3, atol=1e-2)
 
 
+def test_a_code_of_all_dimensions_leaves_little_to_denoise() -> None:
+    """At sigma 5 the least loss without one is that of the Gaussian: `lam / (lam + sigma^2)`."""
+    torch.manual_seed(0)
+    size, loss = {"img_resolution": 2, "img_channels": 1, "width": 32}, LogUniform(5.0, 5.0, 0.5)
+    network = build({**NETWORK, **MLP, **size})
+    both = Pair(Encoder.of({**MLP, **size, "outputs": DIM}), network)
+    optimizer = torch.optim.Adam(both.parameters(), lr=5e-3)
+    for _ in range(600):
+        optimizer.zero_grad()
+        objective(loss, both, torch.randn(64, 1, 2, 2) / 2, weight=0).mean().backward()
+        optimizer.step()
+    with torch.no_grad():
+        found = objective(loss, both, torch.randn(4000, 1, 2, 2) / 2, weight=0).mean()
+    alone = 0.25 * 25 / 25.25 * loss.weight(torch.tensor(5.0))
+    assert found < 0.05 * alone
+
+
 def test_gradients_reach_the_encoder() -> None:
     for kind in ("drl", "vdrl"):
         both = pair(kind)
