@@ -14,7 +14,7 @@ from torch import Tensor, nn
 from edm import precondition
 from edm.network import Network
 from edm.training.augment import LABELS, Augment
-from edm.training.data import Drawn
+from edm.training.data import Drawn, Points
 from edm.training.loss import (
     EDM,
     SIGMA_MAX,
