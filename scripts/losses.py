@@ -86,8 +86,9 @@ def show(found: Losses, numbers: dict[str, Any]) -> None:
     for name in ("NCSN", "DDPM", "EDM"):
         row = "".join(f"{each[name]['value']:15.4g}" for each in numbers["averages"].values())
         print(f"{name:>8}{row}   average")
-    row = "".join(f"{each['value']:15.4f}" for each in numbers["entropy_bounds"].values())
-    print(f" entropy{row}   nats per pixel at sigma {float(found.sigmas[0]):g}, an upper bound")
+    cells = (numbers["cross_entropies"].get(title) for title in numbers["averages"])
+    row = "".join(f"{each['value']:15.3f}" if each else " " * 15 for each in cells)
+    print(f" entropy{row}   cross entropy, nats per pixel at sigma {float(found.sigmas[0]):g}")
     print("\n".join(numbers["notes"]))
 
 

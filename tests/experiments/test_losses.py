@@ -129,7 +129,7 @@ def test_losses_give_the_entropy_of_points(digits):
     closed = closed_losses(gaussian, few, SIGMAS)
     bound = entropy_bounds(gaussian, few, SIGMAS, closed, found, 0.75)
     expected = math.log(200) / 64 + math.log(2 * math.pi * math.e * 0.02**2) / 2
-    assert float(bound.mean()) == pytest.approx(expected, abs=0.02)
+    assert float(bound.mean()) == pytest.approx(expected, abs=0.012)
 
 
 def test_a_denoiser_that_knows_two_moments_of_a_pixel_has_an_edm_average_of_one():
@@ -248,7 +248,8 @@ def test_the_command_writes_losses_and_measures_again_what_is_damaged_or_gone(
     outputs = content["outputs"]
     assert outputs["losses.csv"] == digest_of_file(folder / "losses.csv")
     assert content["inputs"]["count"] == 24
-    assert outputs["averages"].keys() == outputs["entropy_bounds"].keys() == set(MODELS)
+    assert outputs["averages"].keys() == set(MODELS)
+    assert outputs["cross_entropies"].keys() == set(MODELS) - {"point cloud"}
     assert outputs["averages"]["network"].keys() == {"NCSN", "DDPM", "EDM"}
     assert "memorisation" in said and "memorisation" in outputs["notes"][-1]
     assert (folder / "losses.png").read_bytes().startswith(b"\x89PNG")
