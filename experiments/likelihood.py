@@ -563,7 +563,9 @@ def _models(axes: Axes, columns: Sequence[Column]) -> None:
         axes.errorbar(each.mean, row, xerr=reach, fmt="o", capsize=4, color=_color(each))
         said = f"{each.mean:.3f}" + (f" ± {reach:.3f}" if reach else "")
         axes.annotate(said, (each.mean, row), (0, 9), textcoords="offset points", ha="center")
-    axes.set_yticks(range(len(columns)), [f"{each.title}\n{each.note}".strip() for each in columns])
+    below = {Bound.title: "of grey levels alone"}
+    labels = [f"{each.title}\n{below.get(each.title, each.note)}".strip() for each in columns]
+    axes.set_yticks(range(len(columns)), labels)
     axes.set_ylim(len(columns) - 0.5, -0.7)
     axes.margins(x=0.2)
     axes.set_xlabel("bits/dim, mean and 95 % interval over the images")

@@ -86,8 +86,8 @@ def show(found: Losses, numbers: dict[str, Any]) -> None:
     for name in ("NCSN", "DDPM", "EDM"):
         row = "".join(f"{each[name]['value']:15.4g}" for each in numbers["averages"].values())
         print(f"{name:>8}{row}   average")
-    cells = (numbers["cross_entropies"].get(title) for title in numbers["averages"])
-    row = "".join(f"{each['value']:15.3f}" if each else " " * 15 for each in cells)
+    known_of = (numbers["cross_entropies"].get(title) for title in numbers["averages"])
+    row = "".join(f"{each['value']:15.3f}" if each else " " * 15 for each in known_of)
     print(f" entropy{row}   cross entropy, nats per pixel at sigma {float(found.sigmas[0]):g}")
     print("\n".join(numbers["notes"]))
 

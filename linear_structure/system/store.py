@@ -91,15 +91,19 @@ def folder_of(root: Path, inputs: dict[str, Any]) -> Path:
 def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: Any) -> Any:
     """What `make()` gave for equal inputs, as JSON values; made, and written whole, if it must be.
 
-    A file that is damaged or belongs to other inputs is replaced. What else it is to say stands
-    `beside` these parts, and is never compared.
+    A file that is damaged or belongs to other inputs is replaced; one of an earlier version, which
+    has no digest of its outputs, is taken as it is. What else it is to say stands `beside` these
+    parts, and is never compared.
     """
     try:
         found = dict(json.loads(path.read_text()))
     except (OSError, ValueError, TypeError):  # there is none, or no JSON object
         found = {}
     if found.get("inputs") == json.loads(json.dumps(inputs)) and "outputs" in found:
-        return found["outputs"]
+        digest = digest_of(found["outputs"])
+        if found.get("digest", digest) == digest:
+            return found["outputs"]
     outputs = make()
-    write_json(path, {"inputs": inputs, "outputs": outputs, **beside})
+    digest = digest_of(json.loads(json.dumps(outputs)))  # as they are read: keys are strings
+    write_json(path, {"inputs": inputs, "outputs": outputs, "digest": digest, **beside})
     return outputs

@@ -70,7 +70,7 @@ def test_a_file_is_made_once_for_equal_settings(run, tmp_path):
     assert "sigma_1  9.6274 in [-1, 1], 4.8137 in [0, 1]: all pairs of 1,797 images" in said
     path = tmp_path / "score_based/digits/noise_scales.json"
     content = json.loads(path.read_text())
-    assert content.keys() == {"inputs", "outputs", "made"}
+    assert content.keys() == {"inputs", "outputs", "digest", "made"}
     data = datasets.load("digits")
     scales = Scales.of(from_uint8(data.images()).flatten(1))
     assert content["outputs"] == scales.to_json()

@@ -1,5 +1,6 @@
 """Blocks on disk: made once, and again when damaged or gone; old ones are taken as they are."""
 
+import json
 import threading
 import time
 from dataclasses import replace
@@ -10,7 +11,7 @@ import pytest
 import torch
 
 from linear_structure.system import store
-from linear_structure.system.store import Block, folder_of
+from linear_structure.system.store import Block, folder_of, kept
 
 VALUES = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 
@@ -143,3 +144,21 @@ def test_other_inputs_lie_in_another_folder(tmp_path):
     folders = {folder_of(tmp_path, {"a": a, "b": 2}) for a in (1, 2)}
     assert len(folders) == 2
     assert folder_of(tmp_path, {"b": 2, "a": 1}) in folders
+
+
+def test_what_is_kept_is_made_again_where_a_value_was_changed(tmp_path):
+    path, made = tmp_path / "kept.json", []
+
+    def make():
+        made.append(1)
+        return {"levels": 21, "share": [0.5, 0.25]}
+
+    first = kept(path, {"n": 1}, make)
+    assert kept(path, {"n": 1}, make)["levels"] == first["levels"] and len(made) == 1
+    path.write_text(path.read_text().replace("21", "-3"))
+    assert kept(path, {"n": 1}, make)["levels"] == 21 and len(made) == 2
+    content = json.loads(path.read_text())
+    del content["digest"]  # as earlier versions wrote it
+    path.write_text(json.dumps(content))
+    kept(path, {"n": 1}, make)
+    assert len(made) == 2
