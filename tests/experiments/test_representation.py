@@ -181,7 +181,8 @@ def test_own_images_are_encoded_beside(run: Any, folder: Path, tmp_path: Path) -
 
 
 def test_training_says_what_the_code_is_worth(run: Any, folder: Path, tmp_path: Path) -> None:
-    said = train(run, tmp_path, "--steps", 60, "--learning-rate", 0.01, "--ema-halflife", 64)
+    words = ["--steps", 60, "--learning-rate", 0.01, "--ema-halflife", 64, "--snapshot", 10**6]
+    said = train(run, tmp_path, *words)
     assert "with the code" in said
     assert "without (z = 0)" in said
     low, high = said.rsplit("[", 1)[1].rstrip("]\n").split(", ")
