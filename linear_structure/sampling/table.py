@@ -28,6 +28,8 @@ from linear_structure.sampling.scales import step_ratio
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import choice, option, parse
 
+UNEVEN = 1.01  # of ratios of neighbouring levels, the largest over the smallest
+
 
 @dataclass(frozen=True)
 class Settings:
@@ -118,10 +120,24 @@ def _annealed(
 
 
 def _level_ratio(sigmas: Tensor, settings: Settings) -> dict[str, float]:
-    """The step of technique 4 for the ratio of the grid's first two levels."""
+    """The step of technique 4 for the ratio of neighbouring levels, of the full grid (N + 1,).
+
+    Raises:
+        UsageError: there is no such ratio, or it is too near to 1 for a step.
+    """
     if len(sigmas) < 3:
         raise UsageError("annealed needs a grid of 2 levels or more: its step is of their ratio")
-    return {"ratio": step_ratio(float(sigmas[0] / sigmas[1]), settings.level_steps).ratio}
+    ratios = sigmas[:-2] / sigmas[1:-1]
+    low, high = float(ratios.min()), float(ratios.max())
+    if high > UNEVEN * low:
+        raise UsageError(
+            "annealed has one step for levels evenly spaced in log sigma: the ratio of neighbours "
+            f"in this grid goes from {low:.4g} to {high:.4g}"
+        )
+    try:
+        return {"ratio": step_ratio(float(ratios[0]), settings.level_steps).ratio}
+    except ValueError as error:
+        raise UsageError(f"annealed has no step for these levels: {error}") from error
 
 
 def _needed(noise: Noise | None) -> Noise:

@@ -382,6 +382,7 @@ def test_an_eigenvalue_scale_is_that_of_the_directory(run, files, tmp_path):
         ((*PLAIN, "--corrector-steps", "2"), "--corrector-steps belongs to the sampler pc"),
         ((*PLAIN, "--solver", "euler", "--eta", "0"), "--eta belongs to the sampler ddim"),
         ((*PLAIN, "--solver", "annealed", "--steps", "1"), "2 levels or more"),
+        ((*PLAIN, "--solver", "annealed", "--discretization", "edm"), "evenly spaced in log sigma"),
         ((*PLAIN, "--alpha", "2"), "alpha is 2.0: expected 0 < alpha <= 1"),
         ((*PLAIN, "--s-noise", "-1"), "not negative"),
         ((*PLAIN, "--dtype", "float16"), "float16 is for GPUs"),

@@ -6,6 +6,7 @@ from walks import last, same, stub
 
 from linear_structure.sampling import chains
 from linear_structure.sampling.ablation import Ablation
+from linear_structure.sampling.grids import ve_grid
 from linear_structure.sampling.langevin import Corrector, annealed
 from linear_structure.sampling.scales import step_ratio
 from linear_structure.sampling.seeds import Seeds
@@ -154,6 +155,28 @@ def test_annealed_needs_two_levels(x):
     sigmas = torch.tensor([20.0, 0.0], dtype=torch.float64)
     with pytest.raises(UsageError, match="2 levels or more"):
         next(find("annealed").run(stub, x, sigmas, 0, torch.randn_like, Settings()))
+
+
+@pytest.mark.parametrize(
+    ("sigmas", "said"),
+    [
+        (Ablation(STEPS).grid(), "evenly spaced in log sigma: the ratio .* from 3.278 to 42.54"),
+        ([8.0, 4.0, 1.95, 0.0], "from 2 to 2.051"),
+        (ve_grid(3, 80 - 1e-13, 80.0), "no step for these levels"),
+    ],
+    ids=["edm", "rounded", "close"],
+)
+def test_annealed_refuses_levels_that_its_step_does_not_fit(sigmas, said, x):
+    grid = torch.as_tensor(sigmas, dtype=torch.float64)
+    with pytest.raises(UsageError, match=said):
+        next(find("annealed").run(stub, x, grid, 0, torch.randn_like, Settings()))
+    with pytest.raises(UsageError, match=said):
+        find("annealed").inputs(grid, Settings())
+
+
+def test_annealed_takes_levels_that_are_hardly_rounded():
+    grid = torch.tensor([8.0, 4.0, 1.99, 0.0], dtype=torch.float64)
+    assert find("annealed").inputs(grid, Settings())["ratio"] == step_ratio(2.0, 3).ratio
 
 
 def test_an_unknown_sampler_is_named_with_the_known_ones():
