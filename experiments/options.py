@@ -7,6 +7,7 @@ from typing import Any
 
 from experiments import presets
 from experiments.presets import Preset
+from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.table import Settings, chosen_settings
 from linear_structure.system import download, machine
 from linear_structure.system.errors import UsageError
@@ -57,9 +58,10 @@ def chosen_preset(typed: argparse.Namespace) -> Preset:
     """The preset with the values that were given in place of its own.
 
     Raises:
-        UsageError: one of them is out of range, or a setting is not of the sampler.
+        UsageError: one of them is out of range, or is nothing that the sampler asks for.
     """
     preset = changed(presets.find(typed.preset), typed, TYPED)
+    check_rho(typed, preset.ablation)
     return replace(preset, settings=chosen_settings(preset.sampler, given(typed, SETTINGS)))
 
 
@@ -96,6 +98,13 @@ def check_images_count(preset: Preset) -> None:
             f"--dataset {preset.dataset} would change nothing: this sweep has its parameters from "
             f"{preset.parameters} and a reference of its own"
         )
+
+
+def check_rho(typed: argparse.Namespace, chosen: Ablation) -> None:
+    """Refuse an exponent that was typed for a grid without one (UsageError)."""
+    if chosen.discretization != "edm":
+        reason = f"levels are spaced as {chosen.discretization!r}, and only 'edm' has an exponent"
+        check_unused(typed, ("rho",), reason)
 
 
 def check_unused(typed: argparse.Namespace, names: Sequence[str], reason: str) -> None:

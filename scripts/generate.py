@@ -112,6 +112,7 @@ def main() -> None:
     typed = parse()
     preset = presets.find(typed.preset) if typed.preset else None
     settings = chosen_schedule(typed, preset)
+    options.check_rho(typed, settings)
     chosen = options.chosen_machine(typed, preset)
     network = chosen_network(typed, preset)
     dtype = getattr(torch, typed.dtype) if typed.dtype else None

@@ -389,6 +389,7 @@ def test_an_eigenvalue_scale_is_that_of_the_directory(run, files, tmp_path):
         ((*PLAIN, "--tf32", "--device", "cpu"), "--tf32 is for GPUs"),
         ((*PLAIN, "--eigenvalue-scale", "4"), "--eigenvalue-scale goes with --parameters"),
         ((*PLAIN, "--rho", "0.001"), "rho is 0.001"),
+        ((*PLAIN, "--rho", "5", "--solver", "pc"), "--rho would change nothing: levels are spaced"),
         ((*PLAIN, "--device", "abacus"), "no such device"),
     ],
 )

@@ -388,6 +388,7 @@ def call(tmp_path, monkeypatch):
         (["digits", "--seeds", "0-0"], "a distance needs at least two images"),
         (["digits", "--seeds", "0-0", "--dry-run"], "a distance needs at least two images"),
         (["digits", "--rho", "0.001"], "rho is 0.001: float64 cannot hold a grid"),
+        (["digits", "--sampler", "annealed", "--rho", "7"], "only 'edm' has an exponent"),
         (["digits", "--tf32", "--device", "cpu"], "--tf32 is for GPUs"),
         (["digits", "--eigenvalue-scale", "4"], "--eigenvalue-scale goes with --parameters"),
         (["digits", "--dataset", "colours.npy"], "colours holds images of 3 x 8 x 8, the network"),
