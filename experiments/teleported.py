@@ -21,7 +21,9 @@ from experiments.tables import write_table
 from linear_structure.images import from_uint8
 from linear_structure.sampling.samplers import final
 from linear_structure.sampling.scales import largest_distance
+from linear_structure.sampling.seeds import SeedRange
 from linear_structure.sampling.table import Settings, find
+from linear_structure.system.errors import UsageError
 
 RANGES = 3  # of seeds, whose changes are also told apart
 HEAD = ("sampler", "skipped_steps", "sigma", "calls", "images", "distance", "unbiased")
@@ -149,6 +151,12 @@ def write(folder: Path, rows: list[Measured], name: str, title: str) -> None:
     for row in rows:
         curves.setdefault(find(row.sampler).title, []).append(row.point)
     figures.chain_changes(folder / "teleported_chains.png", curves, name, title)
+
+
+def check_shown(seeds: SeedRange) -> None:
+    """Refuse fewer seeds than a panel shows images (UsageError)."""
+    if seeds.count < SHOWN**2:
+        raise UsageError(f"seeds {seeds}: a panel shows {SHOWN**2} images, such as of 0-24")
 
 
 def write_images(preset: Preset, sampling: Sampling, path: Path) -> None:

@@ -3,7 +3,8 @@
     python scripts/annealed.py digits --steps 18 --sigma-max 9.63 --sigma-min 0.05 --skips 0,4
 
 Levels are spaced evenly in log sigma; the largest distance between two images is where they
-should start (scripts/noise_scales.py). The picture goes to score_based/PRESET/annealed.png.
+should start (scripts/noise_scales.py). A panel shows the first 25 of the seeds. The picture goes to
+score_based/PRESET/annealed.png.
 """
 
 import sys
@@ -14,15 +15,23 @@ from experiments import loading, options, teleported
 from experiments.sampling import Sampling, grid_of
 from linear_structure.system.errors import run_command
 
+UNUSED = {
+    "no distance is computed": ("features", "reference"),
+    "annealed Langevin dynamics walks down levels evenly spaced in log sigma": ("sampler", "rho"),
+    "the images of a panel are sampled together": ("block",),
+}
+
 
 def main() -> None:
     """Sample, and draw a panel for each number of skipped levels."""
     parser = options.command(__doc__, "annealed")
     parser.add_argument("--out", type=Path, default=Path("score_based"), help="of all presets")
-    parser.set_defaults(sampler="annealed")
     typed = parser.parse_args()
-    options.check_unused(typed, ("features", "reference"), "no distance is computed")
+    for reason, names in UNUSED.items():
+        options.check_unused(typed, names, reason)
+    typed.sampler = "annealed"
     preset = options.chosen_preset(typed)
+    teleported.check_shown(preset.seeds)
     if typed.skips is None:
         preset = replace(preset, skips=(0,))
     network = loading.load_network(preset, options.chosen_machine(typed, preset))

@@ -141,8 +141,18 @@ def test_annealed_images_stand_side_by_side(call, tmp_path):
     assert left.std() > 30 and right.shape[1] > 1200
 
 
-def test_annealed_refuses_what_it_does_not_use(call, capsys):
-    assert call("annealed.py", "digits", "--reference", "x.npz") == 2
-    assert "--reference would change nothing" in capsys.readouterr().err
-    assert call("annealed.py", "digits", "--skips", "18") == 2
-    assert "from 0 to 17" in capsys.readouterr().err
+@pytest.mark.parametrize(
+    ("words", "said"),
+    [
+        (("--reference", "x.npz"), "--reference would change nothing: no distance"),
+        (("--sampler", "heun"), "--sampler would change nothing: annealed Langevin dynamics walks"),
+        (("--rho", "5"), "--rho would change nothing: annealed Langevin dynamics walks"),
+        (("--block", "5"), "--block would change nothing: the images of a panel are sampled"),
+        (("--seeds", "0-23"), "seeds 0-23: a panel shows 25 images, such as of 0-24"),
+        (("--skips", "18"), "from 0 to 17"),
+        (("--eta", "1"), "--eta belongs to the sampler ddim; annealed has level_steps"),
+    ],
+)
+def test_annealed_refuses_what_it_does_not_use(call, capsys, words, said):
+    assert call("annealed.py", "digits", *words) == 2
+    assert said in capsys.readouterr().err
