@@ -25,9 +25,9 @@ from linear_structure.sampling.seeds import SeedRange
 from linear_structure.sampling.table import Settings, find
 from linear_structure.system.errors import UsageError
 
-RANGES = 3  # of seeds, whose changes are also told apart
+THIRDS = 3  # of the seeds, in their order, whose changes are also told apart
 HEAD = ("sampler", "skipped_steps", "sigma", "calls", "images", "distance", "unbiased")
-CHANGES = ("change", "low", "high", *(f"change_of_range_{i + 1}" for i in range(RANGES)))
+CHANGES = ("change", "low", "high", *(f"change_of_third_{i + 1}" for i in range(THIRDS)))
 SHOWN = 5  # images in a row and a column
 
 
@@ -62,6 +62,14 @@ CHAINS = (
 )
 
 
+def check_thirds(seeds: SeedRange) -> None:
+    """Refuse fewer seeds than three covariances need (UsageError)."""
+    if seeds.count < 2 * THIRDS:
+        raise UsageError(
+            f"seeds {seeds}: the change of each third of them needs two images, such as of 0-2999"
+        )
+
+
 def spread_of(images: Tensor) -> float:
     """The largest distance between two of the uint8 images (n, C, H, W), pixels in [-1, 1]."""
     return largest_distance(from_uint8(images).flatten(1))
@@ -75,7 +83,7 @@ class Measured:
         sigma: where the teleport ends.
         calls: of the network, for an image.
         sample: features of all seeds.
-        changes: against the whole chain, of all seeds and of each range; None of the chain itself.
+        changes: against the whole chain, of all seeds and of each third; None of the chain itself.
     """
 
     sampler: str
@@ -100,8 +108,8 @@ class Measured:
         told = [self.sampler, self.skip, self.sigma, self.calls, count, sample.distance, unbiased]
         if self.changes is None:
             return [*told, *[""] * len(CHANGES)]
-        pooled, *ranges = self.changes
-        return [*told, pooled.difference, *pooled.interval, *(each.difference for each in ranges)]
+        pooled, *thirds = self.changes
+        return [*told, pooled.difference, *pooled.interval, *(each.difference for each in thirds)]
 
 
 def measured(swept: Sweep) -> Iterator[Measured]:
@@ -118,12 +126,12 @@ def measured(swept: Sweep) -> Iterator[Measured]:
 
 def _changes(sample: Sample, whole: Sample) -> tuple[Change, ...]:
     """Of all seeds together, and of each third of them."""
-    thirds = zip(*(_ranges(each) for each in (sample, whole)), strict=True)
+    thirds = zip(*(_thirds(each) for each in (sample, whole)), strict=True)
     return change(sample, whole), *(change(*pair) for pair in thirds)
 
 
-def _ranges(sample: Sample) -> list[Sample]:
-    return [Sample(rows, sample.reference) for rows in sample.features.chunk(RANGES)]
+def _thirds(sample: Sample) -> list[Sample]:
+    return [Sample(rows, sample.reference) for rows in sample.features.tensor_split(THIRDS)]
 
 
 def compared(plain: Sweep, distance: float, folder: Path) -> Iterator[Measured]:

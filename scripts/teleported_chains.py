@@ -2,8 +2,8 @@
 
     python scripts/teleported_chains.py digits
 
-Four samplers, each whole and with its first levels skipped, on three ranges of 1,000 seeds. The
-table and its picture go to score_based/PRESET; a run that was stopped continues.
+Four samplers, each whole and with its first levels skipped, on 3,000 seeds, whose thirds are also
+told apart. The table and its picture go to score_based/PRESET; a run that was stopped continues.
 """
 
 import sys
@@ -30,6 +30,7 @@ def main() -> None:
     preset = options.chosen_preset(typed)
     if typed.seeds is None:
         preset = replace(preset, seeds=SEEDS)
+    teleported.check_thirds(preset.seeds)
     plain = loading.load_sweep(preset, options.chosen_machine(typed, preset))
     distance = teleported.spread_of(loading.load_dataset(preset, plain.network).images())
     folder, name = typed.out / preset.name, plain.features.distance_name

@@ -67,15 +67,26 @@ def test_changes_are_those_of_equal_seeds_against_the_whole_chain(plain, tmp_pat
     assert rows[2].sigma == 12.0 and rows[0].sigma == 80.0
     for whole, skipped in (rows[:2], rows[2:]):
         assert whole.changes is None
-        pooled, *ranges = skipped.changes
+        pooled, *thirds = skipped.changes
         assert pooled == paired.change(skipped.sample, whole.sample)
-        for number, each in enumerate(ranges):
+        for number, each in enumerate(thirds):
             part = slice(4 * number, 4 * number + 4)
             own, other = (
                 paired.Sample(row.sample.features[part], plain.reference)
                 for row in (skipped, whole)
             )
             assert each.difference == own.distance - other.distance
+
+
+@pytest.mark.parametrize("count", [6, 7, 10])
+def test_seeds_have_three_thirds_of_two_or_more(plain, tmp_path, monkeypatch, count):
+    monkeypatch.setattr(teleported, "CHAINS", CHAINS[:1])
+    few = dataclasses.replace(plain.preset, seeds=SeedRange(0, count - 1))
+    swept = dataclasses.replace(plain, preset=few)
+    _, skipped = teleported.compared(swept, 12.0, tmp_path / "sweeps")
+    assert len(skipped.row()) == len(teleported.HEAD + teleported.CHANGES)
+    assert all(np.isfinite(each.difference) for each in skipped.changes)
+    assert teleported.CHANGES[3:] == tuple(f"change_of_third_{i}" for i in (1, 2, 3))
 
 
 def test_features_are_in_the_order_of_seeds(plain):
@@ -125,6 +136,7 @@ def test_the_command_ends_with_a_table_and_a_picture_and_continues(
     [
         (("digits", "--steps", "9"), "--steps would change nothing: each chain has its own"),
         (("digits", "--level-steps", "9"), "--level-steps would change nothing"),
+        (("digits", "--seeds", "0-4"), "seeds 0-4: the change of each third of them needs two"),
         (("cifar10-small",), "cifar10-small comes without images: give --dataset"),
     ],
 )
