@@ -24,11 +24,15 @@ import torch
 from edm.training.data import Points
 from edm.training.recipes import RECIPES, Recipe
 from edm.training.runs import Job, write_samples
+from experiments.options import check_unused
 from linear_structure.data import datasets, plane
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import run_command
 from linear_structure.system.machine import Machine, add_options, rank, usable_cores, world_size
 from linear_structure.system.options import add_arguments, given, parse, plain, table
+
+OF_EDM = ("sigma_mean", "sigma_std", "log_uniform")
+OF_UNETS = ("channel_mult", "attn_resolutions")
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -53,9 +57,19 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that was named, with what else was given on the command line."""
+    """The recipe that was named, with what else was given on the command line.
+
+    Raises:
+        UsageError: a value is out of range, or was typed and is of another loss or architecture.
+    """
     changes = given(arguments, [each.name for each in fields(Recipe)])
-    return parse(Recipe, {**plain(RECIPES[arguments.recipe]), **changes}, "the recipe")
+    recipe = parse(Recipe, {**plain(RECIPES[arguments.recipe]), **changes}, "the recipe")
+    if recipe.loss != "own" or recipe.preconditioning != "edm":
+        reason = "it is of the loss that belongs to --preconditioning edm, with --loss own"
+        check_unused(arguments, OF_EDM, reason)
+    if recipe.architecture == "mlp":
+        check_unused(arguments, OF_UNETS, "an mlp has --model-channels and --num-blocks alone")
+    return recipe
 
 
 def data_of(arguments: argparse.Namespace, device: torch.device) -> Dataset | Points:

@@ -7,6 +7,7 @@ import math
 import os
 import re
 import resource
+import runpy
 import signal
 import subprocess
 import sys
@@ -287,6 +288,16 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_snapshot(tmp_pa
     assert sorted(tmp_path.glob("network-*.safetensors")) == good
 
 
+def test_a_recipe_keeps_its_own_values_where_another_loss_has_no_use_for_them(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    script = runpy.run_path(str(ROOT / "scripts" / "train.py"))
+    words = ["--recipe", "digits", "--preconditioning", "vp", "--loss", "levels", "--out", "run"]
+    monkeypatch.setattr(sys, "argv", ["train.py", "digits", *words])
+    want = dataclasses.replace(RECIPES["digits"], preconditioning="vp", loss="levels")
+    assert script["recipe_of"](script["parse_arguments"]()) == want
+
+
 @pytest.mark.parametrize(
     ("words", "complaint"),
     [
@@ -300,6 +311,17 @@ def test_a_loss_that_is_not_finite_stops_and_names_the_last_good_snapshot(tmp_pa
             ("--recipe", "digits", "--loss", "levels", "--levels", "a.json"),
             "a.json cannot be read as noise scales: No",
         ),
+        (
+            ("--loss", "levels", "--sigma-mean", "0"),
+            "--sigma-mean would change nothing: it is of the loss that belongs to --precond",
+        ),
+        (("--loss", "log-uniform", "--log-uniform", "0.1"), "--log-uniform would change nothing"),
+        (("--preconditioning", "vp", "--sigma-std", "1"), "--sigma-std would change nothing"),
+        (
+            ("--recipe", "plane", "--channel-mult", "1", "2"),
+            "--channel-mult would change nothing: an mlp has --model-channels and --num-blocks",
+        ),
+        (("--architecture", "mlp", "--attn-resolutions", "4"), "--attn-resolutions would change"),
         (("--architecture", "mlp"), "knows neither augmentation nor dropout: give --augment 0"),
     ],
 )
