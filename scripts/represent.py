@@ -3,6 +3,7 @@
     python scripts/represent.py train coloured-digits --dim 8 --seed 0 --out representations/d8-s0
     python scripts/represent.py encode representations/d8-s0
     python scripts/represent.py encode representations/d8-s0 --images my-images.npz
+    python scripts/represent.py probe representations/d8-s*
 
 Each continues what was stopped when it is given again.
 """
@@ -11,13 +12,17 @@ import argparse
 import sys
 from collections.abc import Callable, Mapping
 from dataclasses import fields
+from functools import partial
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
+from edm.representation.probing import Recipe
 from edm.representation.training import RECIPES, PairRecipe, recipe_for
+from experiments import probe as probing
 from experiments import representation
+from experiments.probe import Subject
 from experiments.representation import CODES, COLOURED, LEVELS, Encoding
 from linear_structure.data import datasets
 from linear_structure.data.factors import PARTS
@@ -142,6 +147,55 @@ def file_of(typed: argparse.Namespace) -> str:
     return "-".join(parts) + ".npz"
 
 
+def add_read(parser: argparse.ArgumentParser) -> None:
+    """Options of what reads the codes of several pairs."""
+    add = parser.add_argument
+    add("folders", type=Path, nargs="+", metavar="DIR", help="of pairs that differ in their seed")
+    add("--tasks", nargs="+", metavar="FACTOR", help="(default: all)")
+    add("--epochs", type=positive, default=Recipe.epochs, help="of heads (default: %(default)s)")
+    add("--grey", metavar="DATA", help="where the images that were coloured are now")
+    add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
+    add("--out", type=Path, metavar="FOLDER", help="(default: d and the length, beside the pairs)")
+    add_options(parser)
+
+
+def add_probe(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    add_read(parser)
+    add = parser.add_argument
+    wide = "pairs whose codes have as many numbers as those of all levels together"
+    add("--wide", type=Path, nargs="+", default=[], metavar="DIR", help=wide)
+    add("--heads", nargs="+", metavar="ROW", help=f"(default: all) {'; '.join(probing.PROBES)}")
+
+
+def study_of(typed: argparse.Namespace) -> probing.Study:
+    """The pairs that were named, and what they are asked.
+
+    Raises:
+        UsageError: one is missing, or they do not compare.
+    """
+    machine = Machine.chosen(typed.device, typed.threads)
+    load = partial(Subject.load, machine=machine, grey=typed.grey, data_dir=typed.data_dir)
+    named = typed.folders, getattr(typed, "wide", [])
+    subjects, wide = (sorted(map(load, each), key=lambda s: s.seed) for each in named)
+    heads = getattr(typed, "heads", None) or list(probing.PROBES)
+    tasks = typed.tasks or list(subjects[0].codes.labels)
+    return probing.Study(subjects, wide, tasks, heads, Recipe(epochs=typed.epochs))
+
+
+def out_of(typed: argparse.Namespace, study: probing.Study) -> Path:
+    """The folder of tables and pictures."""
+    return typed.out or study.first.folder.parent / f"d{study.first.dim}"
+
+
+def probe(typed: argparse.Namespace) -> None:
+    """Write and print what the heads tell."""
+    study = study_of(typed)
+    folder = out_of(typed, study)
+    print(probing.written(folder, study, study.entries()), end="")
+    print(f"\nwrote table.csv, differences.csv and table.txt in {folder}")
+
+
 COMMANDS = {
     "train": Command(
         "train an encoder and a denoiser together",
@@ -151,6 +205,7 @@ COMMANDS = {
         + table(PairRecipe, RECIPES, VALUES),
     ),
     "encode": Command("codes of images at several noise levels", add_encode, encode),
+    "probe": Command("what heads of several kinds read in codes", add_probe, probe),
 }
 
 
