@@ -4,6 +4,7 @@
     python scripts/represent.py encode representations/d8-s0
     python scripts/represent.py encode representations/d8-s0 --images my-images.npz
     python scripts/represent.py probe representations/d8-s*
+    python scripts/represent.py analyse representations/d8-s*
 
 Each continues what was stopped when it is given again.
 """
@@ -18,19 +19,22 @@ from typing import Any, NamedTuple
 
 import torch
 
+from edm.representation.analysis import Mine
 from edm.representation.probing import Recipe
 from edm.representation.training import RECIPES, PairRecipe, recipe_for
+from experiments import curve_figures, curves, representation
 from experiments import probe as probing
-from experiments import representation
 from experiments.probe import Subject
 from experiments.representation import CODES, COLOURED, LEVELS, Encoding
 from linear_structure.data import datasets
 from linear_structure.data.factors import PARTS
 from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.files import write_json
 from linear_structure.system.machine import Machine, add_options, world_size
 from linear_structure.system.options import add_arguments, given, parse, plain, positive, table
 
 FIXED = ("levels", "sigma_mean", "sigma_std", "log_uniform", "duration")
+STEPS = 500  # of MINE
 MEANT = [each.name for each in fields(PairRecipe) if each.metadata.get("meaning")]
 VALUES = [name for name in MEANT if name not in FIXED]
 
@@ -196,6 +200,23 @@ def probe(typed: argparse.Namespace) -> None:
     print(f"\nwrote table.csv, differences.csv and table.txt in {folder}")
 
 
+def add_analyse(parser: argparse.ArgumentParser) -> None:
+    """Its options."""
+    add_read(parser)
+    steps = "steps of MINE, on which its normalised map depends (default: %(default)s)"
+    parser.add_argument("--steps", type=positive, default=STEPS, metavar="N", help=steps)
+
+
+def analyse(typed: argparse.Namespace) -> None:
+    """Write numbers and pictures of what the codes hold."""
+    study = study_of(typed)
+    folder = out_of(typed, study)
+    numbers = curves.numbers(study, Mine(steps=typed.steps))
+    write_json(folder / "analysis.json", numbers)
+    pictures = ", ".join(path.name for path in curve_figures.write_all(folder, numbers))
+    print(f"wrote {pictures} and analysis.json in {folder}")
+
+
 COMMANDS = {
     "train": Command(
         "train an encoder and a denoiser together",
@@ -206,6 +227,9 @@ COMMANDS = {
     ),
     "encode": Command("codes of images at several noise levels", add_encode, encode),
     "probe": Command("what heads of several kinds read in codes", add_probe, probe),
+    "analyse": Command(
+        "where heads look, and what levels know of each other", add_analyse, analyse
+    ),
 }
 
 

@@ -1,0 +1,157 @@
+"""Pictures of what curves of codes hold, of the numbers of `experiments.curves`."""
+
+from collections.abc import Callable, Mapping, Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.curves import STEPS
+from experiments.probe import ATTENTION, GRU, MIXED, ONE, REPEATED
+from experiments.style import COLORS, OTHER, drawn
+
+SIGMA = "noise level sigma"
+MAP = "viridis"
+WIDTH = 3.4  # of a panel, in inches
+HEADS = {MIXED: COLORS[1], GRU: COLORS[2], ATTENTION: COLORS[3], REPEATED: OTHER}
+LINES = {MIXED: "-", GRU: "--", ATTENTION: "-.", REPEATED: ":"}
+
+
+def write_all(folder: Path, numbers: Mapping[str, Any]) -> list[Path]:
+    """Draw all pictures; their paths."""
+    pictures: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
+        "profiles.png": accuracies,
+        "attention.png": attention,
+        "jsd.png": divergence,
+        "information.png": information,
+        "theory.png": theory,
+    }
+    for name, draw in pictures.items():
+        draw(folder / name, numbers)
+    return [folder / name for name in pictures]
+
+
+def _title(numbers: Mapping[str, Any], what: str) -> str:
+    count, seeds = len(numbers["sigmas"]), len(numbers["seeds"])
+    said = f"{seeds} seeds" if seeds > 1 else "one seed"
+    return f"{what}: {numbers['dim']} numbers at {count} levels, {said}"
+
+
+def accuracies(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Test accuracy of each level's own head, and of those that read all levels."""
+    factors = numbers["factors"]
+    title = _title(numbers, "Test accuracy")
+    with drawn(path, title, max(6.0, WIDTH * len(factors)), 3.9) as figure:
+        for panel, (factor, read) in zip(_row(figure, len(factors)), factors.items(), strict=True):
+            _lines(panel, numbers["sigmas"], 100 * np.array(read[ONE]), COLORS[0], ONE)
+            for head, color in HEADS.items():
+                mean = 100 * np.mean(read[head])
+                panel.axhline(mean, color=color, linestyle=LINES[head], label=head)
+            panel.set(title=factor, xscale="log", xlabel=SIGMA, ylabel="accuracy in percent")
+        handles, labels = panel.get_legend_handles_labels()
+        figure.legend(handles, labels, loc="outside lower center", ncols=3)
+
+
+def attention(path: Path, numbers: Mapping[str, Any]) -> None:
+    """What attention takes from each level, and what it misses when that level is hidden."""
+    factors, sigmas = numbers["factors"], numbers["sigmas"]
+    title = _title(numbers, "Attention to levels")
+    with drawn(path, title, 8.4, 3.9) as figure:
+        left, right = _row(figure, 2)
+        for color, (factor, read) in zip(COLORS, factors.items(), strict=False):
+            whole = np.array(read[ATTENTION])
+            _lines(left, sigmas, np.array(read["profile"]), color, factor)
+            _lines(right, sigmas, 100 * (whole - np.array(read["hidden"])), color, factor)
+        left.axhline(1 / len(sigmas), color=OTHER, linestyle=":", label="all alike")
+        left.set(ylabel="mean weight", ylim=(0, None), title="where it looks")
+        right.set(ylabel="percentage points", title="accuracy that hiding the level costs")
+        for panel in (left, right):
+            panel.set(xscale="log", xlabel=SIGMA)
+        figure.legend(*left.get_legend_handles_labels(), loc="outside lower center", ncols=4)
+
+
+def _lines(
+    panel: Axes, sigmas: Sequence[float], values: np.ndarray, color: str, label: str
+) -> None:
+    """The mean over seeds of (S, K), and each seed thinly."""
+    for each in values:
+        panel.plot(sigmas, each, color=color, linewidth=0.7, alpha=0.35)
+    panel.plot(sigmas, values.mean(0), color=color, marker="o", markersize=4, label=label)
+
+
+def divergence(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Between attention to factors."""
+    found = numbers["divergence"]
+    names, between = found["factors"], np.array(found["between"])
+    alone = found["seeds"]
+    said = "" if alone is None else f"\ntwo seeds of one factor: {alone:.3f} on average"
+    with drawn(
+        path, f"Jensen-Shannon divergence of attention, in bits{said}", 5.2, 4.2, False
+    ) as f:
+        panel = f.add_subplot()
+        _heat(f, panel, between, names, "{:.3f}", max(between.max(), 1e-3))
+
+
+def information(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Of levels in each other: by a copula, by MINE, and normalised."""
+    found, sigmas = numbers["information"], numbers["sigmas"]
+    every = [f"{sigma:.2g}" for sigma in sigmas]
+    chosen = [every[place] for place in found["chosen"]]
+    copula = np.array(found["copula"], dtype=float)
+    title = f"Information of levels in each other, one pair of {numbers['dim']} numbers a level"
+    with drawn(path, title, 13.0, 4.6, grid=False) as figure:
+        panels = _row(figure, 3)
+        largest = np.nanmax(copula) if np.isfinite(copula).any() else 1.0
+        _heat(figure, panels[0], copula, every, "", largest)
+        _heat(figure, panels[1], np.array(found["held_out"]), chosen, "{:.2f}")
+        _heat(figure, panels[2], np.array(found["normalised"]), chosen, "{:.2f}", 1.0)
+        panels[0].set_title("Gaussian copula, nats (white: infinite)")
+        panels[1].set_title(f"MINE, nats, held out, {found['steps']:,} steps")
+        panels[2].set_title(f"MINE, normalised, training, {found['steps']:,} steps")
+        for panel in panels:
+            panel.set(xlabel=SIGMA, ylabel=SIGMA)
+
+
+def _heat(
+    figure: Figure,
+    panel: Axes,
+    values: np.ndarray,
+    names: Sequence[str],
+    form: str,
+    high: float | None = None,
+) -> None:
+    """A square map from 0 up, with its numbers where they have a form."""
+    image = panel.imshow(values, cmap=MAP, vmin=0, vmax=high)
+    panel.set_xticks(range(len(names)), names, rotation=45)
+    panel.set_yticks(range(len(names)), names)
+    figure.colorbar(image, ax=panel, shrink=0.85)
+    middle = (high or np.nanmax(values)) / 2
+    for i, row in enumerate(values if form else ()):
+        for j, value in enumerate(row):
+            color = "black" if value > middle else "white"
+            panel.text(j, i, form.format(value), ha="center", va="center", color=color, fontsize=8)
+
+
+def theory(path: Path, numbers: Mapping[str, Any]) -> None:
+    """Angle of learnt linear codes to principal components, and what draws them there."""
+    found, sigmas, dim = numbers["theory"], numbers["sigmas"], numbers["dim"]
+    with drawn(path, f"Linear codes of {dim} numbers, Gaussian of the images", 8.4, 3.8) as figure:
+        left, right = _row(figure, 2)
+        if found["angles"] is None:
+            left.set_title(f"the images have no component {dim + 1}")
+            return
+        for color, steps, angles in zip(COLORS, STEPS, found["angles"], strict=False):
+            left.plot(sigmas, angles, color=color, marker="o", label=f"after {steps:,} steps")
+        left.set(ylabel="degrees", ylim=(0, 92), title=f"largest angle to {dim} components")
+        left.legend()
+        right.plot(sigmas, found["gap"], color=COLORS[2], marker="o")
+        right.set(yscale="log", title=f"worth of component {dim} over {dim + 1}")
+        right.set_ylabel("share of the posterior variance")
+        for panel in (left, right):
+            panel.set(xscale="log", xlabel=SIGMA)
+
+
+def _row(figure: Figure, count: int) -> list[Axes]:
+    return [figure.add_subplot(1, count, place + 1) for place in range(count)]
