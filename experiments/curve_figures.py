@@ -8,7 +8,6 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.curves import STEPS
 from experiments.probe import ATTENTION, GRU, MIXED, ONE, REPEATED
 from experiments.style import COLORS, OTHER, drawn
 
@@ -139,10 +138,10 @@ def theory(path: Path, numbers: Mapping[str, Any]) -> None:
     found, sigmas, dim = numbers["theory"], numbers["sigmas"], numbers["dim"]
     with drawn(path, f"Linear codes of {dim} numbers, Gaussian of the images", 8.4, 3.8) as figure:
         left, right = _row(figure, 2)
-        if found["angles"] is None:
+        if found["gap"] is None:
             left.set_title(f"the images have no component {dim + 1}")
             return
-        for color, steps, angles in zip(COLORS, STEPS, found["angles"], strict=False):
+        for color, steps, angles in zip(COLORS, found["steps"], found["angles"], strict=False):
             left.plot(sigmas, angles, color=color, marker="o", label=f"after {steps:,} steps")
         left.set(ylabel="degrees", ylim=(0, 92), title=f"largest angle to {dim} components")
         left.legend()

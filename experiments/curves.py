@@ -165,10 +165,10 @@ def theory(subject: Subject) -> dict[str, Any]:
     """Linear codes of the Gaussian of the training images.
 
     Returns:
-        `angles` in degrees, the largest to the first principal components, of codes that gradient
-        descent finds, a list for each number of `STEPS`; `gap`, what tells the last component from
-        the next, over the posterior variance. Each has a number for each level. None where there
-        is no next component.
+        `steps`, numbers of them; `angles` in degrees, the largest to the first principal
+        components, of codes that gradient descent finds, a list for each number of steps; `gap`,
+        what tells the last component from the next, over the posterior variance. Each is of all
+        levels; None where there is no next component.
     """
     inputs = {
         "images": subject.codes.inputs["images"],
@@ -185,10 +185,10 @@ def _theory(subject: Subject) -> dict[str, Any]:
     gaussian = Gaussian.from_samples(from_uint8(known, torch.float64).flatten(1))
     sigmas, dim, lam = subject.codes.sigmas, subject.dim, gaussian.eigenvalues.double()
     if dim >= len(lam):
-        return {"angles": None, "gap": None}
+        return {"steps": [], "angles": [], "gap": None}
     gap = pressure(lam, sigmas, dim) / posterior_variances(lam, sigmas).sum(-1)
     angles = []
     for steps in tqdm(STEPS, "theory", unit="run", disable=None):
         codes = learned_codes(gaussian, sigmas, dim, steps, seed=0)
         angles.append([float(principal_angles(each, gaussian)[0]) for each in codes])
-    return {"angles": angles, "gap": gap.tolist()}
+    return {"steps": list(STEPS), "angles": angles, "gap": gap.tolist()}

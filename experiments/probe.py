@@ -30,12 +30,12 @@ from edm.representation.probing import Difference, Fitted, Recipe, Split, fit, p
 from edm.representation.probing import nearest_neighbours as neighbours
 from experiments.representation import (
     CODES,
-    PAIR,
     Codes,
     Encoding,
     check_same,
     finished_story,
     initial_pair,
+    load_codes,
     load_material,
     load_pair,
 )
@@ -100,13 +100,7 @@ class Subject:
             UsageError: either is missing, the codes are of another encoder or of other images, or
                 the images have no labels.
         """
-        pair, story = load_pair(folder, machine), finished_story(folder)
-        codes = Codes.read(path := folder / CODES)
-        if codes.inputs["encoder"] != pair.encoder.digest:
-            raise UsageError(
-                f"{path} holds codes of another encoder than that of {folder / PAIR}: "
-                f"run represent.py encode {folder}"
-            )
+        codes, story, path = load_codes(folder), finished_story(folder), folder / CODES
         if not codes.labels:
             raise UsageError(f"the images of {path} have no labels: expected classes to tell apart")
         material = load_material(story["data"], machine.device, grey or story["grey"], data_dir)
@@ -116,6 +110,7 @@ class Subject:
                 f"{path} holds codes of other images than those that go with {story['data']}: "
                 f"run represent.py encode {folder}"
             )
+        pair = load_pair(folder).to(machine.device)
         return cls(folder, pair, codes, material.factors, int(story["seed"]), machine)
 
     @property
