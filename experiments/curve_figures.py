@@ -134,21 +134,23 @@ def _heat(
 
 
 def theory(path: Path, numbers: Mapping[str, Any]) -> None:
-    """Angle of learnt linear codes to principal components, and what draws them there."""
+    """Linear codes that were learnt beside principal components, and what draws them there."""
     found, sigmas, dim = numbers["theory"], numbers["sigmas"], numbers["dim"]
-    with drawn(path, f"Linear codes of {dim} numbers, Gaussian of the images", 8.4, 3.8) as figure:
-        left, right = _row(figure, 2)
+    with drawn(path, f"Linear codes of {dim} numbers, Gaussian of the images", 11.4, 3.6) as figure:
+        angle, missed, worth = panels = _row(figure, 3)
         if found["gap"] is None:
-            left.set_title(f"the images have no component {dim + 1}")
+            angle.set_title(f"the images have no component {dim + 1}")
             return
-        for color, steps, angles in zip(COLORS, found["steps"], found["angles"], strict=False):
-            left.plot(sigmas, angles, color=color, marker="o", label=f"after {steps:,} steps")
-        left.set(ylabel="degrees", ylim=(0, 92), title=f"largest angle to {dim} components")
-        left.legend()
-        right.plot(sigmas, found["gap"], color=COLORS[2], marker="o")
-        right.set(yscale="log", title=f"worth of component {dim} over {dim + 1}")
-        right.set_ylabel("share of the posterior variance")
-        for panel in (left, right):
+        for panel, name in ((angle, "angles"), (missed, "missed")):
+            for color, steps, values in zip(COLORS, found["steps"], found[name], strict=False):
+                panel.plot(sigmas, values, color=color, marker="o", label=f"{steps:,} steps")
+        worth.plot(sigmas, found["gap"], color=COLORS[2], marker="o")
+        angle.set(ylabel="degrees", ylim=(0, 92), title=f"largest angle to {dim} components")
+        missed.set(ylabel="share of the gain", yscale="log", title="gain that is missed")
+        worth.set(yscale="log", title=f"worth of component {dim} over {dim + 1}")
+        worth.set_ylabel("share of the posterior variance")
+        angle.legend()
+        for panel in panels:
             panel.set(xscale="log", xlabel=SIGMA)
 
 

@@ -26,6 +26,7 @@ from edm.representation.analysis import (
     copula_information,
     jensen_shannon,
     learned_codes,
+    linear_gain,
     mutual_information,
     normalised,
     posterior_variances,
@@ -41,6 +42,7 @@ from linear_structure.system.store import kept
 
 READ = (ONE, MIXED, GRU, ATTENTION, REPEATED)
 STEPS = (300, 3000)  # of gradient descent on the risk of a linear code
+ROUNDING = 1e-16  # of a share
 LEVELS = 6  # at most, among which MINE is measured
 
 
@@ -162,13 +164,14 @@ def _finite(values: Tensor) -> list[list[float | None]]:
 
 
 def theory(subject: Subject) -> dict[str, Any]:
-    """Linear codes of the Gaussian of the training images.
+    """Linear codes of the Gaussian of the training images, as gradient descent finds them.
 
     Returns:
-        `steps`, numbers of them; `angles` in degrees, the largest to the first principal
-        components, of codes that gradient descent finds, a list for each number of steps; `gap`,
-        what tells the last component from the next, over the posterior variance. Each is of all
-        levels; None where there is no next component.
+        `steps`, numbers of them; for each, a list of all levels: `angles` in degrees, the largest
+        to the first principal components, and `missed`, the share of what those would gain; and of
+        all levels `gap`, what tells the last component from the next, over the posterior variance:
+        None where there is no next component. Angles count directions alike in which images vary
+        much or hardly at all, gains do not.
     """
     inputs = {
         "images": subject.codes.inputs["images"],
@@ -184,11 +187,14 @@ def _theory(subject: Subject) -> dict[str, Any]:
     known = subject.factors.within("train")
     gaussian = Gaussian.from_samples(from_uint8(known, torch.float64).flatten(1))
     sigmas, dim, lam = subject.codes.sigmas, subject.dim, gaussian.eigenvalues.double()
+    found: dict[str, Any] = {"steps": list(STEPS), "angles": [], "missed": [], "gap": None}
     if dim >= len(lam):
-        return {"steps": [], "angles": [], "gap": None}
-    gap = pressure(lam, sigmas, dim) / posterior_variances(lam, sigmas).sum(-1)
-    angles = []
+        return found
+    variances = posterior_variances(lam, sigmas)
     for steps in tqdm(STEPS, "theory", unit="run", disable=None):
         codes = learned_codes(gaussian, sigmas, dim, steps, seed=0)
-        angles.append([float(principal_angles(each, gaussian)[0]) for each in codes])
-    return {"steps": list(STEPS), "angles": angles, "gap": gap.tolist()}
+        found["angles"].append([float(principal_angles(each, gaussian)[0]) for each in codes])
+        gain = linear_gain(lam, sigmas, codes @ gaussian.basis.double())
+        missed = 1 - gain / variances[:, :dim].sum(-1)
+        found["missed"].append(missed.clamp(min=ROUNDING).tolist())
+    return {**found, "gap": (pressure(lam, sigmas, dim) / variances.sum(-1)).tolist()}

@@ -491,9 +491,16 @@ def verdict(entries: Sequence[Entry], task: str, dim: int, levels: int) -> str:
     if same is not None:
         beside = f"same head on that level alone {means[REPEATED]:.1f}"
         said.append(f"{beside}, {interval(same.difference)}")
-    for head, name in ((WIDE, "one level of {} numbers"), (MANY, "{} principal components")):
+    rivals = {
+        NEAREST: "nearest neighbours of one level",
+        NEARESTS: "of all",
+        WIDE: f"one level of {dim * levels} numbers",
+        MANY: f"{dim * levels} principal components",
+    }
+    for head, name in rivals.items():
         if row := of_row(entries, task, head):
-            said.append(f"{name.format(dim * levels)} {_mean(row):.1f}")
+            fewer = "" if len(row) == seeds else f" (seeds: {len(row)})"
+            said.append(f"{name} {_mean(row):.1f}{fewer}")
     return "; ".join(said) + f". {_conclusion(same)}"
 
 
@@ -501,10 +508,10 @@ def _conclusion(same: Comparison | None) -> str:
     if same is None or same.difference.n < 2:
         return "Whether levels together tell more than one of them takes two seeds or more."
     if same.difference.low > 0:
-        return "The levels together tell more than the best of them."
+        return "To this head the levels together tell more than the best of them."
     if same.difference.high < 0:
-        return "The levels together tell less than the best of them."
-    return "That the levels together tell more than the best of them is not shown."
+        return "To this head the levels together tell less than the best of them."
+    return "That the levels together tell this head more than the best of them is not shown."
 
 
 def _mean(row: Mapping[int, float]) -> float:

@@ -174,6 +174,7 @@ def test_analysis_draws_and_keeps_its_numbers(called, pairs, probed, tmp_path, m
     assert 0 < found["divergence"]["seeds"] < 1
     assert [row[i] for i, row in enumerate(found["information"]["copula"])] == [None] * LEVELS
     assert found["information"]["steps"] == 2
+    assert all(0 <= share < 1 for row in found["theory"]["missed"] for share in row)
 
 
 def divided(codes):
@@ -235,12 +236,13 @@ def test_the_verdict_says_numbers_intervals_and_rivals():
         one=[68.1, 67.2, 68.6, 71.4, 66.1],
         same=[68.9, 66.5, 66.9, 71.8, 65.7],
         wide=[91.9],
-        many=[96.6],
+        many=[96.6] * 5,
     )
     assert verdict(found, "digit", 8, 11) == (
         "8 numbers at 11 levels: digit 69.7; best single level 68.3, difference +1.5 [0.9, 2.1], "
         "5 seeds; same head on that level alone 68.0, +1.8 [0.3, 3.3]; one level of 88 numbers "
-        "91.9; 88 principal components 96.6. The levels together tell more than the best of them."
+        "91.9 (seeds: 1); 88 principal components 96.6. "
+        "To this head the levels together tell more than the best of them."
     )
 
 
