@@ -8,18 +8,24 @@ import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from experiments.probe import ATTENTION, GRU, MIXED, ONE, REPEATED
+from experiments.curves import reconstructions
+from experiments.probe import ATTENTION, GRU, MIXED, ONE, REPEATED, Subject
 from experiments.style import COLORS, OTHER, drawn
+from linear_structure.data.factors import PARTS
 
 SIGMA = "noise level sigma"
 MAP = "viridis"
 WIDTH = 3.4  # of a panel, in inches
+CLASSES = "tab10"  # the colour map of classes
+SHOWN = (0.6, 2.5, 20.0)  # noise levels of denoised images, and
+SPREAD = (0.02, 0.3, 2.5, 20.0)  # of codes
+COLUMNS = 12
 HEADS = {MIXED: COLORS[1], GRU: COLORS[2], ATTENTION: COLORS[3], REPEATED: OTHER}
 LINES = {MIXED: "-", GRU: "--", ATTENTION: "-.", REPEATED: ":"}
 
 
-def write_all(folder: Path, numbers: Mapping[str, Any]) -> list[Path]:
-    """Draw all pictures; their paths."""
+def write_all(folder: Path, numbers: Mapping[str, Any], subject: Subject) -> list[Path]:
+    """Draw all pictures, of the numbers and of the first pair; their paths."""
     pictures: dict[str, Callable[[Path, Mapping[str, Any]], None]] = {
         "profiles.png": accuracies,
         "attention.png": attention,
@@ -29,7 +35,9 @@ def write_all(folder: Path, numbers: Mapping[str, Any]) -> list[Path]:
     }
     for name, draw in pictures.items():
         draw(folder / name, numbers)
-    return [folder / name for name in pictures]
+    denoised(folder / "reconstructions.png", subject)
+    scatter(folder / "codes.png", subject)
+    return [folder / name for name in (*pictures, "reconstructions.png", "codes.png")]
 
 
 def _title(numbers: Mapping[str, Any], what: str) -> str:
@@ -152,6 +160,47 @@ def theory(path: Path, numbers: Mapping[str, Any]) -> None:
         angle.legend()
         for panel in panels:
             panel.set(xscale="log", xlabel=SIGMA)
+
+
+def denoised(path: Path, subject: Subject) -> None:
+    """Test images, and what is made of them at some noise levels, told their codes or not."""
+    sigmas = subject.codes.sigmas
+    levels = [int((sigmas - wanted).abs().argmin()) for wanted in SHOWN]
+    rows = reconstructions(subject, COLUMNS, levels)
+    names = ["image"]
+    for level in levels:
+        names += [f"sigma {sigmas[level]:.2g}, told", "not told"]
+    with drawn(path, f"Denoised images, codes of {subject.dim} numbers", 6.4, 5.6, False) as figure:
+        for place, (name, row) in enumerate(zip(names, rows, strict=True), 1):
+            panel = figure.add_subplot(len(rows), 1, place)
+            strip = row.permute(2, 0, 3, 1).flatten(1, 2)
+            panel.imshow(strip.expand(-1, -1, 3).numpy())
+            panel.set(xticks=[], yticks=[])
+            panel.spines[:].set_visible(False)
+            panel.set_ylabel(name, rotation=0, ha="right", va="center")
+
+
+def scatter(path: Path, subject: Subject) -> None:
+    """The first two numbers of the codes of test images at some noise levels, by factor."""
+    codes, shown = subject.codes, subject.codes.part == PARTS.index("test")
+    levels = [int((codes.sigmas - wanted).abs().argmin()) for wanted in SPREAD]
+    factors = {name: labels[shown] for name, labels in codes.labels.items()}
+    title = f"Two of the {subject.dim} numbers of codes" if subject.dim > 2 else "Codes"
+    size = 2.5
+    with drawn(path, title, size * len(levels), size * len(factors), grid=False) as figure:
+        for row, (name, labels) in enumerate(factors.items()):
+            for column, level in enumerate(levels):
+                place = row * len(levels) + column + 1
+                panel = figure.add_subplot(len(factors), len(levels), place)
+                z = codes.z[shown, level]
+                panel.scatter(
+                    z[:, 0], z[:, -1 if subject.dim == 1 else 1], c=labels, cmap=CLASSES, s=4
+                )
+                panel.set(xticks=[], yticks=[])
+                if not row:
+                    panel.set_title(f"sigma {codes.sigmas[level]:.2g}")
+                if not column:
+                    panel.set_ylabel(name)
 
 
 def _row(figure: Figure, count: int) -> list[Axes]:

@@ -18,7 +18,7 @@ from statistics import fmean
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Generator, Tensor
 from tqdm import tqdm
 
 from edm.representation.analysis import (
@@ -35,7 +35,7 @@ from edm.representation.analysis import (
 )
 from experiments.probe import ATTENTION, GRU, KEPT, MIXED, ONE, REPEATED, Study, Subject, measured
 from linear_structure.gaussian import Gaussian
-from linear_structure.images import from_uint8
+from linear_structure.images import from_uint8, to_uint8
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import plain
 from linear_structure.system.store import kept
@@ -81,6 +81,22 @@ def readings(study: Study) -> dict[str, dict[str, Any]]:
             for name in ("profile", "hidden"):
                 found[task][name] = [outputs[name] for outputs in of_seed]
     return found
+
+
+@torch.no_grad()
+def reconstructions(subject: Subject, count: int, levels: Sequence[int]) -> list[Tensor]:
+    """Rows of uint8 (count, C, H, W): test images; then of each level denoised, told their codes
+    and not."""
+    pair, factors = subject.pair, subject.factors
+    test = factors.within("test")
+    spread = torch.linspace(0, len(test) - 1, count).long()
+    clean = from_uint8(test[spread]).to(pair.network.device)
+    noise = torch.randn(clean.shape, generator=Generator().manual_seed(0)).to(clean)
+    rows = [clean]
+    for sigma in subject.codes.sigmas[list(levels)].to(clean):
+        noised = clean + sigma * noise
+        rows += [pair.bind(clean, sigma)(noised, sigma), pair.network(noised, sigma)]
+    return [to_uint8(row).cpu() for row in rows]
 
 
 def divergences(profiles: Mapping[str, Sequence[Sequence[float]]]) -> dict[str, Any]:

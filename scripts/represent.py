@@ -213,7 +213,9 @@ def analyse(typed: argparse.Namespace) -> None:
     folder = out_of(typed, study)
     numbers = curves.numbers(study, Mine(steps=typed.steps))
     write_json(folder / "analysis.json", numbers)
-    pictures = ", ".join(path.name for path in curve_figures.write_all(folder, numbers))
+    pictures = ", ".join(
+        path.name for path in curve_figures.write_all(folder, numbers, study.first)
+    )
     print(f"wrote {pictures} and analysis.json in {folder}")
 
 
