@@ -36,7 +36,7 @@ PLACE = ["--device", "cpu", "--threads", "1"]
 SIZE = ["--model-channels", "16", "--encoder-channels", "8", "--batch", "32", "--steps", "60"]
 ASK = ["--tasks", "foreground", "--epochs", "1", *PLACE]
 LEVELS = 3
-PICTURES = "profiles attention jsd information theory reconstructions codes".split()
+PICTURES = ["profiles", "attention", "jsd", "information", "theory", "reconstructions", "codes"]
 
 pytestmark = pytest.mark.usefixtures("one_thread")
 
