@@ -30,11 +30,11 @@ from tqdm import tqdm
 from edm.representation.heads import cross_entropy
 from edm.training.data import batches
 from edm.training.state import mixed
+from linear_structure.data.factors import PARTS
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import digest_of, digest_of_state, digest_of_tensor
 from linear_structure.system.options import plain
 
-PARTS = ("train", "validation", "test")
 ROWS = 1024  # images that a head reads at once when it does not learn
 DROPOUT = 1  # a stream of random numbers
 NEIGHBOURS = (1, 5, 20)
