@@ -124,7 +124,12 @@ class Subject:
 
     @property
     def title(self) -> str:
-        return f"{self.dim} numbers at {self.levels} levels"
+        return sized(self.dim, self.levels)
+
+
+def sized(dim: int, levels: int) -> str:
+    """ "8 numbers at 11 levels"."""
+    return f"{dim} number{'s' * (dim > 1)} at {levels} level{'s' * (levels > 1)}"
 
 
 class Material(NamedTuple):
@@ -485,7 +490,7 @@ def verdict(entries: Sequence[Entry], task: str, dim: int, levels: int) -> str:
     seeds = single.difference.n
     counted = f"{seeds} seeds" if seeds > 1 else "one seed, so without an interval"
     said = [
-        f"{dim} numbers at {levels} levels: {task} {means[MIXED]:.1f}",
+        f"{sized(dim, levels)}: {task} {means[MIXED]:.1f}",
         f"best single level {means[ONE]:.1f}, difference {interval(single.difference)}, {counted}",
     ]
     if same is not None:
