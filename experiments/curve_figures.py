@@ -36,8 +36,11 @@ def write_all(folder: Path, numbers: Mapping[str, Any], subject: Subject) -> lis
     for name, draw in pictures.items():
         draw(folder / name, numbers)
     denoised(folder / "reconstructions.png", subject)
-    scatter(folder / "codes.png", subject)
-    return [folder / name for name in (*pictures, "reconstructions.png", "codes.png")]
+    names = [*pictures, "reconstructions.png"]
+    if subject.dim == 2:
+        scatter(folder / "codes.png", subject)
+        names.append("codes.png")
+    return [folder / name for name in names]
 
 
 def _title(numbers: Mapping[str, Any], what: str) -> str:
@@ -181,21 +184,18 @@ def denoised(path: Path, subject: Subject) -> None:
 
 
 def scatter(path: Path, subject: Subject) -> None:
-    """The first two numbers of the codes of test images at some noise levels, by factor."""
+    """Codes of two numbers of test images at some noise levels, by factor."""
     codes, shown = subject.codes, subject.codes.part == PARTS.index("test")
     levels = [int((codes.sigmas - wanted).abs().argmin()) for wanted in SPREAD]
     factors = {name: labels[shown] for name, labels in codes.labels.items()}
-    title = f"Two of the {subject.dim} numbers of codes" if subject.dim > 2 else "Codes"
     size = 2.5
-    with drawn(path, title, size * len(levels), size * len(factors), grid=False) as figure:
+    with drawn(path, "Codes", size * len(levels), size * len(factors), grid=False) as figure:
         for row, (name, labels) in enumerate(factors.items()):
             for column, level in enumerate(levels):
                 place = row * len(levels) + column + 1
                 panel = figure.add_subplot(len(factors), len(levels), place)
                 z = codes.z[shown, level]
-                panel.scatter(
-                    z[:, 0], z[:, -1 if subject.dim == 1 else 1], c=labels, cmap=CLASSES, s=4
-                )
+                panel.scatter(z[:, 0], z[:, 1], c=labels, cmap=CLASSES, s=4)
                 panel.set(xticks=[], yticks=[])
                 if not row:
                     panel.set_title(f"sigma {codes.sigmas[level]:.2g}")

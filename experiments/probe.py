@@ -547,7 +547,7 @@ def report(study: Study, entries: Sequence[Entry], compared: Sequence[Comparison
     """Rows task x head with a column a seed; differences; what was not measured; verdicts."""
     first = study.first
     verdicts = [verdict(entries, task, first.dim, first.levels) for task in study.tasks]
-    parts = [_rows(entries), _gaps(compared), *_missing(study, entries), *verdicts]
+    parts = [_rows(entries), _gaps(compared), *_missing(study), *verdicts]
     return "\n\n".join([f"{first.title}; test accuracy in percent", *parts]) + "\n"
 
 
@@ -568,7 +568,7 @@ def _gaps(compared: Sequence[Comparison]) -> str:
     return "\n".join(lines)
 
 
-def _missing(study: Study, entries: Sequence[Entry]) -> list[str]:
+def _missing(study: Study) -> list[str]:
     found, first = [], study.first
     if not study.wide:
         count = first.levels * first.dim
