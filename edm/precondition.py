@@ -281,17 +281,12 @@ class VE(Ranged):
         return Coefficients(skip=one, out=sigma, input=one, noise=(sigma / 2).log())
 
 
-class NCSN(Ranged):
-    """F is not told the noise: s(x, sigma) = F(x) / sigma (Song and Ermon 2020, technique 3)."""
-
-    options_type = VEOptions
-    default_model = "SongUNet"
-    options: VEOptions
+class NCSN(VE):
+    """VE without telling F the noise: s = F(x) / sigma (Song and Ermon 2020, technique 3)."""
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The row "NCSN" of the table above."""
-        one = torch.ones_like(sigma)
-        return Coefficients(skip=one, out=sigma, input=one, noise=torch.zeros_like(sigma))
+        return super().coefficients(sigma)._replace(noise=torch.zeros_like(sigma))
 
 
 @dataclass(frozen=True, kw_only=True)

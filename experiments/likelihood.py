@@ -26,7 +26,6 @@ from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
-from statistics import NormalDist
 from typing import Any, ClassVar
 
 import torch
@@ -34,6 +33,7 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
+from edm.evaluation.paired import HALF_WIDTH
 from edm.network import Network
 from experiments.comparison import GAUSSIAN, ISOTROPIC, Key
 from experiments.presets import Preset
@@ -67,7 +67,6 @@ from linear_structure.system.store import Block, folder_of
 STEPS, SIGMA_MIN, BATCH = 120, 0.02, 16
 PARTS = (1, 2, 4)  # of the steps, which are taken too: they show what the steps change
 FEWEST_STEPS = 21  # of a DDPM chain: the largest beta is 20 / T
-INTERVAL = NormalDist().inv_cdf(0.975)  # standard errors on either side, 95 %
 HEAD = ("image", "model", "nats", "bits", "steps", "probes", "sigma_min", "sigma_max")
 
 
@@ -535,7 +534,7 @@ def lines(columns: Sequence[Column]) -> Iterator[str]:
     finest = finest_flow(columns)
     for each in (column for column in columns if not column.steps):
         gain = each.bits - finest.bits
-        reach = INTERVAL * (standard_error(gain) or 0)
+        reach = HALF_WIDTH * (standard_error(gain) or 0)
         spread = f" +- {reach:.3f} (95 %, paired)" if reach else ""
         yield f"{each.title} less network: {float(gain.mean()):.3f}{spread} bits/dim"
         if each.note:
@@ -559,7 +558,7 @@ def picture(path: Path, columns: Sequence[Column], title: str) -> None:
 
 def _models(axes: Axes, columns: Sequence[Column]) -> None:
     for row, each in enumerate(columns):
-        reach = INTERVAL * (each.standard_error or 0)
+        reach = HALF_WIDTH * (each.standard_error or 0)
         axes.errorbar(each.mean, row, xerr=reach, fmt="o", capsize=4, color=_color(each))
         said = f"{each.mean:.3f}" + (f" ± {reach:.3f}" if reach else "")
         axes.annotate(said, (each.mean, row), (0, 9), textcoords="offset points", ha="center")

@@ -31,6 +31,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from edm.evaluation.paired import HALF_WIDTH
 from edm.network import Network
 from edm.training.loss import EDM
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, Makers, models
@@ -55,7 +56,6 @@ NETWORK = Key("network")
 Linear = Gaussian | Isotropic
 """A model whose denoiser is linear in x."""
 FINE = 1000  # levels of an average, between which losses are interpolated
-CONFIDENCE = 1.96  # standard errors on either side of an interval of 95 %
 MEMORISED = (
     "The point cloud knows by heart the very images that are noised: its loss, the lowest that any "
     "denoiser has on them, is that of memorisation."
@@ -77,7 +77,7 @@ class Mean(NamedTuple):
     @property
     def halves(self) -> list[float]:
         """How far the intervals of 95 % reach on either side of the values."""
-        return [CONFIDENCE * error for error in self.error]
+        return [HALF_WIDTH * error for error in self.error]
 
 
 def noised_losses(denoise: Denoiser, clean: Tensor, sigmas: Tensor, noise: Noise) -> Tensor:

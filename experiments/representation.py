@@ -23,13 +23,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edm.checkpoints import checkpoint
+from edm.evaluation.paired import HALF_WIDTH
 from edm.representation.encoder import BLOCK, Encode, check_levels, trajectory
 from edm.representation.objective import Pair
 from edm.representation.training import Coloured, PairRecipe
 from edm.training.data import Drawn
 from edm.training.loss import Loss, denoising_loss
 from edm.training.runs import Job
-from experiments.losses import CONFIDENCE, Mean
+from experiments.losses import Mean
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.data.factors import PARTS, Factors, in_fixed_colours, in_parts, pooled
@@ -158,7 +159,7 @@ class Losses(NamedTuple):
     difference: Mean
 
     def __str__(self) -> str:
-        value, half = self.difference.value, CONFIDENCE * self.difference.error
+        value, half = self.difference.value, HALF_WIDTH * self.difference.error
         return (
             f"{self.told.value:.4f} with the code, {self.untold.value:.4f} without (z = 0); "
             f"difference {value:+.4f} [{value - half:+.4f}, {value + half:+.4f}]"

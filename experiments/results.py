@@ -22,6 +22,7 @@ from linear_structure.system.errors import UsageError
 from linear_structure.system.files import digest_of_file, write_json
 
 ROOT = Path("images_with_skips")
+SCORE_BASED = Path("score_based")  # what the commands of score-based sampling make
 PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, whatever else it has
     "inputs": {
         "preset": str,

@@ -114,24 +114,19 @@ class Measured:
 
 def measured(swept: Sweep) -> Iterator[Measured]:
     """Each number of skipped steps of a sweep that starts with none, made or continued."""
-    whole = None
+    whole: tuple[Sample, ...] = ()
     for result in sweep.run(swept):
         rows = torch.cat(list(sweep.features_of(swept, result.skip)))
-        sample = Sample(rows, swept.reference)
-        changes = _changes(sample, whole) if whole else None
-        whole = whole or sample
+        samples = tuple(Sample(part, swept.reference) for part in _parts(rows))
+        changes = tuple(map(change, samples, whole)) or None
+        whole = whole or samples
         sigma, calls = result.inputs["sigma_skip"], result.outputs["nfe"]
-        yield Measured(swept.preset.sampler, result.skip, sigma, calls, sample, changes)
+        yield Measured(swept.preset.sampler, result.skip, sigma, calls, samples[0], changes)
 
 
-def _changes(sample: Sample, whole: Sample) -> tuple[Change, ...]:
-    """Of all seeds together, and of each third of them."""
-    thirds = zip(*(_thirds(each) for each in (sample, whole)), strict=True)
-    return change(sample, whole), *(change(*pair) for pair in thirds)
-
-
-def _thirds(sample: Sample) -> list[Sample]:
-    return [Sample(rows, sample.reference) for rows in sample.features.tensor_split(THIRDS)]
+def _parts(rows: Tensor) -> tuple[Tensor, ...]:
+    """The features of all seeds, and of each third of them."""
+    return rows, *rows.tensor_split(THIRDS)
 
 
 def compared(plain: Sweep, distance: float, folder: Path) -> Iterator[Measured]:

@@ -12,6 +12,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import loading, options, teleported
+from experiments.results import SCORE_BASED
 from experiments.sampling import Sampling, grid_of
 from linear_structure.system.errors import run_command
 
@@ -25,7 +26,7 @@ UNUSED = {
 def main() -> None:
     """Sample, and draw a panel for each number of skipped levels."""
     parser = options.command(__doc__, "annealed")
-    parser.add_argument("--out", type=Path, default=Path("score_based"), help="of all presets")
+    parser.add_argument("--out", type=Path, default=SCORE_BASED, help="of all presets")
     typed = parser.parse_args()
     for reason, names in UNUSED.items():
         options.check_unused(typed, names, reason)

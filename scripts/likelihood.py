@@ -15,6 +15,7 @@ from typing import Any
 from experiments import likelihood, loading, options, presets
 from experiments.likelihood import BATCH, SIGMA_MIN, STEPS, Images, Range, Study, measures
 from experiments.presets import Preset
+from experiments.results import SCORE_BASED
 from linear_structure import parameters
 from linear_structure.data.datasets import Dataset
 from linear_structure.system import machine
@@ -22,7 +23,6 @@ from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_writable
 
 CHANGED = ("dataset", "parameters", "eigenvalue_scale", "network")
-ROOT = Path("score_based")
 
 
 def parse() -> argparse.Namespace:
@@ -45,7 +45,7 @@ def parse() -> argparse.Namespace:
     add("--sigma-min", type=float, help=lowest)
     add("--sigma-max", type=float, help="noise level where the ODE ends (default: the highest)")
     add("--batch", type=int, default=BATCH, help=f"images at a time (default: {BATCH})")
-    add("--out", type=Path, metavar="DIR", help=f"folder (default: {ROOT}/PRESET)")
+    add("--out", type=Path, metavar="DIR", help=f"folder (default: {SCORE_BASED}/PRESET)")
     group = parser.add_argument_group("values of the preset that may be changed")
     options.add_values(group, CHANGED)
     machine.add_options(parser)
@@ -88,7 +88,7 @@ def main() -> None:
     """Measure or continue; then write the numbers, their settings and the picture of them."""
     typed = parse()
     preset = options.changed(presets.find(typed.preset), typed, CHANGED)
-    out = typed.out or ROOT / preset.name
+    out = typed.out or SCORE_BASED / preset.name
     chosen = options.chosen_machine(typed, preset)
     check_writable(out)
     network = loading.load_network(preset, chosen)

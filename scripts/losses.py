@@ -17,13 +17,12 @@ from torch import Tensor
 from edm.network import Network
 from experiments import figures, loading, losses, options, tables
 from experiments.losses import NETWORK, Losses, Mean, Study
-from experiments.results import surroundings
+from experiments.results import SCORE_BASED, surroundings
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import digest_of_file, write_json
 from linear_structure.system.options import positive
 
-FOLDER = Path("score_based")
 COUNT = 2000
 UNUSED = (
     "sampler",
@@ -42,7 +41,7 @@ def _parse() -> argparse.Namespace:
     parser = options.command(__doc__, "losses")
     counted = f"images that are noised (default {COUNT:,}, or all where there are fewer)"
     parser.add_argument("--count", type=positive, default=COUNT, help=counted)
-    parser.add_argument("--out", type=Path, help=f"folder (default {FOLDER}/PRESET)")
+    parser.add_argument("--out", type=Path, help=f"folder (default {SCORE_BASED}/PRESET)")
     return parser.parse_args()
 
 
@@ -118,7 +117,7 @@ def write(folder: Path, name: str, study: Study, found: Losses, numbers: dict[st
 def main() -> None:
     """Measure or continue; then write the numbers and the picture of them."""
     typed = _parse()
-    folder = typed.out or FOLDER / typed.preset
+    folder = typed.out or SCORE_BASED / typed.preset
     study = loaded(typed, folder)
     found = study.measure()
     numbers = losses.summary(study, found)

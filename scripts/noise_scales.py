@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments.results import surroundings
+from experiments.results import SCORE_BASED, surroundings
 from linear_structure.data import datasets, plane
 from linear_structure.images import from_uint8
 from linear_structure.sampling.scales import (
@@ -35,7 +35,6 @@ from linear_structure.system.machine import set_threads, usable_cores
 from linear_structure.system.options import positive
 from linear_structure.system.store import kept
 
-FOLDER = Path("score_based")
 DRAWN = 10_000  # points of data in the plane
 Value = TypeVar("Value")
 
@@ -152,7 +151,7 @@ def parse() -> argparse.Namespace:
     add("--steps", type=positive, default=5, help="T, at each level (default 5)")
     add("--overlap", type=float, default=0.5, help="C of technique 2 (default 0.5)")
     add("--gamma", type=float, help="ratio of neighbouring levels, in place of technique 2's")
-    add("--out", type=Path, help=f"folder of noise_scales.json (default {FOLDER}/DATASET)")
+    add("--out", type=Path, help=f"folder of noise_scales.json (default {SCORE_BASED}/DATASET)")
     add("--data-dir", type=Path, help="where archives are kept or looked for")
     add("--threads", type=int, default=usable_cores(), help="of the CPU (default: all)")
     return parser.parse_args()
@@ -168,7 +167,7 @@ def main() -> None:
     if len(data.points) < 2:
         raise UsageError(f"{data.name} holds one image: its largest distance takes two or more")
     gamma = ratio_of(typed, data.points.shape[1])
-    path = (typed.out or FOLDER / data.name) / "noise_scales.json"
+    path = (typed.out or SCORE_BASED / data.name) / "noise_scales.json"
     make = lambda: measured(data, gamma, typed).to_json()  # noqa: E731
     found = kept(path, inputs_of(data, typed), make, made=surroundings())
     scales = Scales.from_json(found)

@@ -17,13 +17,11 @@ from edm import checkpoints
 from edm.network import Network
 from experiments import plane_figures, tables
 from experiments.plane import HEAD, SHIPPED, Plane, Study, load, load_learned, table
-from experiments.results import surroundings
+from experiments.results import SCORE_BASED, surroundings
 from linear_structure.data.plane import DRAWS
 from linear_structure.system.errors import run_command
 from linear_structure.system.files import check_writable, digest_of_file, write_json
 from linear_structure.system.machine import set_threads
-
-FOLDER = Path("score_based")
 
 
 def _parse() -> argparse.Namespace:
@@ -36,7 +34,7 @@ def _parse() -> argparse.Namespace:
     add("--count", type=int, help=counted)
     add("--seed", type=int, default=0, help="of all that is drawn (default 0)")
     add("--network", help="of the learned score: path or URL (default: the mixture's, shipped)")
-    add("--out", type=Path, help=f"folder (default {FOLDER / 'plane'}, or {FOLDER}/DATA)")
+    add("--out", type=Path, help=f"folder (default {SCORE_BASED / 'plane'}, or {SCORE_BASED}/DATA)")
     return parser.parse_args()
 
 
@@ -68,7 +66,7 @@ def main() -> None:
     set_threads(1)  # states are small: more would change bits and save no time
     plane = load(typed.data)
     count = plane.count if typed.count is None else typed.count
-    folder = typed.out or FOLDER / ("plane" if plane.has_density else plane.name)
+    folder = typed.out or SCORE_BASED / ("plane" if plane.has_density else plane.name)
     network = network_of(plane, typed.network)
     study = Study(plane, network, count, typed.seed, folder / "samples")
     check_writable(folder)

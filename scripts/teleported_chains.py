@@ -11,6 +11,7 @@ from dataclasses import replace
 from pathlib import Path
 
 from experiments import loading, options, teleported
+from experiments.results import SCORE_BASED
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import world_size
@@ -21,7 +22,7 @@ SEEDS = SeedRange(0, 2999)
 def main() -> None:
     """Sweep each chain, print each line as soon as it is there, and write table and picture."""
     parser = options.command(__doc__, "teleported_chains")
-    parser.add_argument("--out", type=Path, default=Path("score_based"), help="of all presets")
+    parser.add_argument("--out", type=Path, default=SCORE_BASED, help="of all presets")
     typed = parser.parse_args()
     own = ("sampler", *options.SETTINGS, "steps", "sigma_min", "sigma_max", "skips")
     options.check_unused(typed, own, "each chain has its own")
