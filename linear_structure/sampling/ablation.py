@@ -34,9 +34,12 @@ from linear_structure.sampling.grids import (
     ve_grid,
     vp_grid,
 )
-from linear_structure.sampling.processes import VP, Linear, RootTime, TimeLaw, ended
+from linear_structure.sampling.processes import VP, Power, ended
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import choice, option
+
+Clock = Power | VP
+"""sigma(t), increasing, with sigma(0) = 0; its rate; its inverse."""
 
 
 class Stage(NamedTuple):
@@ -129,7 +132,7 @@ class Ablation:
         """
         sigmas = self.grid(lowest, highest, round_sigma)
         lifts = self.churn.lifts(sigmas, round_sigma)
-        law: TimeLaw = RootTime() if self.schedule == "ve" else Linear()
+        law: Clock = Power(0.5 if self.schedule == "ve" else 1.0)
         if self.schedule == "vp":
             law = VP.through(*self._ends(lowest, highest), self.epsilon_s)
         return Schedule(sigmas, self._stages(sigmas, lifts, law))
@@ -164,7 +167,7 @@ class Ablation:
             case _:
                 return sigma_grid(self.steps, low, high, self.rho)
 
-    def _stages(self, sigmas: Tensor, lifts: tuple[Lift, ...], law: TimeLaw) -> tuple[Stage, ...]:
+    def _stages(self, sigmas: Tensor, lifts: tuple[Lift, ...], law: Clock) -> tuple[Stage, ...]:
         """The weights of all steps; every name is (N,)."""
         ends = sigmas[1:]
         above_zero = (ends > 0).to(ends)
@@ -197,7 +200,7 @@ class _Point(NamedTuple):
     growth: Tensor
 
     @classmethod
-    def at(cls, t: Tensor, law: TimeLaw, scaling: str) -> "_Point":
+    def at(cls, t: Tensor, law: Clock, scaling: str) -> "_Point":
         sigma, rate = law.sigma(t), law.rate(t)
         growth = -sigma * rate / (1 + sigma**2) if scaling == "vp" else torch.zeros_like(t)
         return cls(sigma, rate, _scale(sigma, scaling), growth)

@@ -11,7 +11,7 @@ different clocks sigma(t). With b = beta_min + beta_d t and B its integral from 
 
 For all of them `f = s'/s` and `g^2 = s^2 d(sigma^2)/dt` (Song et al. 2021, arXiv 2011.13456,
 appendix B). A process is used to make a grid, and to read and write scaled states: samplers know
-sigma alone. Karras et al. 2022 (table 1) call a clock of their own, sqrt(t), VE: it is `RootTime`.
+sigma alone. Karras et al. 2022 (table 1) call a clock of their own, sqrt(t), VE: it is a `Power`.
 """
 
 import math
@@ -26,45 +26,21 @@ from linear_structure.denoise import Denoiser, expand
 from linear_structure.system.errors import UsageError
 
 
-class TimeLaw(Protocol):
-    """A schedule sigma(t), increasing over the times of a grid, with sigma(0) = 0."""
-
-    def sigma(self, t: Tensor) -> Tensor:
-        """Noise level at time t."""
-
-    def rate(self, t: Tensor) -> Tensor:
-        """Its derivative d sigma / dt."""
-
-    def time(self, sigma: Tensor) -> Tensor:
-        """The time at which the level is reached."""
-
-
 @dataclass(frozen=True)
-class Linear:
-    """sigma(t) = t."""
+class Power:
+    """sigma(t) = t^p: time itself, or with p = 1/2 Karras' VE in continuous time."""
+
+    exponent: float = 1.0
 
     def sigma(self, t: Tensor) -> Tensor:
-        return t
+        return t**self.exponent
 
     def rate(self, t: Tensor) -> Tensor:
-        return torch.ones_like(t)
+        """d sigma / dt."""
+        return self.exponent / t ** (1 - self.exponent)
 
     def time(self, sigma: Tensor) -> Tensor:
-        return sigma
-
-
-@dataclass(frozen=True)
-class RootTime:
-    """sigma(t) = sqrt(t): Karras' VE in continuous time; score-SDE's clock is `VE`."""
-
-    def sigma(self, t: Tensor) -> Tensor:
-        return t.sqrt()
-
-    def rate(self, t: Tensor) -> Tensor:
-        return 0.5 / t.sqrt()
-
-    def time(self, sigma: Tensor) -> Tensor:
-        return sigma**2
+        return sigma ** (1 / self.exponent)
 
 
 class Process(Protocol):
