@@ -11,8 +11,7 @@ differ between two commands that continue it.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,7 +37,7 @@ from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.system.errors import WorkError
 from linear_structure.system.files import replacing, write_text
-from linear_structure.system.machine import rank, world_size
+from linear_structure.system.machine import gathered, rank, world_size
 from linear_structure.system.options import plain
 
 STATE = "training-state.pt"
@@ -92,7 +91,7 @@ class Job:
             UsageError: the recipe does not fit the data, or the folder holds another run.
             WorkError: the loss is no longer finite, or a snapshot cannot be written.
         """
-        with _processes(self.device):
+        with gathered("nccl" if self.device.type == "cuda" else "gloo", patience=None) as meet:
             torch.manual_seed(self.recipe.seed)
             state: State[Any] = State.start(self.recipe.build(self.dataset).to(self.device))
             state.read(self.folder / STATE, self.identity)
@@ -102,6 +101,9 @@ class Job:
             forward = DistributedDataParallel(state.network) if several else state.network
             objective = self.recipe.objective(state.network)
             self._train(Trainer(self.recipe, self.source, objective, forward), state)
+            # DDP keeps gloo's threads alive. One that still has to free a tensor of the last
+            # reduction needs Python for it, and aborts a process that is ending.
+            meet()
         return state
 
     @cached_property
@@ -171,24 +173,6 @@ class Job:
             self.samples(self.folder / f"samples-{name}.png", state.average)
         write_curve(self.folder / "loss", state.curve)
         state.write(self.folder / STATE, self.identity)
-
-
-@contextmanager
-def _processes(device: torch.device) -> Iterator[None]:
-    """The process group of `torchrun`, where there is more than one process; all end together.
-
-    DDP keeps gloo's threads alive. One that still has to free a tensor of the last reduction needs
-    Python for it, and aborts a process that is ending: waiting for the others leaves it the time.
-    """
-    if world_size() == 1:
-        yield
-        return
-    distributed.init_process_group("nccl" if device.type == "cuda" else "gloo")
-    try:
-        yield
-        distributed.barrier()
-    finally:
-        distributed.destroy_process_group()
 
 
 def _passed(interval: int, images_seen: int, batch: int) -> bool:

@@ -136,12 +136,17 @@ def wait_for(paths: Iterable[Path]) -> None:
 
 
 @contextmanager
-def gathered() -> Iterator[Callable[[], object]]:
-    """Yield a call that returns once every process of this command has made it."""
+def gathered(
+    backend: str = "gloo", patience: timedelta | None = PATIENCE
+) -> Iterator[Callable[[], object]]:
+    """Yield a call that returns once every process of this command has made it.
+
+    Several processes form torch's process group of this backend and patience (None: torch's own).
+    """
     if world_size() == 1:
         yield lambda: None
         return
-    torch.distributed.init_process_group("gloo", timeout=PATIENCE)
+    torch.distributed.init_process_group(backend, timeout=patience)
     try:
         yield torch.distributed.barrier
     finally:
