@@ -89,7 +89,7 @@ class Trainer:
             group["lr"] = recipe.learning_rate * share
         state.optimizer.step()
         state.optimizer.zero_grad()
-        decay = ema.Ema(recipe.ema_halflife, recipe.ema_ramp).decay(recipe.batch, seen)
+        decay = ema.decay(recipe.ema_halflife, recipe.ema_ramp, recipe.batch, seen)
         ema.update(state.average, state.network, decay)
         state.images_seen += recipe.batch
         return error

@@ -4,7 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from edm.training.ema import Ema, update
+from edm.training.ema import decay, update
 
 
 def constant(value: float) -> nn.Linear:
@@ -16,20 +16,19 @@ def constant(value: float) -> nn.Linear:
 
 @pytest.mark.parametrize("batch", [1, 64, 4096])
 def test_a_weight_counts_half_after_the_half_life(batch: int) -> None:
-    decay = Ema(halflife=500_000, ramp=0.05).decay(batch, images_seen=100_000_000)
-    assert decay ** (500_000 / batch) == pytest.approx(0.5)
+    beta = decay(halflife=500_000, ramp=0.05, batch=batch, images_seen=100_000_000)
+    assert beta ** (500_000 / batch) == pytest.approx(0.5)
 
 
 def test_half_life_is_a_share_of_the_images_seen_at_first() -> None:
-    ema = Ema(halflife=500_000, ramp=0.05)
-    assert ema.decay(100, 2_000) == pytest.approx(0.5)
-    assert ema.decay(100, 0) == 0
-    assert Ema(halflife=100, ramp=0).decay(100, 0) == 0.5
+    assert decay(500_000, 0.05, 100, 2_000) == pytest.approx(0.5)
+    assert decay(500_000, 0.05, 100, 0) == 0
+    assert decay(100, 0, 100, 0) == 0.5
 
 
 def test_first_update_copies_the_network() -> None:
     average, network = constant(3.0), nn.Linear(2, 2)
-    update(average, network, Ema().decay(512, 0))
+    update(average, network, decay(500_000, 0.05, 512, 0))
     assert torch.equal(average.weight, network.weight)
     assert torch.equal(average.bias, network.bias)
 
