@@ -53,28 +53,19 @@ class Classifier(nn.Module):
         batch: images that go through the network at once.
     """
 
+    batch = 512
+
     def __init__(self, options: Options) -> None:
         super().__init__()
-        self.options, self.batch = options, 512
-        first = options.widths[0]
+        self.options = options
+        self.name, self.distance_name = f"classifier-{options.knows}", f"FD-{options.knows}"
+        first, self.dim = options.widths[0], options.widths[-1]
         stem = nn.Conv2d(options.channels, first, 3, padding=1, bias=False)
         self.stem = nn.Sequential(stem, nn.BatchNorm2d(first), nn.ReLU())
         stages = [_stage(first, first, options.blocks)]
         stages += [_stage(*pair, options.blocks) for pair in pairwise(options.widths)]
         self.stages = nn.Sequential(*stages)
         self.head = nn.Linear(self.dim, options.classes)
-
-    @property
-    def name(self) -> str:
-        return f"classifier-{self.options.knows}"
-
-    @property
-    def distance_name(self) -> str:
-        return f"FD-{self.options.knows}"
-
-    @property
-    def dim(self) -> int:
-        return self.options.widths[-1]
 
     @property
     def config(self) -> dict[str, Any]:
@@ -102,7 +93,7 @@ class Classifier(nn.Module):
         for part in images.split(self.batch):
             x = from_uint8(part.to(device)).contiguous(memory_format=torch.channels_last)
             parts.append(self.stages(self.stem(x)).mean((2, 3)))
-        return torch.cat(parts) if parts else torch.zeros(0, self.dim, device=device)
+        return torch.cat(parts)
 
     def logits(self, images: Tensor) -> Tensor:
         """Scores (n, classes) of uint8 images (n, C, H, W)."""
