@@ -227,6 +227,11 @@ class EDM(Ranged):
         )
 
 
+def _of_noise(sigma: Tensor, label: Tensor) -> Coefficients:
+    """F predicts the noise in images scaled to the variance that they have without any."""
+    return Coefficients(torch.ones_like(sigma), -sigma, 1 / (sigma**2 + 1).sqrt(), label)
+
+
 @dataclass(frozen=True, kw_only=True)
 class VPOptions(Options):
     """Options of VP preconditioning, under the published names."""
@@ -252,12 +257,7 @@ class VP(Preconditioned):
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The row "VP" of the table above."""
-        return Coefficients(
-            skip=torch.ones_like(sigma),
-            out=-sigma,
-            input=1 / (sigma**2 + 1).sqrt(),
-            noise=(self.options.M - 1) * self.process.time(sigma),
-        )
+        return _of_noise(sigma, (self.options.M - 1) * self.process.time(sigma))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -315,12 +315,7 @@ class IDDPM(Preconditioned):
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
         """The row "iDDPM" of the table above."""
-        return Coefficients(
-            skip=torch.ones_like(sigma),
-            out=-sigma,
-            input=1 / (sigma**2 + 1).sqrt(),
-            noise=(self.options.M - 1 - self._index(sigma)).to(torch.float32),
-        )
+        return _of_noise(sigma, (self.options.M - 1 - self._index(sigma)).to(torch.float32))
 
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The nearest of the M + 1 levels u, in sigma's shape, dtype and device."""

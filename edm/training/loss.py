@@ -84,7 +84,6 @@ class VP(NoiseError):
     epsilon_t: float = 1e-5
 
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Draw (count,) noise levels."""
         t = 1 + torch.rand(count, device=device) * (self.epsilon_t - 1)
         return PublishedVP(self.beta_d, self.beta_min).sigma(t)
 
@@ -98,7 +97,6 @@ class LogUniform(NoiseError):
     sigma_data: float = math.inf
 
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Draw (count,) noise levels."""
         return geometric(torch.rand(count, device=device), self.low, self.high)
 
     def weight(self, sigma: Tensor) -> Tensor:
@@ -121,7 +119,6 @@ class Levels(NoiseError):
     levels: Tensor
 
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
-        """Draw (count,) of the levels."""
         chosen = torch.randint(len(self.levels), (count,), device=device)
         return self.levels.to(device, torch.float32)[chosen]
 
