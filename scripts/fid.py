@@ -104,13 +104,11 @@ def calculate(args: argparse.Namespace) -> None:
     with extracting(args, extract, everything) as extract:
         results = list(compared(args, extract, sets, standard))
         if len(results) > 1:
-            outputs = [result["outputs"] for result in results]
-            distances, counts = zip(*((o["distance"], o["count"]) for o in outputs), strict=True)
-            found = fid.Repeated(distances, counts)
+            found = fid.Repeated([result["outputs"]["distance"] for result in results])
             print(
                 f"{extract.features.distance_name} {found.mean:.6g} +- {found.spread:.2g} over "
-                f"{len(outputs)} sets of n = {counts[0]}; minimum, the published convention: "
-                f"{found.minimum:.6g}"
+                f"{len(results)} sets of n = {results[0]['outputs']['count']}; minimum, the "
+                f"published convention: {found.minimum:.6g}"
             )
         if results and args.json:
             write_json(args.json, results)

@@ -25,7 +25,7 @@ from torch import Tensor
 from linear_structure.gaussian import Gaussian
 from linear_structure.moments import Moments
 from linear_structure.system.errors import UsageError, WorkError
-from linear_structure.system.files import UNREADABLE_ARRAYS, digest_of_parts, replacing
+from linear_structure.system.files import UNREADABLE_ARRAYS, digest_of_parts, write_arrays
 
 ROWS = 1024  # features that enter the moments at a time, however they arrive
 SPURIOUS = 1e-3  # share of the trace that negative eigenvalues may have by rounding
@@ -181,14 +181,9 @@ def _fault(
 
 def write(path: Path, statistics: Statistics) -> None:
     """Write `mu` and `sigma` as published references have them, `count` and `features` beside."""
-    with replacing(path) as beside, beside.open("wb") as file:
-        np.savez(
-            file,
-            mu=statistics.mu.numpy(),
-            sigma=statistics.sigma.numpy(),
-            count=np.array(statistics.count or 0),
-            features=np.array(statistics.features or ""),
-        )
+    moments = {"mu": statistics.mu.numpy(), "sigma": statistics.sigma.numpy()}
+    count, features = np.array(statistics.count or 0), np.array(statistics.features or "")
+    write_arrays(path, {**moments, "count": count, "features": features})
 
 
 def refuse_unequal(counts: Sequence[int]) -> None:
@@ -202,13 +197,9 @@ def refuse_unequal(counts: Sequence[int]) -> None:
 
 @dataclass(frozen=True)
 class Repeated:
-    """One distance on several seed ranges of n images each; UsageError for different n."""
+    """One distance on several seed ranges of equally many images."""
 
-    distances: tuple[float, ...]
-    counts: tuple[int, ...]
-
-    def __post_init__(self) -> None:
-        refuse_unequal(self.counts)
+    distances: Sequence[float]
 
     @property
     def mean(self) -> float:

@@ -267,15 +267,15 @@ def test_files_that_are_none_are_refused(tmp_path):
 
 
 def test_repeated_distances_have_mean_spread_and_published_minimum():
-    repeated = Repeated((1.0, 2.0, 6.0), (500, 500, 500))
+    repeated = Repeated((1.0, 2.0, 6.0))
     assert (repeated.mean, repeated.minimum) == (3, 1)
     assert repeated.spread == pytest.approx(math.sqrt(7))
-    assert math.isnan(Repeated((1.0,), (5,)).spread)
+    assert math.isnan(Repeated((1.0,)).spread)
 
 
 def test_distances_at_different_n_are_refused():
     with pytest.raises(UsageError, match="n = 500, 400 do not compare"):
-        Repeated((1.0, 2.0), (500, 400))
+        fid.refuse_unequal([500, 400])
 
 
 def cubic(x, y):
