@@ -101,16 +101,15 @@ def denoising_losses(
         left, right = figure.subplots(1, 2)
         for key, values in losses.items():
             left.plot(sigmas, values, marker="o", ms=3, label=key.title, **style_of(key))
-        _noise_axis(left, "E|D - x_0|^2 / sigma^2, per pixel")
+        _noise_axis(left, "E|D - x_0|^2 / sigma^2, per pixel", "loss")
         left.set_ylim(bottom=min(losses[GAUSSIAN]) / 2)  # memorisation has none
-        left.set_title("loss", fontsize=10)
         left.legend()
         right.axhline(0, **style_of(GAUSSIAN))
         for key, (percent, halves) in excess.items():
             right.errorbar(sigmas, percent, halves, marker="o", ms=3, capsize=2, **style_of(key))
-        _noise_axis(right, "percent of the Gaussian's loss")
+        above = "loss above the Gaussian's, same noise, 95 % intervals"
+        _noise_axis(right, "percent of the Gaussian's loss", above)
         _percent_axis(right, [value for percent, _ in excess.values() for value in percent])
-        right.set_title("loss above the Gaussian's, same noise, 95 % intervals", fontsize=10)
         small = "\n".join(textwrap.fill(note, WIDE_LINE) for note in notes)
         figure.supxlabel(small, fontsize=8)
 
@@ -130,10 +129,8 @@ def overview(path: Path, numbers: Numbers, title: str) -> None:
         for key in (key for key in FEW if key in numbers):
             _band(left, numbers[key]["trajectory"], "error", key)
             _band(right, numbers[key]["solution"], "state", key)
-        _noise_axis(left, "relative error of the score")
-        _noise_axis(right, "relative deviation of the state x")
-        left.set_title("score, along the network's trajectories", fontsize=10)
-        right.set_title("solution from the same noise", fontsize=10)
+        _noise_axis(left, "relative error of the score", "score, along the network's trajectories")
+        _noise_axis(right, "relative deviation of the state x", "solution from the same noise")
         left.legend(title="median, quartiles")
 
 
@@ -148,10 +145,8 @@ def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
                 median = np.array(agreement["error"])[:, 1]
                 left.plot(agreement["sigma"], median, **style, label=label)
                 right.plot(agreement["sigma"], 1 - np.array(agreement["explained"]), **style)
-            _noise_axis(left, "relative error of the score, median")
-            _noise_axis(right, "share of the score not explained")
-            left.set_title(f"at {where}", fontsize=10)
-            right.set_title(f"at {where}", fontsize=10)
+            _noise_axis(left, "relative error of the score, median", f"at {where}")
+            _noise_axis(right, "share of the score not explained", f"at {where}")
             right.set_ylim(top=3)
         _legend_beside(figure, panels[0, 0])
 
@@ -186,8 +181,8 @@ def settling_order(path: Path, settled: Mapping[str, Any], title: str) -> None:
             right.plot(settled["sigma"], settled["gain"][k], "o", ms=4, color=color)
             label = f"component {k + 1}"
             right.plot(settled["sigma"], settled["expected"][k], color=color, label=label)
-        _noise_axis(right, "coordinate of x, relative to sigma_T")
-        right.set_title("network (dots), closed form (lines)", fontsize=10)
+        shown = "network (dots), closed form (lines)"
+        _noise_axis(right, "coordinate of x, relative to sigma_T", shown)
         right.legend()
 
 
@@ -291,8 +286,9 @@ def _ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
     return shown, [f"{place:g}" for place in shown]
 
 
-def _noise_axis(axes: Axes, label: str) -> None:
+def _noise_axis(axes: Axes, label: str, title: str = "") -> None:
     axes.set(xscale="log", yscale="log", ylabel=label)
+    axes.set_title(title, fontsize=10)
     axes.set_xlabel(NOISE_LEVEL, fontsize=8)
     axes.invert_xaxis()
 
