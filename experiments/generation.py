@@ -97,6 +97,7 @@ class Generation:
         That is infinite, which is no JSON.
         """
         churn, teleport = self.settings.churn, self.teleport.inputs if self.teleport else {}
+        row = SAMPLERS.get(self.sampler)
         return {
             "network": self.network.digest,
             "dtype": "as published",
@@ -107,7 +108,7 @@ class Generation:
             **asdict(self.settings),
             "churn": {k: v for k, v in asdict(churn).items() if v != getattr(Churn(), k)},
             "sigmas": self.schedule.sigmas.tolist(),
-            **self._told,
+            **(row.inputs(self.schedule.sigmas, self.chain) if row else {}),
             "skip": self.skip,
             "parameters": None,
             **{k: v for k, v in teleport.items() if k != "solver_steps"},  # always the same
@@ -116,12 +117,6 @@ class Generation:
             "batch": self.batch,
             "subdirs": self.subdirs,
         }
-
-    @property
-    def _told(self) -> dict[str, Any]:
-        """What the images depend on by the sampler's row."""
-        row = SAMPLERS.get(self.sampler)
-        return row.inputs(self.schedule.sigmas, self.chain) if row else {}
 
     @property
     def evaluations(self) -> int:
@@ -166,9 +161,7 @@ def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
         return ablation(denoise, x, left, noise if churned else None)
     if churned:
         return heun(denoise, x, left.sigmas, left.lifts, noise)
-    row = find(generation.sampler)
-    used = noise if row.stochastic else None
-    return row.run(denoise, x, sigmas, skip, used, generation.chain)
+    return find(generation.sampler).run(denoise, x, sigmas, skip, noise, generation.chain)
 
 
 def _missing(generation: Generation, seeds: Iterable[int]) -> list[int]:

@@ -82,8 +82,7 @@ class Sampling:
         """The Steps that are left after `skip` of them; errors as in `carry`."""
         denoise, start, labels, noise = self.drawn(seeds)
         x = carry(start, self.sigmas, skip, self.teleport, labels)
-        used = noise if self.sampler.stochastic else None
-        return self.sampler.run(denoise, x, self.sigmas, skip, used, self.settings)
+        return self.sampler.run(denoise, x, self.sigmas, skip, noise, self.settings)
 
     def pixels(self, seeds: Iterable[int], skip: int = 0) -> Tensor:
         """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
