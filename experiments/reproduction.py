@@ -20,7 +20,7 @@ from experiments.sampling import Sampling
 from experiments.sweep import Sweep
 from experiments.tables import write_table
 from linear_structure.gaussian import Gaussian
-from linear_structure.sampling.samplers import Step, final
+from linear_structure.sampling.samplers import final
 from linear_structure.system.files import write_json
 from linear_structure.system.store import kept
 from linear_structure.teleport import Teleport
@@ -64,10 +64,6 @@ class Reproduction:
         """Where the models are compared with the network."""
         return States(self.sampling, self._seeds(self.count), self.images)
 
-    @property
-    def trajectory(self) -> list[Step]:
-        return self.states.trajectory
-
     def _seeds(self, count: int) -> range:
         (seeds,) = self.preset.seeds.head(count).blocks(count)
         return seeds
@@ -91,8 +87,9 @@ class Reproduction:
     def settled(self) -> Settling:
         """How principal components settle along the network's trajectories."""
         inputs = {**self.study.inputs, "seeds": list(self.states.seeds)}
-        path, gaussian = self.folder / "components.json", self.gaussian
-        return Settling(**kept(path, inputs, lambda: asdict(settling(self.trajectory, gaussian))))
+        path, states = self.folder / "components.json", self.states
+        found = kept(path, inputs, lambda: asdict(settling(states.trajectory, self.gaussian)))
+        return Settling(**found)
 
     def samples(self, skip: int, count: int) -> Tensor:
         """Images (count, C, H, W) of the first trajectories, their first steps teleported."""
@@ -125,8 +122,9 @@ def write_pictures(r: Reproduction) -> None:
     levels = torch.linspace(0, len(r.sigmas) - 2, SHOWN).round().long().tolist()
     title = f"{r.preset.name}: denoised images of one trajectory, from noise to image"
     columns = [f"{r.sigmas[i]:.2g}" for i in levels]
-    rows = {"network": torch.cat([r.trajectory[i].denoised[:1] for i in levels])}
-    ours = list(solution(r.gaussian, r.trajectory[0].x[:1], r.sigmas))
+    steps = r.states.trajectory
+    rows = {"network": torch.cat([steps[i].denoised[:1] for i in levels])}
+    ours = list(solution(r.gaussian, steps[0].x[:1], r.sigmas))
     rows["Gaussian"] = torch.cat([ours[i].denoised for i in levels])
     figures.image_rows(r.folder / "figure2a.png", rows, columns, "sigma", title)
     title = f"{r.preset.name}: samples from the same noise"
@@ -141,8 +139,8 @@ def write_pictures(r: Reproduction) -> None:
 
 def _model_samples(r: Reproduction) -> dict[str, Tensor]:
     """Where the trajectories of the network and of some models end, from the same noise."""
-    start = r.trajectory[0].x[:SHOWN]
-    found = {"network": r.trajectory[-1].x[:SHOWN]}
+    steps = r.states.trajectory
+    start, found = steps[0].x[:SHOWN], {"network": steps[-1].x[:SHOWN]}
     for key in figures.FEW:
         if key in r.makers and key != ISOTROPIC:
             model = r.makers[key]().to(start)  # not to be moved there at each of its calls
