@@ -65,7 +65,6 @@ class PixelSums:
         self._total = np.zeros(dim)
         self._products = np.zeros((dim, dim))  # its lower triangle counts
         self._waiting: list[np.ndarray] = []  # u of images that are counted, but not yet summed
-        self._rows_waiting = 0
 
     def add(self, images: Tensor) -> None:
         """Add images (n, *S); a ValueError unless they are uint8 and prod(S) = dim."""
@@ -77,15 +76,13 @@ class PixelSums:
         self.count += len(flat)
         for rows in flat.split(WAITING):
             self._waiting.append((rows ^ OFFSET).view(torch.int8).numpy())  # v - 128
-            self._rows_waiting += len(rows)
-            if self._rows_waiting >= WAITING:
+            if sum(map(len, self._waiting)) >= WAITING:
                 self._settle()
 
     def _settle(self) -> None:
         if self._waiting:
             pixels = np.concatenate(self._waiting)
             self._waiting.clear()
-            self._rows_waiting = 0
             self._total += pixels.sum(0, dtype=np.int32)
             add_products(self._products, pixels)
 
