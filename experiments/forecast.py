@@ -118,17 +118,13 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
     extractor, config = _features(preset), _config(preset)
     images = _images_of_a_skip(preset) * len(preset.skips)
     return Forecast(
-        nfe=_calls(preset),
+        nfe={skip: preset.calls(skip) for skip in preset.skips},
         images=images,
         work=_work(preset, config, extractor, device) if config else None,
         features=FLOAT * extractor.dim * images if extractor else None,
         downloads=_downloads(preset),
         missing=tuple(_missing(preset)),
     )
-
-
-def _calls(preset: Preset) -> dict[int, int]:
-    return {skip: preset.calls(skip) for skip in preset.skips}
 
 
 def _images_of_a_skip(preset: Preset) -> int:
@@ -151,7 +147,7 @@ def _work(
         one_call = _flops(blank, _images(blank, 1, torch.device("meta")), torch.ones(()))
     features = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
     teleports = sum(skip > 0 for skip in preset.skips) * _teleport_flops(preset, blank)
-    calls = sum(_calls(preset).values())
+    calls = sum(map(preset.calls, preset.skips))
     flops = _images_of_a_skip(preset) * (calls * one_call + features + teleports)
     return Work(
         flops=flops,

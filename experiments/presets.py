@@ -150,19 +150,12 @@ def _published(kind: str, name: str, limit: int, sha256: str | None = None) -> S
 
 
 def _unet(resolution: int, channel_mult: list[int], dropout: float) -> dict[str, Any]:
-    """Settings of the published unconditional VP networks."""
+    """Settings of the published unconditional VP networks; the others are the defaults."""
     return {
         "precondition": "EDMPrecond",
         "img_resolution": resolution,
         "img_channels": 3,
-        "label_dim": 0,
         "model_type": "SongUNet",
-        "embedding_type": "positional",
-        "encoder_type": "standard",
-        "decoder_type": "standard",
-        "channel_mult_noise": 1,
-        "resample_filter": [1, 1],
-        "model_channels": 128,
         "channel_mult": channel_mult,
         "augment_dim": 9,
         "dropout": dropout,
