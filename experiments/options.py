@@ -87,11 +87,7 @@ def check_scale(typed: argparse.Namespace) -> None:
 
 
 def check_images_count(preset: Preset) -> None:
-    """Refuse images that a sweep would not look at.
-
-    Raises:
-        UsageError: the user named images, and neither parameters nor reference come from them.
-    """
+    """Refuse images (UsageError) that neither the parameters nor the reference come from."""
     named = "dataset" in preset.replaced
     if named and not preset.makes_parameters and preset.reference is not None:
         raise UsageError(
@@ -108,11 +104,7 @@ def check_rho(typed: argparse.Namespace, chosen: Ablation) -> None:
 
 
 def check_unused(typed: argparse.Namespace, names: Sequence[str], reason: str) -> None:
-    """Refuse options of a preset that a command has no use for.
-
-    Raises:
-        UsageError: one of the names was given; the message ends with the reason.
-    """
+    """Refuse options (UsageError) that would change nothing, for a reason that is told."""
     for name in given(typed, names):
         raise UsageError(f"--{name.replace('_', '-')} would change nothing: {reason}")
 
@@ -120,8 +112,7 @@ def check_unused(typed: argparse.Namespace, names: Sequence[str], reason: str) -
 def chosen_machine(typed: argparse.Namespace, preset: Preset | None = None) -> Machine:
     """The machine that was asked for; its threads, if nobody said, are the preset's.
 
-    Raises:
-        UsageError, WorkError: as `Machine.chosen`.
+    Raises as `Machine.chosen`.
     """
     threads = preset.threads if preset and typed.threads is None else typed.threads
     return Machine.chosen(typed.device, threads, getattr(typed, "tf32", False))

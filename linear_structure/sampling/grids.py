@@ -116,11 +116,7 @@ def _fractions(steps: int, sigma_min: float, sigma_max: float) -> Tensor:
 
 
 def check_levels(sigmas: Tensor) -> None:
-    """Refuse what is no full grid, or the tail of one.
-
-    Raises:
-        ValueError: sigmas (M,) do not decrease, or do not end in 0.
-    """
+    """Raise a ValueError unless sigmas (M,), a full grid or the tail of one, decrease to 0."""
     if not bool((sigmas.diff() < 0).all()) or sigmas[-1] != 0:
         raise ValueError("sigmas: expected levels that decrease, and a final 0")
 

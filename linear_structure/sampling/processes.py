@@ -62,11 +62,7 @@ class Process(Protocol):
         """g(t)^2, the variance of the noise that x_t receives in a unit of time."""
 
     def grid(self, steps: int, end: float) -> Tensor:
-        """Levels evenly spaced in time, from 1 to `end`, then 0: (steps + 1,) float64.
-
-        Raises:
-            ValueError: as `times`.
-        """
+        """Levels evenly spaced in time, 1 to `end`, then 0: (steps + 1,). Raises as `times`."""
         return ended(self.sigma(times(steps, end)))
 
 
@@ -83,11 +79,7 @@ def times(steps: int, end: float) -> Tensor:
 
 
 def check_steps(steps: int) -> None:
-    """Refuse to do nothing.
-
-    Raises:
-        ValueError: steps is below 1.
-    """
+    """Raise a ValueError unless there is at least one step."""
     if steps < 1:
         raise ValueError(f"steps is {steps}: expected at least 1")
 
