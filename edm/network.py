@@ -24,22 +24,15 @@ from linear_structure.sampling.grids import Rounding, exact
 from linear_structure.sampling.seeds import check_class
 from linear_structure.system.errors import UsageError
 from linear_structure.system.machine import world_size
+from linear_structure.teleport import Sized
 
 
-class Network(Protocol):
+class Network(Sized, Protocol):
     """A denoiser of images that says what it is."""
-
-    @property
-    def shape(self) -> tuple[int, int, int]:
-        """(C, H, W) of the images that it makes."""
 
     @property
     def device(self) -> torch.device:
         """Where it computes."""
-
-    @property
-    def label_dim(self) -> int:
-        """Number of its classes, 0 if it has none."""
 
     @property
     def sigma_min(self) -> float:

@@ -26,13 +26,15 @@ SOLVER_STEPS = 32
 
 
 class Sized(Protocol):
-    """What a teleport asks of a network: the images (C, H, W) that it makes, and its classes."""
+    """What a teleport asks of a network."""
 
     @property
-    def shape(self) -> tuple[int, int, int]: ...
+    def shape(self) -> tuple[int, int, int]:
+        """(C, H, W) of the images that it makes."""
 
     @property
-    def label_dim(self) -> int: ...
+    def label_dim(self) -> int:
+        """Number of its classes, 0 if it has none."""
 
 
 def has_flow(model: Model) -> bool:
