@@ -6,7 +6,7 @@ built without values first, so that names and shapes are compared before anythin
 """
 
 import json
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
@@ -98,12 +98,9 @@ def provenance(path: Path) -> dict[str, Any]:
     """
     try:
         with safe_open(located(given(str(path))), framework="pt") as file:
-            story = json.loads((file.metadata() or {}).get("provenance", "null"))
-    except (SafetensorError, ValueError, RecursionError) as error:
+            return dict(json.loads((file.metadata() or {})["provenance"]))
+    except (SafetensorError, LookupError, ValueError, TypeError, RecursionError) as error:
         raise UsageError(f"{path} does not say what it was made from: make it anew") from error
-    if not isinstance(story, dict):
-        raise UsageError(f"{path} does not say what it was made from: make it anew")
-    return story
 
 
 def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -155,7 +152,8 @@ def _assemble(
     build: Build[AnyModule], config: Mapping[str, Any], tensors: Mapping[str, Tensor]
 ) -> AnyModule:
     """Build a network without values and give it its tensors."""
-    for group in _groups(config):
+    options = {name: value for name, value in config.items() if not isinstance(value, dict)}
+    for group in (options, *(value for value in config.values() if isinstance(value, dict))):
         _check_values(group)
         _check_extent(group, len(tensors))
     try:
@@ -171,12 +169,6 @@ def _assemble(
     values = {name: _fitted(name, tensors[name], like) for name, like in expected.items()}
     network.load_state_dict(values, strict=True, assign=True)
     return network.eval().requires_grad_(False)
-
-
-def _groups(config: Mapping[str, Any]) -> Iterator[dict[str, Any]]:
-    """Options as they are, then each group of them that stands under a name."""
-    yield {name: value for name, value in config.items() if not isinstance(value, dict)}
-    yield from (value for value in config.values() if isinstance(value, dict))
 
 
 def _check_values(config: Mapping[str, Any]) -> None:
