@@ -18,6 +18,7 @@ import os
 import re
 import time
 from dataclasses import asdict, dataclass, replace
+from functools import partial
 from pathlib import Path
 from typing import TypeVar
 from urllib.parse import urlparse
@@ -154,12 +155,9 @@ class _Record:
     def of(cls, path: Path) -> "_Record":
         """Read and hash the whole file."""
         stat = path.stat()
-        sha256, md5 = hashlib.sha256(), hashlib.md5(usedforsecurity=False)
         with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                sha256.update(chunk)
-                md5.update(chunk)
-        return cls(sha256.hexdigest(), md5.hexdigest(), stat.st_size, stat.st_mtime_ns)
+            md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
+        return cls(digest_of_file(path), md5, stat.st_size, stat.st_mtime_ns)
 
 
 @dataclass(frozen=True)
