@@ -34,7 +34,7 @@ from linear_structure.sampling.grids import (
     ve_grid,
     vp_grid,
 )
-from linear_structure.sampling.processes import VP, Power, ended
+from linear_structure.sampling.processes import VE, VP, Power, Process, ended
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import choice, option
 
@@ -176,13 +176,13 @@ class Ablation:
         reach = self.alpha * h * above_zero
         share = (0.5 / self.alpha if self.solver == "heun" else 0.0) * above_zero
 
-        here = _Point.at(start, law, self.scaling)
-        trial = _Point.at(start + reach, law, self.scaling)
+        scaled: Process = VP() if self.scaling == "vp" else VE()
+        here, trial = _Point.at(start, law, scaled), _Point.at(start + reach, law, scaled)
         trial_keep = here.scale / trial.scale * (1 + reach * here.growth)
         trial_first = here.scale / trial.scale * reach * here.rate
 
-        from_here = here.scale / _scale(ends, self.scaling)
-        from_trial = trial.scale / _scale(ends, self.scaling) * h * share
+        from_here = here.scale / scaled.scale(ends)
+        from_trial = trial.scale / scaled.scale(ends) * h * share
         rest = h * (1 - share)
         keep = from_here * (1 + rest * here.growth) + from_trial * trial.growth * trial_keep
         first = from_here * rest * here.rate + from_trial * trial.growth * trial_first
@@ -200,12 +200,8 @@ class _Point(NamedTuple):
     growth: Tensor
 
     @classmethod
-    def at(cls, t: Tensor, law: Clock, scaling: str) -> "_Point":
+    def at(cls, t: Tensor, law: Clock, scaled: Process) -> "_Point":
         sigma, rate = law.sigma(t), law.rate(t)
-        growth = -sigma * rate / (1 + sigma**2) if scaling == "vp" else torch.zeros_like(t)
-        return cls(sigma, rate, _scale(sigma, scaling), growth)
-
-
-def _scale(sigma: Tensor, scaling: str) -> Tensor:
-    """s where the level is sigma."""
-    return VP().scale(sigma) if scaling == "vp" else torch.ones_like(sigma)
+        shrinks = isinstance(scaled, VP)
+        growth = -sigma * rate / (1 + sigma**2) if shrinks else torch.zeros_like(t)
+        return cls(sigma, rate, scaled.scale(sigma), growth)
