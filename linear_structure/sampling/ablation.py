@@ -19,7 +19,7 @@ computed once from the full grid and then sliced (`schedule[k:]`): a skip change
 
 import math
 from dataclasses import dataclass, field, fields
-from typing import Any, NamedTuple
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
@@ -82,10 +82,6 @@ class Schedule:
         return Schedule(sigmas, self.stages[part][: len(sigmas) - 1])
 
 
-def _end(meaning: str) -> Any:
-    return field(default=None, metadata={"meaning": meaning, "parse": float, "metavar": "N"})
-
-
 @dataclass(frozen=True)
 class Ablation:
     """Settings of the ablation sampler, named as published (Karras et al. 2022, algorithm 3).
@@ -105,8 +101,8 @@ class Ablation:
     schedule: str = choice("linear", "vp", "ve", meaning="sigma(t) (default: linear)")
     scaling: str = choice("none", "vp", meaning="s(t) (default: none)")
     alpha: float = option(1.0, meaning="where in a step the second slope is (default: 1, Heun)")
-    sigma_min: float | None = _end("lowest noise level (default: 0.002)")
-    sigma_max: float | None = _end("highest noise level (default: 80)")
+    sigma_min: float | None = option(None, meaning="lowest noise level (default: 0.002)")
+    sigma_max: float | None = option(None, meaning="highest noise level (default: 80)")
     rho: float = option(7.0, meaning="exponent of the edm grid (default: 7)")
     epsilon_s: float = 1e-3
     c_1: float = 1e-3

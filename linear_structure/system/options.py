@@ -98,8 +98,8 @@ def _form(each: Field[Any]) -> dict[str, Any]:
         return {"action": BooleanOptionalAction}
     if words := each.metadata.get("words"):
         return {"choices": words}
-    if each.type in (int, float):
-        return {"type": each.type, "metavar": "N"}
+    if each.type in (int, float, float | None):
+        return {"type": int if each.type is int else float, "metavar": "N"}
     return {"type": int, "nargs": "*", "metavar": "N"}
 
 
