@@ -86,37 +86,16 @@ def _solver(walk: Callable[[Denoiser, Tensor, Tensor], Iterator[Step]]) -> Run:
 def _chain(
     rules: Callable[[Tensor, Settings], Sequence[Rule]],
     corrector: Callable[[Settings], Corrector | None] = lambda settings: None,
+    draws: Callable[[Settings], int] = lambda settings: 1,
 ) -> Run:
-    """A chain of the full grid's rules, of which the first ones are skipped."""
-
-    def walk(
-        denoise: Denoiser,
-        x: Tensor,
-        sigmas: Tensor,
-        skip: int,
-        noise: Noise | None,
-        settings: Settings,
-    ) -> Iterator[Step]:
-        """What the row runs."""
-        drawn, before = _needed(noise), corrector(settings)
-        discard(drawn, x.double(), skip * (1 + (before.steps if before else 0)))
-        yield from chains.chain(denoise, x, rules(sigmas, settings)[skip:], drawn, before)
-
-    return walk
-
-
-def _annealed(
-    denoise: Denoiser,
-    x: Tensor,
-    sigmas: Tensor,
-    skip: int,
-    noise: Noise | None,
-    settings: Settings,
-) -> Iterator[Step]:
-    drawn, steps = _needed(noise), settings.level_steps
-    discard(drawn, x.double(), skip * steps)
-    ratio = _level_ratio(sigmas, settings)["ratio"]
-    yield from annealed(denoise, x, sigmas[skip:], steps, ratio, drawn)
+    """A chain of the full grid's rules, of which the first, with their draws, are skipped."""
+    return lambda denoise, x, sigmas, skip, noise, settings: chains.chain(
+        denoise,
+        x,
+        rules(sigmas, settings)[skip:],
+        _left(noise, x, skip * draws(settings)),
+        corrector(settings),
+    )
 
 
 def _level_ratio(sigmas: Tensor, settings: Settings) -> dict[str, float]:
@@ -140,9 +119,11 @@ def _level_ratio(sigmas: Tensor, settings: Settings) -> dict[str, float]:
         raise UsageError(f"annealed has no step for these levels: {error}") from error
 
 
-def _needed(noise: Noise | None) -> Noise:
+def _left(noise: Noise | None, x: Tensor, draws: int) -> Noise:
+    """The noise after that of skipped levels, so many draws, is dropped; ValueError for None."""
     if noise is None:
         raise ValueError("this sampler adds noise: noise(x) is needed")
+    discard(noise, x.double(), draws)
     return noise
 
 
@@ -178,6 +159,7 @@ SAMPLERS = {
             _chain(
                 lambda sigmas, _: chains.reverse(sigmas),
                 lambda settings: Corrector(settings.corrector_ratio, settings.corrector_steps),
+                lambda settings: 1 + settings.corrector_steps,
             ),
             lambda steps, skip, settings: (1 + settings.corrector_steps) * (steps - skip),
             stochastic=True,
@@ -187,7 +169,14 @@ SAMPLERS = {
         Sampler(
             "annealed",
             "annealed Langevin",
-            _annealed,
+            lambda denoise, x, sigmas, skip, noise, settings: annealed(
+                denoise,
+                x,
+                sigmas[skip:],
+                settings.level_steps,
+                _level_ratio(sigmas, settings)["ratio"],
+                _left(noise, x, skip * settings.level_steps),
+            ),
             lambda steps, skip, settings: settings.level_steps * (steps - skip) + 1,
             stochastic=True,
             discretization="ve",
