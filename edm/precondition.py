@@ -66,7 +66,7 @@ class Preconditioned(nn.Module):
     """
 
     options_type: ClassVar[type[Options]]
-    default_model: ClassVar[str]
+    default_model: ClassVar[str] = "SongUNet"
     outputs_per_channel: ClassVar[int] = 1
 
     options: Options
@@ -246,7 +246,6 @@ class VP(Preconditioned):
     """Variance preserving (Song et al. 2021): DDPM's noise prediction in continuous time."""
 
     options_type = VPOptions
-    default_model = "SongUNet"
     options: VPOptions
 
     def __init__(self, options: VPOptions, model: nn.Module) -> None:
@@ -272,7 +271,6 @@ class VE(Ranged):
     """Variance exploding (Song et al. 2021)."""
 
     options_type = VEOptions
-    default_model = "SongUNet"
     options: VEOptions
 
     def coefficients(self, sigma: Tensor) -> Coefficients:
