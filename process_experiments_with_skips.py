@@ -1,5 +1,10 @@
 """python process_experiments_with_skips.py [PRESET]: table and graph of the latest sweep."""
 
+if __name__ == "__main__":
+    from linear_structure.system.errors import leave_at_once
+
+    leave_at_once()
+
 import argparse
 import sys
 from pathlib import Path

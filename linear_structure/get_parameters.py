@@ -5,6 +5,9 @@ from pathlib import Path
 
 if __name__ == "__main__":  # this folder would come first on the path and shadow `datasets`
     sys.path[0] = str(Path(__file__).resolve().parents[1])
+    from linear_structure.system.errors import leave_at_once
+
+    leave_at_once()
 
 import argparse
 import math

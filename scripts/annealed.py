@@ -7,6 +7,9 @@ should start (scripts/noise_scales.py). A panel shows the first 25 of the seeds.
 score_based/PRESET/annealed.png.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import sys
 from dataclasses import replace
 from pathlib import Path

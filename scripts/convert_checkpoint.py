@@ -7,6 +7,9 @@ read wherever a network is asked for, as the snapshot is. The licence of the wei
 NVIDIA's are published under CC BY-NC-SA 4.0.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

@@ -10,6 +10,9 @@ bits, whatever the number of processes and however often the work was stopped an
 equal commands at once, the second waits for the first.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import shutil
 import sys

@@ -8,6 +8,9 @@ A seed's latents are the published ones on the same type of device. The same com
 what was stopped; a folder that was made with other settings is refused.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

@@ -7,6 +7,9 @@ Numbers depend on sigma_min, which they are printed with. What is stopped goes o
 command is given again.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

@@ -7,6 +7,9 @@ The images are spread over the dataset, whose models are compared; noise is the 
 was measured of them stays in the folder, and the same command continues.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

@@ -7,6 +7,9 @@
 noise_scales.json holds them for scripts/train.py. A run on the same data and settings reads it.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import math
 import sys

@@ -9,6 +9,9 @@ score is that of drawn points, which samplers along it return: what a network wo
 them by heart.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from pathlib import Path

@@ -1,5 +1,8 @@
 """Relative error of analytic scores against a network's, along its sampling trajectory."""
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import sys
 from dataclasses import replace
 from pathlib import Path

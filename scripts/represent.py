@@ -9,6 +9,9 @@
 Each continues what was stopped when it is given again.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from collections.abc import Callable, Mapping

@@ -6,6 +6,9 @@
 Everything goes to figures/PRESET. A run that was stopped continues; numbers that are there serve.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import sys
 from pathlib import Path
 

@@ -1,5 +1,8 @@
 """Distance against skipped steps: a result file for each number of skipped steps of a preset."""
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import sys
 
 from tqdm import tqdm

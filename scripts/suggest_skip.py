@@ -6,6 +6,9 @@
 A measured sweep of the preset, where there is one, is named beside it.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from typing import Any

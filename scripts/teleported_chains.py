@@ -6,6 +6,9 @@ Four samplers, each whole and with its first levels skipped, on 3,000 seeds, who
 told apart. The table and its picture go to score_based/PRESET; a run that was stopped continues.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import sys
 from dataclasses import replace
 from pathlib import Path

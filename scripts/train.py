@@ -14,6 +14,9 @@ and a network of points in the plane by
     python scripts/train.py mixture --recipe plane --threads 1 --out training/plane
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from dataclasses import fields

@@ -6,6 +6,9 @@ Its accuracy is measured on the images of `--test`, or on a share of the dataset
 The same command continues a training that was stopped.
 """
 
+if __name__ == "__main__":
+    import start  # noqa: F401
+
 import argparse
 import sys
 from dataclasses import asdict

@@ -1,5 +1,7 @@
 """What a person did wrong, or what work failed, in one sentence; and how a command ends."""
 
+import os
+import signal
 import sys
 from collections.abc import Callable
 
@@ -12,11 +14,26 @@ class WorkError(Exception):
     """The work could not be done although the input was right (exit code 1)."""
 
 
+def leave_at_once() -> None:
+    """Until `run_command` runs, Ctrl-C ends the process without a word, exit code 130.
+
+    Nothing is begun yet, and where a library's C++ is importing, an exception may abort instead.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
+        signal.signal(signal.SIGINT, _leave)
+
+
+def _leave(*_: object) -> None:
+    os._exit(130)
+
+
 def run_command(main: Callable[[], None]) -> int:
     """Run a command's `main` and return its exit code: 0, 2 misuse, 1 failed work, 130 interrupted.
 
     Mistakes and failed files are one sentence on standard error; a bug keeps its traceback.
     """
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     try:
         main()
     except (UsageError, WorkError) as error:
