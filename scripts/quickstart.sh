@@ -1,6 +1,9 @@
 #!/usr/bin/env bash
 # bash scripts/quickstart.sh: install, then the whole experiment on embedded digits, on the CPU.
+# It installs into the active environment, or makes .venv; the first time this fetches PyTorch, some
+# gigabytes. Then two to three minutes; it can be stopped, and given again it continues.
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 cd "$(dirname "$0")/.."
 echo "0/4  installing; the first time this fetches PyTorch, some gigabytes"
 source scripts/install.sh

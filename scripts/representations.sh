@@ -1,8 +1,10 @@
 #!/usr/bin/env bash
 # bash scripts/representations.sh [--seeds N]: codes of coloured digits at d = 2 and 8, what heads
 # read of them, and pictures. About 10 CPU minutes a seed (5 seeds by default), on one core; it can
-# be stopped at any moment, and given again it continues.
+# be stopped at any moment, and given again it continues. It installs first, into the active
+# environment or .venv.
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 seeds=5
 if [ "${1:-}" = --seeds ] && [[ "${2:-}" =~ ^[1-9][0-9]*$ ]] && [ $# -eq 2 ]; then
     seeds=$2

@@ -1,6 +1,8 @@
 #!/usr/bin/env bash
 # bash scripts/score_based.sh: pictures and numbers of score-based sampling, for the plane and digits.
+# It installs first, into the active environment or .venv; docs/score_based.md walks through it.
 set -euo pipefail
+source "$(dirname "$0")/help.sh"
 cd "$(dirname "$0")/.."
 source scripts/install.sh
 
