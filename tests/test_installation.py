@@ -120,7 +120,7 @@ def test_commands_of_a_clone_take_its_packages(clone, tmp_path, command, said):
 
 
 def test_mypy_sees_the_types(clone, tmp_path):
-    """In a file outside, of an installed package; those of torch itself take ten seconds to read."""
+    """Of an installed package, in a file outside; of torch, whose own take ten seconds, a stub."""
     python = environment(tmp_path / "environment")
     pip(python, "install", "-e", clone, cwd=tmp_path)
     (tmp_path / "torch").mkdir()
