@@ -120,24 +120,25 @@ def main() -> None:
     network = chosen_network(typed, preset)
     dtype = getattr(torch, typed.dtype) if typed.dtype else None
     ablated = typed.solver == "euler" or (typed.solver == "heun" and given(typed, ABLATED))
-    written = generate(
-        Generation(
-            network=loading.prepared(network, chosen, dtype, typed.compile),
-            seeds=tuple(typed.seeds),
-            outdir=typed.outdir,
-            machine=chosen,
-            settings=settings,
-            sampler=ABLATION if ablated else typed.solver,
-            chain=chosen_settings(typed.solver, given(typed, options.SETTINGS)),
-            skip=typed.skip,
-            teleport=chosen_teleport(typed, preset, network),
-            label=typed.label,
-            batch=typed.batch,
-            subdirs=typed.subdirs,
-            compiled=typed.compile,
-        )
+    generation = Generation(
+        network=loading.prepared(network, chosen, dtype, typed.compile),
+        seeds=tuple(typed.seeds),
+        outdir=typed.outdir,
+        machine=chosen,
+        settings=settings,
+        sampler=ABLATION if ablated else typed.solver,
+        chain=chosen_settings(typed.solver, given(typed, options.SETTINGS)),
+        skip=typed.skip,
+        teleport=chosen_teleport(typed, preset, network),
+        label=typed.label,
+        batch=typed.batch,
+        subdirs=typed.subdirs,
+        compiled=typed.compile,
     )
-    print(f"{written} images written to {typed.outdir}, of {len(typed.seeds)} asked for")
+    written = generate(generation)
+    if machine.rank() == 0:  # of several processes, the one that waits for the others
+        machine.wait_for(map(generation.path, generation.seeds))
+        print(f"{len(typed.seeds)} images are in {typed.outdir}; this process wrote {written}")
 
 
 if __name__ == "__main__":

@@ -162,10 +162,13 @@ def test_what_is_complete_costs_no_call(run, tmp_path, monkeypatch):
 
 
 @pytest.mark.parametrize("lost", [(), (0, 1, 2, 8)])
-def test_two_processes_make_what_one_makes(run, tmp_path, monkeypatch, lost):
+def test_two_processes_make_what_one_makes(run, tmp_path, monkeypatch, capsys, lost):
     """Also when one of them starts after the other has finished some of its batches."""
     command = (*CLASSES, "--seeds", "0-10", "--s-churn", "2")
     assert run(*command, out=tmp_path / "one") == 0
+    awaited = []  # by the first process, which here could not end if it did wait
+    monkeypatch.setattr(machine, "wait_for", lambda paths: awaited.append(len(list(paths))))
+    capsys.readouterr()
     monkeypatch.setenv("WORLD_SIZE", "2")
     made = []
     for rank in ("0", "1", "0", "1"):
@@ -176,6 +179,8 @@ def test_two_processes_make_what_one_makes(run, tmp_path, monkeypatch, lost):
             for seed in lost:
                 (tmp_path / "out" / f"{seed:06d}.png").unlink()
     assert made[:2] == [6, 11]
+    assert awaited == [1, 11, 1, 1, 11, 1]  # the settings; once, all images
+    assert capsys.readouterr().out.count("11 images are in") == 2  # one total for each run
     assert contents(tmp_path / "out") == contents(tmp_path / "one")
 
 

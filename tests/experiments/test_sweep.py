@@ -8,6 +8,7 @@ import resource
 import runpy
 import shutil
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -331,6 +332,54 @@ def test_two_processes(uninterrupted, tmp_path):
     launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
     subprocess.run([*launcher, *COMMAND[1:]], cwd=tmp_path, check=True, capture_output=True)
     assert outputs(tmp_path / "images_with_skips") == uninterrupted
+
+
+def test_two_nodes(uninterrupted, tmp_path):
+    """Each with a torchrun of its own: they meet at an address, as docs/cluster.md says."""
+    with socket.socket() as free:
+        free.bind(("127.0.0.1", 0))
+        address = f"127.0.0.1:{free.getsockname()[1]}"
+    meeting = ("--rdzv-backend", "c10d", "--rdzv-endpoint", address, "--local-addr", "127.0.0.1")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nnodes", "2", *meeting)
+    command = (*launcher, "--", *COMMAND[1:])
+    nodes = [subprocess.Popen(command, cwd=tmp_path, stdout=subprocess.PIPE) for _ in range(2)]
+    try:
+        said = b"".join(node.communicate(timeout=300)[0] for node in nodes)
+    finally:
+        for node in nodes:
+            node.kill()
+    assert [node.returncode for node in nodes] == [0, 0]
+    assert said.count(b"skipped steps") == 2  # one line for each result
+    assert outputs(tmp_path / "images_with_skips") == uninterrupted
+
+
+def test_an_array_of_slurm(uninterrupted, tmp_path):
+    """Tasks of 20 seeds, then one of 30 for the table, which samples nothing again."""
+    for name in ("scripts", "run_experiments_with_skips.sh"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    root, written = tmp_path / "images_with_skips", []
+    for size, task in ((20, 0), (20, 1), (30, 0)):
+        told = {"SIZE": str(size), "SLURM_ARRAY_TASK_ID": str(task), "SLURM_CPUS_PER_TASK": "1"}
+        python = {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "VIRTUAL_ENV": "-"}
+        subprocess.run(
+            [
+                "bash",
+                ROOT / "scripts" / "sweep.sbatch",
+                "digits",
+                "--block",
+                "10",
+                "--skips",
+                "0,9",
+            ],
+            cwd=tmp_path,
+            env={**os.environ, **python, **told},
+            check=True,
+            capture_output=True,
+        )
+        written.append({path: path.stat().st_mtime_ns for path in root.rglob("*.npy")})
+    assert len(written[0]) == 4 and len(written[1]) == 8 and written[2] == written[1]
+    assert [result.outputs["count"] for result in results.latest_sweep(root)] == [30, 30]
+    assert outputs(root / "digits" / "0-29") == uninterrupted
 
 
 def test_bare_tensors_of_the_earlier_reproduction_drive_the_sweep(uninterrupted, tmp_path):
