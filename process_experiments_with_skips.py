@@ -9,8 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from experiments import figures, presets, results, tables
-from linear_structure.system.errors import run_command
+from linear_structure.system.errors import importing, run_command
 
 TABLE = Path("experiments_with_skip_results.txt")
 EVERYTHING = Path("experiments_with_skip_results.csv")
@@ -22,6 +21,8 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", nargs="?", help="default: that of the latest sweep")
     name = parser.parse_args().preset
+    with importing():  # not before: --help needs none of it
+        from experiments import figures, presets, results, tables
     if name is not None:
         presets.find(name)
     found = results.latest_sweep(results.ROOT, name)

@@ -18,7 +18,6 @@ from torch.utils.flop_counter import FlopCounterMode
 from edm import checkpoints
 from edm.evaluation import features
 from edm.evaluation.features import WEIGHTS as INCEPTION
-from edm.evaluation.inception import SIZE, Inception, inception3
 from edm.precondition import Preconditioned, build
 from experiments.loading import check_features
 from experiments.presets import File, Preset
@@ -183,6 +182,8 @@ def _flops(call: Callable[..., Tensor], *inputs: Tensor) -> float:
 def _features(preset: Preset) -> _FeatureCost | None:
     """Of the file if that is here; Inception is known without it."""
     if preset.features == INCEPTION:
+        from edm.evaluation.inception import SIZE, Inception, inception3  # takes seconds
+
         with torch.device("meta"):
             flops = _flops(inception3().eval(), torch.zeros(1, 3, SIZE, SIZE))
         return _FeatureCost(Inception.dim, lambda _: flops)

@@ -14,10 +14,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from edm.checkpoints import checkpoint
-from linear_structure.system.download import given, located
-from linear_structure.system.errors import run_command
-from linear_structure.system.files import digest_of_file
+from linear_structure.system.errors import importing, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -34,6 +31,10 @@ def parse_arguments() -> argparse.Namespace:
 def main() -> None:
     """Read, write, and say which network it is."""
     options = parse_arguments()
+    with importing():  # not before: --help needs none of it
+        from edm.checkpoints import checkpoint
+        from linear_structure.system.download import given, located
+        from linear_structure.system.files import digest_of_file
     path = located(given(options.source, options.sha256))
     network = checkpoint.load(path)
     provenance = {"source": options.source, "sha256": digest_of_file(path)}

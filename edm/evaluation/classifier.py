@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torchvision.models.resnet import BasicBlock
 
 from edm.checkpoints import checkpoint
 from linear_structure.images import from_uint8
@@ -107,6 +106,8 @@ def _stage(before: int, width: int, blocks: int) -> nn.Sequential:
         stride = 2
         projection = nn.Conv2d(before, width, 1, stride, bias=False)
         shortcut = nn.Sequential(projection, nn.BatchNorm2d(width))
+    from torchvision.models.resnet import BasicBlock  # takes seconds
+
     first = BasicBlock(before, width, stride, shortcut)
     return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
 

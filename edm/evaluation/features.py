@@ -11,6 +11,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
+from edm.evaluation import classifier
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import UNREADABLE_TENSORS
@@ -69,12 +70,9 @@ def load(
     path = path or fetch(WEIGHTS)
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
-    # Both import torchvision, which takes seconds.
     if is_safetensors:
-        from edm.evaluation import classifier
-
         return classifier.load(path).to(device)
-    from edm.evaluation.inception import Inception
+    from edm.evaluation.inception import Inception  # imports torchvision, which takes seconds
 
     return Inception(_state_dict(path), tf32).to(device)
 

@@ -11,7 +11,6 @@ in memory.
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics.pairwise import polynomial_kernel
 
 from linear_structure.system.errors import UsageError
 
@@ -52,9 +51,15 @@ def refuse_few(count: int, size: int) -> None:
 
 def mmd_squared(x: np.ndarray, y: np.ndarray) -> float:
     """Unbiased estimate of MMD^2 under the cubic kernel, of x (n, D) and y (m, D); n, m >= 2."""
-    return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * float(polynomial_kernel(x, y).mean())
+    return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * float(_cubic(x, y).mean())
 
 
 def _mean_of_pairs(x: np.ndarray) -> float:
-    kernel = polynomial_kernel(x)
+    kernel = _cubic(x, x)
     return float(kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1))
+
+
+def _cubic(x: np.ndarray, y: np.ndarray) -> np.ndarray:
+    from sklearn.metrics.pairwise import polynomial_kernel  # takes over a second
+
+    return polynomial_kernel(x, y)

@@ -9,8 +9,6 @@ distances are made in pieces.
 from typing import NamedTuple
 
 import numpy as np
-from sklearn.metrics import pairwise_distances_chunked
-from sklearn.neighbors import NearestNeighbors
 
 from linear_structure.system.errors import UsageError
 
@@ -37,6 +35,9 @@ def refuse_few(count: int, neighbours: int) -> None:
 
 def covered(points: np.ndarray, centres: np.ndarray, neighbours: int) -> float:
     """Share of points (n, D) inside a ball that reaches from a centre to its k-th neighbour."""
+    from sklearn.metrics import pairwise_distances_chunked  # takes over a second
+    from sklearn.neighbors import NearestNeighbors
+
     search = NearestNeighbors(n_neighbors=neighbours, algorithm="brute").fit(centres)
     radii = search.kneighbors()[0][:, -1]
     inside = pairwise_distances_chunked(

@@ -3,7 +3,8 @@
 import os
 import signal
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 
 
 class UsageError(Exception):
@@ -14,13 +15,26 @@ class WorkError(Exception):
     """The work could not be done although the input was right (exit code 1)."""
 
 
-def leave_at_once() -> None:
-    """Until `run_command` runs, Ctrl-C ends the process without a word, exit code 130.
+@contextmanager
+def importing() -> Iterator[None]:
+    """Within, and after `leave_at_once` until `run_command`, Ctrl-C ends the process in silence.
 
-    Nothing is begun yet, and where a library's C++ is importing, an exception may abort instead.
+    Exit code 130. Nothing is begun yet; and in C++ that imports, an exception would abort instead.
     """
+    leave_at_once()
+    yield
+    _interruptible()
+
+
+def leave_at_once() -> None:
+    """What a command does first, before it imports what takes seconds: see `importing`."""
     if signal.getsignal(signal.SIGINT) is signal.default_int_handler:  # else it is to be ignored
         signal.signal(signal.SIGINT, _leave)
+
+
+def _interruptible() -> None:
+    if signal.getsignal(signal.SIGINT) is _leave:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
 
 
 def _leave(*_: object) -> None:
@@ -32,8 +46,7 @@ def run_command(main: Callable[[], None]) -> int:
 
     Mistakes and failed files are one sentence on standard error; a bug keeps its traceback.
     """
-    if signal.getsignal(signal.SIGINT) is _leave:
-        signal.signal(signal.SIGINT, signal.default_int_handler)
+    _interruptible()
     try:
         main()
     except (UsageError, WorkError) as error:
