@@ -200,7 +200,7 @@ def image_rows(
             axes.spines[:].set_visible(False)
             axes.set_ylabel(name, rotation=0, ha="right", va="center")
         width = rows[next(iter(rows))].shape[-1]
-        panels[-1].set_xticks((np.arange(len(columns)) + 0.5) * width - 0.5, columns, fontsize=8)
+        panels[-1].set_xticks((np.arange(len(columns)) + 0.5) * width - 0.5, columns)
         panels[-1].set_xlabel(above)
 
 
