@@ -5,7 +5,6 @@ import ast
 import os
 import re
 import runpy
-import shlex
 import subprocess
 import sys
 from argparse import ArgumentParser
@@ -24,6 +23,7 @@ README, RESULTS, EXTENDING = ROOT / "README.md", ROOT / "results/README.md", "ex
 PAGES = [README, RESULTS, *sorted((ROOT / "docs").glob("*.md"))]
 CARDS = sorted((ROOT / "edm/weights").glob("*.md"))
 EXAMPLES = sorted((ROOT / "examples").glob("*.py"))
+SAID = re.compile(r"^print\(.*\)  # (.*)$", re.M)
 NUMBER = re.compile(r"-?\d+(?:\.\d+)?")
 STARTERS = ("bash", "python", "torchrun", "pip", "sbatch", "for")
 RECORDING = """command_not_found_handle() { printf '%s\\0' "$@"; printf '\\n'; }
@@ -62,8 +62,7 @@ def test_code_prints_what_it_says(page, apart):
     code, printed = "\n".join(blocks(page, "python")), StringIO()
     with redirect_stdout(printed):
         exec(compile(code, page.name, "exec"), {})
-    said = re.findall(r"^print\(.*\)  # (.*)$", code, re.M)
-    assert printed.getvalue().splitlines() == said
+    assert printed.getvalue().splitlines() == SAID.findall(code)
 
 
 def test_pieces_of_ones_own_are_ten_lines_each():
@@ -72,7 +71,7 @@ def test_pieces_of_ones_own_are_ten_lines_each():
 
 @pytest.mark.parametrize("beside", ["nothing", "edm", "experiments"])
 def test_the_first_code_of_the_readme_runs_beside_folders_of_these_names(beside, tmp_path):
-    """A clone of NVIDIA's `edm` has no `__init__.py`; many projects have a package `experiments`."""
+    """NVIDIA's clone `edm` has no `__init__.py`; many a project has a package `experiments`."""
     if beside != "nothing":
         (tmp_path / beside).mkdir()
     if beside == "experiments":
@@ -82,7 +81,7 @@ def test_the_first_code_of_the_readme_runs_beside_folders_of_these_names(beside,
     environment = {**os.environ, "PYTHONPATH": str(ROOT)}
     command = [sys.executable, "mine.py"]
     done = subprocess.run(command, cwd=tmp_path, env=environment, capture_output=True, text=True)
-    assert done.stdout.splitlines() == re.findall(r"^print\(.*\)  # (.*)$", block, re.M), done.stderr
+    assert done.stdout.splitlines() == SAID.findall(block), done.stderr
 
 
 def test_the_readme_is_short_and_its_first_code_shorter():
@@ -134,8 +133,9 @@ def check(call: list[str], monkeypatch) -> None:
     if program == "torchrun":
         told = get_args_parser().parse_args(arguments)
         program, arguments = "python", [told.training_script, *told.training_script_args]
-    if program in ("pip", "sbatch", "git"):
-        assert all((ROOT / each).exists() for each in arguments if each.endswith((".txt", ".sbatch")))
+    if program in ("pip", "sbatch"):
+        files = [each for each in arguments if each.endswith((".txt", ".sbatch"))]
+        assert files and all((ROOT / each).exists() for each in files)
         return
     assert program in ("python", "bash"), program
     script, *options = arguments
