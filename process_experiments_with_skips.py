@@ -23,19 +23,19 @@ def main() -> None:
     name = parser.parse_args().preset
     with importing():  # not before: --help needs none of it
         from experiments import figures, presets, results, tables
-    if name is not None:
+    if name is not None and not (results.ROOT / name).exists():
         presets.find(name)
     found = results.latest_sweep(results.ROOT, name)
-    preset = presets.find(found[0].inputs["preset"])
-    rows, count = tables.rows(found), found[0].outputs["count"]
+    name, count = found[0].inputs["preset"], found[0].outputs["count"]
+    preset = presets.presets().get(name)  # None: of a sweep from Python
+    rows, published = tables.rows(found), tables.published_beside(preset, found) if preset else {}
     tables.write_two_columns(TABLE, found)
-    published = tables.published_beside(preset, found)
     tables.write_csv(EVERYTHING, found, published)
-    title = f"{preset.name}: quality against skipped steps"
+    title = f"{name}: quality against skipped steps"
     distance = tables.distance_name(found)
     figures.distance_against_skips(GRAPH, rows, distance, count, published, title)
     print(tables.table(found))
-    if preset.published and not published:
+    if preset and preset.published and not published:
         print("The published figures are of other settings, or another count: they are left out.")
     print(f"wrote {TABLE}, {EVERYTHING} and {GRAPH}")
 

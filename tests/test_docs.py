@@ -166,8 +166,15 @@ def test_options_of_commands_are_options(page, monkeypatch):
         check(call, monkeypatch)
 
 
+def headings(page: Path) -> set[str]:
+    """As links name them."""
+    found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)
+    return {re.sub(r"[^\w\- ]", "", each.lower()).replace(" ", "-") for each in found}
+
+
 @pytest.mark.parametrize("page", **named(PAGES))
-def test_every_picture_and_page_that_is_named_is_there(page):
-    links = re.findall(r"\]\(([^)#]+)\)", page.read_text(encoding="utf-8"))
-    missing = [each for each in links if "://" not in each and not (page.parent / each).exists()]
-    assert not missing
+def test_every_picture_page_and_heading_that_is_linked_is_there(page):
+    links = re.findall(r"\]\(([^)#]*)#?([^)]*)\)", page.read_text(encoding="utf-8"))
+    for path, heading in ((path, heading) for path, heading in links if "://" not in path):
+        target = page.parent / path if path else page
+        assert target.exists() and (not heading or heading in headings(target)), (path, heading)

@@ -202,12 +202,14 @@ def test_a_toy_sampler_and_a_toy_model_take_one_row_each(
     assert isinstance(model, Shift)
 
     monkeypatch.chdir(tmp_path)
-    swept = small_sweep(network_of(Shrinking(), SHAPE), model, machine, results.ROOT, sampler="toy")
+    swept = small_sweep(
+        network_of(Shrinking(), SHAPE), model, machine, results.ROOT, sampler="toy", name="mine"
+    )
     found = list(sweep.run(swept))
     assert [result.outputs["nfe"] for result in found] == [6, 4]
     assert found[1].inputs["solver_steps"] == 32
 
-    monkeypatch.setattr("sys.argv", ["process", "digits"])
+    monkeypatch.setattr("sys.argv", ["process", "mine"])
     process_experiments_with_skips.main()
     table = Path("experiments_with_skip_results.txt").read_text()
     assert len(table.splitlines()) == 3
