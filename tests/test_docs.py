@@ -10,6 +10,7 @@ import sys
 from argparse import ArgumentParser
 from contextlib import redirect_stdout
 from io import StringIO
+from itertools import chain
 from pathlib import Path
 
 import pytest
@@ -46,8 +47,8 @@ def named(paths: list[Path]) -> dict[str, list]:
 
 
 @pytest.fixture
-def apart(tmp_path, monkeypatch):
-    """What code of pages leaves behind, undone: files, the default type, rows of the table."""
+def apart(tmp_path, monkeypatch, one_thread):
+    """What code leaves behind, undone: files, threads, the default type, rows of the table."""
     rows = dict(SAMPLERS)
     monkeypatch.chdir(tmp_path)
     with torch.random.fork_rng([]):
@@ -119,7 +120,7 @@ def commands(page: Path) -> list[list[str]]:
     outside = re.sub(r"```.*?```", "", text, flags=re.S)
     indented = re.findall(r"^    ((?:.*\\\n)*.*)$", outside, re.M)
     quoted = [" ".join(found.split()) for found in re.findall(r"`([^`]+)`", outside)]
-    started = [each for each in indented + quoted if each.split()[0] in STARTERS and " " in each]
+    started = [each for each in indented + quoted if each.split(" ")[0] in STARTERS and " " in each]
     return [call for part in blocks(page, "bash") + started for call in calls(part)]
 
 
@@ -127,43 +128,39 @@ class Parsed(Exception):
     """A command's options are what its parser takes."""
 
 
-def check(call: list[str], monkeypatch) -> None:
-    """Let a command read its options, and no more."""
-    program, *arguments = call
+def scripts_of(program: str, *arguments: str) -> list[list[str]]:
+    """The Python script that a call comes to, with its options; [] where it has no parser."""
     if program == "torchrun":
         told = get_args_parser().parse_args(arguments)
-        program, arguments = "python", [told.training_script, *told.training_script_args]
+        return [[told.training_script, *told.training_script_args]]
     if program in ("pip", "sbatch"):
         files = [each for each in arguments if each.endswith((".txt", ".sbatch"))]
         assert files and all((ROOT / each).exists() for each in files)
-        return
-    assert program in ("python", "bash"), program
+        return []
+    assert program in ("python", "bash"), f"{program} is no command of this project"
+    if program == "python":
+        return [[*arguments]]
     script, *options = arguments
-    if program == "bash":
-        body = (ROOT / script).read_text(encoding="utf-8")
-        inner = re.findall(r'clone/(\S+\.py)" "\$@"', body)
-        if not inner:
-            assert not options or options == ["--help"] or '"$@"' in body
-            return
-        (script,) = inner
-    main = runpy.run_path(str(ROOT / script))["main"]
-    parse = ArgumentParser.parse_args
-
-    def parse_only(self, args=None, namespace=None):
-        parse(self, args, namespace)
-        raise Parsed
-
-    monkeypatch.setattr(ArgumentParser, "parse_args", parse_only)
-    monkeypatch.setattr(sys, "argv", [script, *options])
-    with pytest.raises(Parsed):
-        main()
-    monkeypatch.undo()
+    body = (ROOT / script).read_text(encoding="utf-8")
+    inner = re.findall(r'clone/(\S+\.py)" "\$@"', body)
+    assert inner or options in ([], ["--help"]), f"{script} takes no options"
+    return [[each, *options] for each in inner]
 
 
 @pytest.mark.parametrize("page", **named([*PAGES, *CARDS]))
 def test_options_of_commands_are_options(page, monkeypatch):
-    for call in commands(page):
-        check(call, monkeypatch)
+    """Each command reads its options, and does no more."""
+    parse, found = ArgumentParser.parse_args, [scripts_of(*call) for call in commands(page)]
+
+    def parse_only(self, *given):
+        parse(self, *given)
+        raise Parsed
+
+    monkeypatch.setattr(ArgumentParser, "parse_args", parse_only)
+    for script, *options in chain(*found):
+        monkeypatch.setattr(sys, "argv", [script, *options])
+        with pytest.raises(Parsed):
+            runpy.run_path(str(ROOT / script))["main"]()
 
 
 def headings(page: Path) -> set[str]:
