@@ -72,7 +72,7 @@ def load(
         is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
     if is_safetensors:
         return classifier.load(path).to(device)
-    from edm.evaluation.inception import Inception  # imports torchvision, which takes seconds
+    from edm.evaluation.inception import Inception  # takes seconds
 
     return Inception(_state_dict(path), tf32).to(device)
 

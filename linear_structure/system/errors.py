@@ -46,8 +46,8 @@ def run_command(main: Callable[[], None]) -> int:
 
     Mistakes and failed files are one sentence on standard error; a bug keeps its traceback.
     """
-    _interruptible()
     try:
+        _interruptible()
         main()
     except (UsageError, WorkError) as error:
         print(f"error: {error}", file=sys.stderr)

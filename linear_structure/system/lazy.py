@@ -30,6 +30,7 @@ def lazily(package: str, file: str) -> Callable[[str], Any]:
     }
 
     def attribute(name: str) -> Any:
+        """A name that is not there yet; AttributeError where it is not to be imported."""
         if name not in homes:
             raise AttributeError(f"module {package!r} has no attribute {name!r}")
         module, original = homes[name]
