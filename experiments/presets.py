@@ -78,14 +78,16 @@ class Preset:
     network: File = value("checkpoint", file=True)
     features: File = value("feature network", file=True)
     reference: File | None = value("feature statistics (.npz) of real images", file=True)
-    steps: int = value("steps of the sigma grid")
+    steps: int = value("steps of the sigma grid", 18)
     sigma_min: float = value("lowest noise level above 0", 0.002)
     sigma_max: float = value("highest noise level", 80.0)
     rho: float = value("exponent of the grid", 7.0)
     sampler: str = value("of the steps left", "heun", words=SAMPLERS)
     settings: Settings = field(default_factory=Settings)
     by_class: bool = value("teleport a conditional network's samples by class", False)
-    skips: tuple[int, ...] = value("skipped steps, such as 0,2,4", parse=parse_skips, metavar="K,K")
+    skips: tuple[int, ...] = value(
+        "skipped steps, such as 0,2,4", (*range(9), 10, 12), parse=parse_skips, metavar="K,K"
+    )
     seeds: SeedRange = value("such as 0-999", parse=parse_range, metavar="FIRST-LAST")
     block: int = value("seeds sampled together; the last bits depend on it")
     threads: int | None = None
@@ -200,8 +202,6 @@ def _cifar10() -> Preset:
             REFERENCE_LIMIT,
             "4ada108cdfd8e43409ed427f5f76631beac9b9617cdcaf416d41b1e161d85969",
         ),
-        steps=18,
-        skips=(*range(9), 10, 12),
         seeds=SeedRange(0, 49_999),
         block=500,
         knowledge=_unet(32, [2, 2, 2], 0.13),
@@ -218,7 +218,6 @@ def _digits() -> Preset:
         network=shipped("digits-denoiser.safetensors"),
         features=shipped("digits-features.safetensors"),
         reference=None,
-        steps=18,
         skips=(0, 2, 4, *range(6, 15)),
         seeds=SeedRange(0, 999),
         block=250,
@@ -235,8 +234,6 @@ def _cifar10_small() -> Preset:
         network=shipped("cifar10-denoiser.safetensors"),
         features=shipped("cifar10-features.safetensors"),
         reference=shipped("cifar10-reference.npz"),
-        steps=18,
-        skips=(*range(9), 10, 12),
         seeds=SeedRange(0, 499),
         block=125,
     )
