@@ -45,11 +45,7 @@ ARCHITECTURES: dict[str, dict[str, Any]] = {
     "mlp": {"model_type": "MLP"},
 }
 PRECONDITIONERS = {
-    "edm": "EDMPrecond",
-    "vp": "VPPrecond",
-    "ve": "VEPrecond",
-    "iddpm": "iDDPMPrecond",
-    "ncsn": "NCSNPrecond",
+    name.removesuffix("Precond").lower(): name for name in precondition.PRECONDITIONERS
 }
 DDPM, DDPM_STEPS = "ddpm", 1000
 MOST_LEVELS = 65536
