@@ -33,6 +33,8 @@ from linear_structure.system.files import digest_of_state
 from linear_structure.system.options import count, option, parse, plain
 from linear_structure.system.precision import factors_in_float32
 
+SMALL, LARGE = 1e-6, 1e6  # between them no square in float32 is 0 or infinite
+
 
 class Coefficients(NamedTuple):
     """The four functions of sigma, each in sigma's shape."""
@@ -187,8 +189,15 @@ class Preconditioned(nn.Module):
 class RangedOptions(Options):
     """The range of noise levels of a network that knows any sigma; EDM's by default."""
 
-    sigma_min: float = option(0.0)
-    sigma_max: float = option(math.inf)
+    sigma_min: float = option(0.0, high=LARGE)
+    sigma_max: float = option(math.inf, low=SMALL)
+
+    def __post_init__(self) -> None:
+        if self.sigma_min >= self.sigma_max:
+            raise UsageError(
+                f"option 'sigma_min' is {self.sigma_min!r}: expected less than 'sigma_max', "
+                f"{self.sigma_max!r}"
+            )
 
 
 class Ranged(Preconditioned):
@@ -205,7 +214,7 @@ class Ranged(Preconditioned):
 class EDMOptions(RangedOptions):
     """Options of EDM preconditioning, under the published names."""
 
-    sigma_data: float = option(0.5)
+    sigma_data: float = option(0.5, SMALL, LARGE)
 
 
 class EDM(Ranged):
@@ -236,8 +245,8 @@ def _of_noise(sigma: Tensor, label: Tensor) -> Coefficients:
 class VPOptions(Options):
     """Options of VP preconditioning, under the published names."""
 
-    beta_d: float = option(19.9)
-    beta_min: float = option(0.1)
+    beta_d: float = option(19.9, SMALL, LARGE)
+    beta_min: float = option(0.1, high=LARGE)
     M: int = count(1000)
     epsilon_t: float = option(1e-5, high=1)
 
@@ -263,8 +272,8 @@ class VP(Preconditioned):
 class VEOptions(RangedOptions):
     """Options of VE and NCSN preconditioning, under the published names of VE."""
 
-    sigma_min: float = option(0.02)
-    sigma_max: float = option(100.0)
+    sigma_min: float = option(0.02, high=LARGE)
+    sigma_max: float = option(100.0, low=SMALL)
 
 
 class VE(Ranged):
@@ -291,8 +300,8 @@ class NCSN(VE):
 class IDDPMOptions(Options):
     """Options of iDDPM preconditioning, under the published names."""
 
-    C_1: float = option(0.001)
-    C_2: float = option(0.008)
+    C_1: float = option(0.001, high=1)
+    C_2: float = option(0.008, high=1)
     M: int = count(1000, high=10000)
 
 
