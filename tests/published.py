@@ -5,6 +5,7 @@ What is pickled are torch's own tensors and containers, and stand-ins for persis
 """
 
 import pickle
+import re
 import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -68,6 +69,7 @@ def dump(value: Any, file: IO[bytes], form: Form) -> None:
 def _named(function: Any, module_name: str) -> Iterator[None]:
     """Let pickle find `function` in a module of that name."""
     parent, module = module_name.split(".")[0], ModuleType(module_name)
+    vars(module).update(vars(sys.modules.get(module_name, module)))
     setattr(module, function.__name__, function)
     found = {parent: sys.modules.get(parent, ModuleType(parent)), module_name: module}
     with patch.dict(sys.modules, found), patch.object(function, "__module__", module_name):
@@ -99,6 +101,19 @@ def snapshot(
     }
 
 
+def class_of(name: str, model_type: str) -> str:
+    """The published class of what has this name within a network."""
+    known = {
+        "model": model_type,
+        "enc|dec": "ModuleDict",
+        r"norm\d|\w+_norm": "GroupNorm",
+        r"affine|map_layer\d|map_label|map_augment": "Linear",
+        "map_noise": "FourierEmbedding",
+        r"\d+x\d+_(block\d+|in\d|up|down)": "UNetBlock",
+    }
+    return next((kind for form, kind in known.items() if re.fullmatch(form, name)), "Conv2d")
+
+
 def module(
     class_name: str, tensors: Mapping[str, Tensor], form: Form, model_type: str = "SongUNet"
 ) -> Any:
@@ -108,7 +123,9 @@ def module(
         name: form.container(value) if isinstance(value, dict) else value
         for name, value in vars(nn.Module()).items()
     }
-    state |= {"training": False, "map_label": None, "skip_scale": Number(0.5**0.5)}
+    state |= {"training": False, "map_label": None}
+    if class_name == "UNetBlock":
+        state["skip_scale"] = Number(0.5**0.5 if model_type == "SongUNet" else 1.0)
     for name, tensor in ({"resample_filter": None} | own).items():
         if name in BUFFERS:
             state["_buffers"][name] = tensor
@@ -116,8 +133,7 @@ def module(
             state["_parameters"][name] = nn.Parameter(tensor, requires_grad=False)
     for name in dict.fromkeys(name.partition(".")[0] for name in tensors if "." in name):
         inner = {k.partition(".")[2]: v for k, v in tensors.items() if k.startswith(f"{name}.")}
-        kind = {"model": model_type, "enc": "ModuleDict", "dec": "ModuleDict"}.get(name, "Conv2d")
-        state["_modules"][name] = module(kind, inner, form)
+        state["_modules"][name] = module(class_of(name, model_type), inner, form, model_type)
     if class_name != "ModuleDict":
         return Persistent(class_name, state)
     container = nn.ModuleDict()

@@ -6,8 +6,9 @@ built without values first, so that names and shapes are compared before anythin
 """
 
 import json
+import sys
+import zipfile
 from collections.abc import Callable, Mapping
-from dataclasses import fields
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -16,17 +17,21 @@ from safetensors import SafetensorError, safe_open
 from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
-from edm.checkpoints import snapshot
-from edm.checkpoints.snapshot import Module
-from edm.precondition import PRECONDITIONERS, Preconditioned, build
+from edm.checkpoints import published, snapshot
+from edm.checkpoints.snapshot import NO_OPTIONS, Module
+from edm.precondition import Preconditioned, build
 from linear_structure.system.download import given, located
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import replacing
+from linear_structure.system.files import UNREADABLE_ARRAYS, replacing
+from linear_structure.system.kinds import kind_of
+from linear_structure.system.machine import rank
 from linear_structure.system.unpickle import Malformed, quote
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 LONGEST_VALUE = 64
 TENSORS_PER_BLOCK = 20  # at least, of one block on either path
+ALIGNMENT = snapshot.ALIGNMENT
+WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before
 
 AnyModule = TypeVar("AnyModule", bound=nn.Module)
 Build = Callable[[Mapping[str, Any]], AnyModule]
@@ -63,8 +68,10 @@ def load_module(
     """
     path = located(given(str(source), sha256))
     try:
-        config, tensors = _read(path, key)
-        return _assemble(build, config, tensors)
+        config, tensors, modules = _read(path, key)
+        network = _assemble(build, config, tensors)
+        published.check(network, modules)
+        return network
     except (Malformed, UsageError) as error:
         raise UsageError(f"{path} gives no network: {error}") from error
 
@@ -103,18 +110,19 @@ def provenance(path: Path) -> dict[str, Any]:
         raise UsageError(f"{path} does not say what it was made from: make it anew") from error
 
 
-def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
-    """Configuration and tensors, by what the file starts with."""
+def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, Module]]:
+    """Configuration, tensors and published modules, by what the file starts with."""
     with path.open("rb") as file:
-        head = file.read(512)
-    if head[8:9] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
-        return _read_safetensors(path, key)
+        head = file.read(9)
+    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+        return *_read_safetensors(path, key), {}
     if head.startswith(b"\x80"):
-        network, tensors = snapshot.read(path)
-        return _config(network), tensors
-    if head.lstrip().startswith(b"<"):
-        raise UsageError("it is a web page (HTML or XML), so something else was downloaded")
-    raise UsageError("it is neither a pickle (protocol 2 or later) nor a safetensors file")
+        read = snapshot.read(path)
+        if (notice := published.notice(read)) and rank() == 0:
+            print(f"{path} {notice}", file=sys.stderr)
+        return published.config(read.modules), read.tensors, read.modules
+    neither = "it is neither a pickle (protocol 2 or later) nor a safetensors file"
+    raise UsageError(kind_of(path) or _zipped(path) or neither)
 
 
 def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
@@ -132,20 +140,24 @@ def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, T
     return config, tensors
 
 
-def _config(network: Module) -> dict[str, Any]:
-    """Configuration of a published network: its keywords, overruled by what its instance says."""
-    state = network.state or {}
-    match state:
-        case {"_init_kwargs": dict(keywords), "_modules": {"model": Module(class_name=model)}}:
-            pass
-        case _:
-            raise Malformed(f"{quote(network.class_name)} lacks its keywords or its model")
-    if network.class_name not in PRECONDITIONERS:
-        raise Malformed(f"{quote(network.class_name)} is none of {', '.join(PRECONDITIONERS)}")
-    kind: type[Preconditioned] = PRECONDITIONERS[network.class_name]
-    own = {each.name for each in fields(kind.options_type)}
-    scalars = {name: value for name, value in state.items() if name in own}
-    return keywords | scalars | {"precondition": network.class_name, "model_type": model}
+def _zipped(path: Path) -> str | None:
+    """What torch.save wrote; None where it was something else."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            names = archive.namelist()
+            pickled = next((name for name in names if name.endswith("/data.pkl")), None)
+            content = archive.read(pickled) if pickled else b""
+    except UNREADABLE_ARRAYS:
+        return None
+    if pickled is None:
+        return "it is a zip of other files"
+    if any(name.endswith("/constants.pkl") for name in names):
+        return "it is TorchScript, a program"
+    if b"images_seen" in content:
+        return "it is a training state of this project, whose networks lie beside it"
+    if b"optimizer_state" in content:
+        return "it is a training state of EDM, whose averaged network is in network-snapshot-*.pkl"
+    return f"it was written by torch.save: {NO_OPTIONS}"
 
 
 def _assemble(
@@ -162,6 +174,9 @@ def _assemble(
     except (RuntimeError, OverflowError) as error:
         raise UsageError("its configuration describes a network too large to exist") from error
     expected, ours = network.state_dict(), "its tensors are not those of its options"
+    for prefix in WRAPPERS:
+        if all(name.startswith(prefix) for name in tensors):
+            raise UsageError(f"all its tensors begin with {prefix!r}: save the network within")
     if missing := [name for name in expected if name not in tensors]:
         raise UsageError(f"{ours}: {len(missing)} are missing, the first of them {missing[0]!r}")
     if extra := [name for name in tensors if name not in expected]:
@@ -191,12 +206,18 @@ def _check_extent(config: Mapping[str, Any], count: int) -> None:
 
 
 def _fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
-    """A tensor in the type that the network wants, of its shape and finite."""
+    """A tensor in the type that the network wants, of its shape, finite, row after row, aligned.
+
+    Where and how values lie decides how they are multiplied: equal networks give equal bits.
+    """
     floats = tensor.is_floating_point() and like.is_floating_point()
     if tensor.shape != like.shape or not (floats or tensor.dtype == like.dtype):
         other = " or another float" if like.is_floating_point() else ""
         raise UsageError(f"{name!r} is {_described(tensor)}: expected {_described(like)}{other}")
-    values = tensor.to(like.dtype)
+    flat = (
+        tensor.to(like.dtype).reshape(-1).contiguous()
+    )  # of one axis, for the strides of axes of 1
+    values = (flat.clone() if flat.data_ptr() % ALIGNMENT else flat).view(like.shape)
     if not values.isfinite().all():
         raise UsageError(f"{name!r} holds NaN or infinity")
     return values

@@ -3,7 +3,8 @@
 A snapshot is a pickled dict whose "ema" is the network. Networks, layers, losses and augmentations
 are calls of `_reconstruct_persistent_obj` with one dict: a class name, the attributes of the
 instance, and the source text of the class, which the published loader executes. Here that call
-makes a `Module`, a name with attributes; the text is never looked at.
+makes a `Module`, a name with attributes; of the text no more is taken than its SHA-256. What lies
+beside the network (options, paths, arrays) is read past: plain data of Python, numpy and torch.
 
 A tensor's values are a byte string in the format of torch before 2019: five pickles (magic number,
 version, system, a persistent id that tells type and count, the key of the storage), the count
@@ -11,9 +12,11 @@ once more in 8 bytes, and the values. Unpickled the usual way, each is a second 
 pickles go through the same machine with shorter lists.
 
 All values stay where the file was read to: a tensor is a view, after its values were moved by at
-most 63 bytes to an aligned address. So a snapshot takes its own size of memory and little more.
+most 63 bytes to an aligned address. So a snapshot takes its own size of memory and little more,
+but for tensors that share a storage: all but the first are copied.
 """
 
+import hashlib
 import io
 import math
 import mmap
@@ -21,7 +24,7 @@ import os
 import struct
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
-from functools import partial
+from functools import cached_property, partial
 from pathlib import Path
 from typing import IO, Any, cast
 
@@ -43,6 +46,12 @@ VERSION = 6
 LONGEST_NAME = 200
 MOST_DIMENSIONS = 8
 ALIGNMENT = 64  # bytes, as torch allocates
+SHARING = 4  # times the bytes of its file that tensors may have, since some share theirs
+
+NO_OPTIONS = (
+    "it does not say which network its tensors are of; load them into that network, and give it "
+    "to edm.network_of, or to edm.checkpoints.save if it is one of this project"
+)
 
 MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 HEADER_LIMIT = 1024  # bytes; a header has some 400
@@ -57,7 +66,27 @@ STORAGES = {
     "torch BoolStorage": torch.bool,
     "torch ByteStorage": torch.uint8,
 }
-NUMPY_FORMATS = {"f8": "<d", "f4": "<f", "i8": "<q", "i4": "<i", "b1": "<?"}
+NUMPY_FORMATS = {
+    **{"f8": "<d", "f4": "<f", "f2": "<e", "b1": "<?"},
+    **{"i8": "<q", "i4": "<i", "i2": "<h", "i1": "<b"},
+    **{"u8": "<Q", "u4": "<I", "u2": "<H", "u1": "<B"},
+}
+_PATHS = ("PosixPath", "WindowsPath", "PurePosixPath", "PureWindowsPath")
+_DTYPES = ("float64", "float32", "float16", "bfloat16", "int64", "int32", "uint8", "bool")
+BESIDE = (
+    *(f"{module} {name}" for module in ("pathlib", "pathlib._local") for name in _PATHS),
+    *(f"torch {name}" for name in (*_DTYPES, "device", "Tensor")),
+    *(f"datetime {name}" for name in ("date", "datetime", "timedelta", "timezone")),
+    *(
+        f"{module} {name}"
+        for module in ("builtins", "__builtin__")
+        for name in ("complex", "slice")
+    ),
+    *("numpy ndarray", "argparse Namespace", "types SimpleNamespace"),
+    *("numpy._core.multiarray _reconstruct", "numpy.core.multiarray _reconstruct"),
+    *("numpy._core.numeric _frombuffer", "numpy.core.numeric _frombuffer"),
+)
+"""Names of plain data that users keep beside a network; what is made by them is never looked at."""
 
 
 @dataclass
@@ -66,11 +95,19 @@ class Module(Buildable):
 
     class_name: str
     state: dict[str, Any] | None = None
+    source: str | None = None  # text of its class, of a persistent object
 
     def build(self, state: Any) -> None:
         if self.state is not None or not isinstance(state, dict):
             raise Malformed(f"a {quote(self.class_name)} is given {quote(state)} as its state")
         self.state = state
+
+
+class Inert(Buildable):
+    """What a network has no part in: it is not even named."""
+
+    def build(self, state: Any) -> None:
+        """Whatever it is, it means nothing here."""
 
 
 @dataclass(frozen=True)
@@ -81,6 +118,15 @@ class Storage:
     start: int
     count: int
     dtype: torch.dtype
+
+    @cached_property
+    def values(self) -> Tensor:
+        """(count,), moved down to an aligned address within the storage's bytes."""
+        address = torch.frombuffer(self.memory, dtype=torch.uint8).data_ptr() + self.start
+        aligned = self.start - address % ALIGNMENT
+        moved = self.memory[aligned : aligned + len(self.memory) - self.start]
+        moved[:] = self.memory[self.start :]
+        return torch.frombuffer(moved, dtype=self.dtype)
 
 
 @dataclass(frozen=True)
@@ -106,8 +152,27 @@ class NumpyType(Buildable):
         raise Malformed("a numpy type is not little-endian")
 
 
-def read(path: Path) -> tuple[Module, dict[str, Tensor]]:
-    """The network of a snapshot as data, and its tensors under the names of its state dict.
+@dataclass(frozen=True)
+class Snapshot:
+    """A published network as data.
+
+    Attributes:
+        modules: by what the names of their tensors begin with: "" is the network itself.
+        tensors: under the names of its state dict.
+    """
+
+    modules: dict[str, Module]
+    tensors: dict[str, Tensor]
+
+    @property
+    def sources(self) -> set[str]:
+        """SHA-256 of each text that the classes of its modules are in."""
+        texts = {module.source for module in self.modules.values() if module.source is not None}
+        return {hashlib.sha256(text.encode()).hexdigest() for text in texts}
+
+
+def read(path: Path) -> Snapshot:
+    """The network of a snapshot.
 
     Raises:
         Malformed: the file is not a snapshot, or departs in anything from what one may hold.
@@ -124,13 +189,29 @@ def read(path: Path) -> tuple[Module, dict[str, Tensor]]:
     stand_ins = STAND_INS | {"torch.storage _load_from_bytes": partial(_storage, owned)}
     match evaluate(cast(IO[bytes], memory), memoryview(memory), stand_ins):
         case {"ema": Module() as network} | (Module() as network):
-            arrays = dict(_flatten(network, "", owned))
-            return network, {name: _decode(name, array) for name, array in arrays.items()}
-    raise Malformed("it holds no network under 'ema'")
+            modules = dict(_walk(network, "", owned))
+        case other:
+            raise Malformed(_described(other))
+    arrays = {name: array for prefix in modules for name, array in _arrays(modules[prefix], prefix)}
+    return Snapshot(modules, _decode(arrays, SHARING * size))
 
 
-def _flatten(module: Module, prefix: str, owned: dict[int, Any]) -> Iterator[tuple[str, Array]]:
-    """Parameters, persistent buffers, then those of the modules within, with their full names.
+def _described(value: Any) -> str:
+    """What a pickle without a network holds, and what would help."""
+    match value:
+        case {"G_ema": _}:
+            return "it is the snapshot of a GAN: its 'G_ema' generates, but does not denoise"
+        case {"state_dict": dict(tensors)} | {"model": dict(tensors)} | dict(tensors) if any(
+            isinstance(each, Array) for each in tensors.values()
+        ):
+            return f"it is a bare state dict of {len(tensors)} entries: {NO_OPTIONS}"
+        case int() if value == MAGIC:
+            return f"it was written by an early torch.save: {NO_OPTIONS}"
+    return "it holds no network under 'ema'"
+
+
+def _walk(module: Module, prefix: str, owned: dict[int, Any]) -> Iterator[tuple[str, Module]]:
+    """A module, then those within, with what the names of their tensors begin with.
 
     `owned` is what belongs to something already, by id: all parts of a file have one owner, or a
     small file could describe a network without end.
@@ -138,18 +219,29 @@ def _flatten(module: Module, prefix: str, owned: dict[int, Any]) -> Iterator[tup
     if len(prefix) > LONGEST_NAME:
         raise Malformed(f"modules lie too deep at {quote(prefix)}")
     _own(module, owned)
-    passing = {k for k in _held(module, "_non_persistent_buffers_set", owned) if type(k) is str}
-    buffers = {k: v for k, v in _held(module, "_buffers", owned).items() if k not in passing}
-    arrays = _held(module, "_parameters", owned) | buffers
-    for kind, members in ((Array, arrays), (Module, _held(module, "_modules", owned))):
-        for name, value in ((prefix + k, v) for k, v in members.items() if v is not None):
-            if not isinstance(value, kind):
-                raise Malformed(f"{quote(name)} is {quote(value)}, not {kind.__name__}")
-            if isinstance(value, Module):
-                yield from _flatten(value, f"{name}.", owned)
-            else:
-                _own(value.storage, owned)
-                yield name, value
+    yield prefix, module
+    for name, value in _members(module, prefix, "_modules", Module):
+        yield from _walk(value, f"{name}.", owned)
+
+
+def _arrays(module: Module, prefix: str) -> Iterator[tuple[str, Array]]:
+    """Parameters and persistent buffers of a module itself, with their full names."""
+    passing = {f"{prefix}{key}" for key in _held(module, "_non_persistent_buffers_set", list)}
+    yield from _members(module, prefix, "_parameters", Array)
+    for name, value in _members(module, prefix, "_buffers", Array):
+        if name not in passing:
+            yield name, value
+
+
+def _members(
+    module: Module, prefix: str, attribute: str, kind: type[Any]
+) -> Iterator[tuple[str, Any]]:
+    """What one of a module's dicts holds of a kind, with full names."""
+    for name, value in ((prefix + k, v) for k, v in _held(module, attribute).items()):
+        if isinstance(value, kind):
+            yield name, value
+        elif value is not None:
+            raise Malformed(f"{quote(name)} is {quote(value)}, not {kind.__name__}")
 
 
 def _own(value: object, owned: dict[int, Any]) -> None:
@@ -158,42 +250,43 @@ def _own(value: object, owned: dict[int, Any]) -> None:
     owned[id(value)] = value
 
 
-def _held(module: Module, attribute: str, owned: dict[int, Any]) -> Any:
+def _held(module: Module, attribute: str, kind: type = dict) -> Any:
     """One of the containers that every torch module has; a set is a list here."""
-    kind = list if attribute.endswith("_set") else dict
     value = (module.state or {}).get(attribute)
     if value is None:
         return kind()
     if not isinstance(value, kind):
         raise Malformed(f"{attribute} of a {quote(module.class_name)} is {quote(value)}")
-    _own(value, owned)
+    if not all(type(key) is str for key in value):
+        raise Malformed(f"a key of a dict, {attribute} of a {quote(module.class_name)}, is no name")
     return value
 
 
-def _decode(name: str, array: Array) -> Tensor:
-    """The whole of its storage, moved down to an aligned address within the storage's bytes."""
-    if fault := _fault(array):
-        raise Malformed(f"tensor {quote(name)} {fault}")
-    memory, start = array.storage.memory, array.storage.start
-    address = torch.frombuffer(memory, dtype=torch.uint8).data_ptr() + start
-    aligned = start - address % ALIGNMENT
-    values = memory[aligned : aligned + len(memory) - start]
-    values[:] = memory[start:]
-    return torch.frombuffer(values, dtype=array.storage.dtype).view(array.size)
+def _decode(arrays: dict[str, Array], limit: int) -> dict[str, Tensor]:
+    """Tensors that share no memory, of so many bytes in all at most."""
+    tensors, used, size = dict[str, Tensor](), set[int](), 0
+    for name, array in arrays.items():
+        if fault := _fault(array):
+            raise Malformed(f"tensor {quote(name)} {fault}")
+        storage = array.storage
+        if (size := size + math.prod(array.size) * storage.dtype.itemsize) > limit:
+            raise Malformed(f"its tensors have more than {limit:,} bytes, {SHARING} times its own")
+        view = storage.values.as_strided(array.size, array.stride, array.offset)
+        tensors[name] = view.clone() if id(storage) in used else view
+        used.add(id(storage))
+    return tensors
 
 
 def _fault(array: Array) -> str | None:
-    """Why a tensor is not the whole of its storage, row after row; None if it is."""
+    """Why a tensor cannot lie within its storage; None if it does."""
     size, stride, count = array.size, array.stride, array.storage.count
-    plausible = len(stride) == len(size) <= MOST_DIMENSIONS
-    if not plausible or not all(type(n) is int and 0 < n <= count for n in size):
-        return f"has a size or strides that do not fit its storage of {count} values"
-    if array.offset or math.prod(size) != count:
-        return f"is not exactly the {count} values of its storage"
-    steps = [math.prod(size[i + 1 :]) for i in range(len(size))]
-    if any(n > 1 and have != step for n, have, step in zip(size, stride, steps, strict=True)):
-        return "has strides that are not those of a contiguous tensor"
-    return None
+    numbers = (array.offset, *size, *stride)
+    plausible = len(stride) == len(size) <= MOST_DIMENSIONS and 0 not in size
+    if plausible and all(type(n) is int and 0 <= n <= count for n in numbers):
+        last = array.offset + sum((n - 1) * step for n, step in zip(size, stride, strict=True))
+        if math.prod(size) <= count and last < count:
+            return None
+    return f"has a size or strides that do not fit its storage of {count} values"
 
 
 def _persistent(args: tuple[Any, ...]) -> Module:
@@ -201,9 +294,14 @@ def _persistent(args: tuple[Any, ...]) -> Module:
         case [{"type": "class", "version": version, "module_src": str()}] if version != VERSION:
             raise Malformed(f"a persistent object has not version {VERSION}, the only one known")
         case [
-            {"type": "class", "module_src": str(), "class_name": str(name), "state": dict(state)}
+            {
+                "type": "class",
+                "module_src": str(source),
+                "class_name": str(name),
+                "state": dict(state),
+            }
         ]:
-            return Module(name, state)
+            return Module(name, state, source)
     raise Malformed("a persistent object is made from something unexpected")
 
 
@@ -219,6 +317,14 @@ def _tensor(args: tuple[Any, ...]) -> Array:
             *metadata,
         ] if not hooks and not any(metadata[:1]) and len(metadata) <= 1:
             return Array(storage, offset, size, stride)
+    raise Malformed("a tensor is made from something unexpected")
+
+
+def _of_type(args: tuple[Any, ...]) -> Array:
+    """A tensor that has attributes; they mean nothing here."""
+    match args:
+        case [Global("torch._utils _rebuild_tensor_v2"), Global("torch Tensor"), tuple(inner), _]:
+            return _tensor(inner)
     raise Malformed("a tensor is made from something unexpected")
 
 
@@ -275,26 +381,29 @@ def _stand_in(sentence: str, kinds: tuple[type, ...], make: Callable[..., Any]) 
     return checked
 
 
+_PARAMETER = "a parameter is made from something else than a tensor without hooks"
+_parameter = _stand_in(
+    _PARAMETER, (Array, bool, dict), lambda tensor, _, hooks: None if hooks else tensor
+)
 _dict = _stand_in("an ordered dict is made from arguments", (), dict)
 _set = _stand_in("a set is made from something else than a list", (list,), lambda items: items)
 STAND_INS: dict[str, StandIn] = {
+    **dict.fromkeys(BESIDE, lambda args: Inert()),
     "torch_utils.persistence _reconstruct_persistent_obj": _persistent,
     "torch.nn.modules.container ModuleDict": _stand_in(
         "a torch container is made from arguments", (), lambda: Module("ModuleDict")
     ),
-    "torch._utils _rebuild_parameter": _stand_in(
-        "a parameter is made from something else than a tensor without hooks",
-        (Array, bool, dict),
-        lambda tensor, _, hooks: None if hooks else tensor,
-    ),
+    "torch._utils _rebuild_parameter": _parameter,
+    "torch._utils _rebuild_parameter_with_state": lambda args: _parameter(args[:3]),
     "torch._utils _rebuild_tensor_v2": _tensor,
+    "torch._tensor _rebuild_from_type_v2": _of_type,
     "torch Size": _stand_in(
         "a size is made from something else than a tuple", (tuple,), lambda sizes: sizes
     ),
     "collections OrderedDict": _dict,
     "dnnlib.util EasyDict": _dict,
-    "builtins set": _set,
-    "__builtin__ set": _set,
+    **dict.fromkeys(("builtins set", "builtins frozenset"), _set),
+    **dict.fromkeys(("__builtin__ set", "__builtin__ frozenset"), _set),
     "_codecs encode": _stand_in(
         "bytes are made from something else than latin-1 text",
         (str, str),

@@ -7,8 +7,9 @@ the reading of opcodes and their arguments is `pickletools`'.
 An allow-list on `pickle.Unpickler` would not do, even behind a scan of the opcodes: it hashes any
 key (2 MB of nested tuples overflow the C stack and end the process, 60 doubled ones never end), it
 lets BUILD set attributes on any object, and it allocates what a memo index or a frame claims. Here
-keys are strings, BUILD reaches stand-ins made for it, memo indices count up, and frames are
-skipped. A byte string stays a view of the stream's memory, so that reading costs little beside it.
+keys are strings or small numbers, BUILD reaches stand-ins made for it, memo indices count up, and
+frames are skipped. A byte string stays a view of the stream's memory, so that reading costs little
+beside it.
 """
 
 from collections.abc import Callable, Container, Mapping, Set
@@ -18,6 +19,7 @@ from typing import IO, Any
 
 OPCODE_LIMIT = 200_000  # a published network takes some 50,000
 LONGEST_QUOTE = 80
+KEY_LIMIT = 1 << 31  # of whole numbers as keys: larger ones can be chosen to collide
 
 StandIn = Callable[[tuple[Any, ...]], Any]
 """What a global does instead: takes the arguments of REDUCE or NEWOBJ and checks them."""
@@ -65,8 +67,8 @@ def evaluate(
         limit: of the number of opcodes.
 
     Returns:
-        Numbers, strings, views, tuples, lists (also for sets), dicts with string keys, and what
-        the stand-ins return.
+        Numbers, strings, views, tuples, lists (also for sets), dicts whose keys are strings, whole
+        numbers below 2^31 or None, and what the stand-ins return.
 
     Raises:
         Malformed: the stream is damaged or holds anything else.
@@ -92,9 +94,14 @@ def _next(stream: IO[bytes], memory: memoryview, known: Container[str]) -> tuple
     if opcode is None or opcode.name not in known:
         raise Malformed(f"opcode {opcode.name if opcode else repr(code)} has no place in it")
     arg = opcode.arg.reader(stream) if opcode.arg else None
-    if isinstance(arg, bytes):
+    if isinstance(arg, bytes | bytearray):
         arg = memory[stream.tell() - len(arg) : stream.tell()]
     return opcode.name, arg
+
+
+def _is_key(value: Any) -> bool:
+    small = isinstance(value, int) and abs(value) < KEY_LIMIT
+    return small or value is None or type(value) is str
 
 
 @dataclass(frozen=True)
@@ -160,12 +167,12 @@ class _Machine:
         self.top().extend(items)
 
     def update(self, items: list[Any]) -> None:
-        """Set keys and values, which alternate; only strings are sure to be hashed in no time."""
+        """Set keys and values, which alternate; other keys may not be hashed in no time."""
         keys, values = items[::2], items[1::2]
         if not isinstance(self.top(), dict) or len(keys) != len(values):
             raise Malformed(f"items are set in {quote(self.top())}, or a value is missing")
-        if not all(type(key) is str for key in keys):
-            raise Malformed("a key of a dict is not a string")
+        if not all(map(_is_key, keys)):
+            raise Malformed("a key of a dict is neither a string nor a small whole number")
         self.top().update(zip(keys, values, strict=True))
 
     def find(self, name: str) -> None:
@@ -204,7 +211,7 @@ class _Machine:
 CODES = {opcode.code.encode("latin1"): opcode for opcode in all_opcodes}
 LITERALS = (
     *("NONE", "BININT", "BININT1", "BININT2", "LONG1", "BINFLOAT", "SHORT_BINUNICODE"),
-    *("BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8"),
+    *("BINUNICODE", "SHORT_BINBYTES", "BINBYTES", "BINBYTES8", "BYTEARRAY8"),
 )
 OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     **dict.fromkeys(LITERALS, _Machine.push),
@@ -223,7 +230,8 @@ OPCODES: dict[str, Callable[[_Machine, Any], None]] = {
     "TUPLE2": lambda machine, _: machine.push(tuple(machine.pop(2))),
     "TUPLE3": lambda machine, _: machine.push(tuple(machine.pop(3))),
     "APPEND": lambda machine, _: machine.extend(machine.pop(1)),
-    "APPENDS": lambda machine, _: machine.extend(machine.pop_mark()),
+    **dict.fromkeys(("APPENDS", "ADDITEMS"), lambda machine, _: machine.extend(machine.pop_mark())),
+    "FROZENSET": lambda machine, _: machine.push(machine.pop_mark()),
     "SETITEM": lambda machine, _: machine.update(machine.pop(2)),
     "SETITEMS": lambda machine, _: machine.update(machine.pop_mark()),
     "GLOBAL": _Machine.find,

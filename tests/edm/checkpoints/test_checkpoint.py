@@ -1,15 +1,22 @@
 """Networks read from published snapshots and from safetensors are the networks written."""
 
+import argparse
+import datetime
 import errno
+import io
 import json
+import pickle
+import re
 import runpy
 import sys
+import zipfile
 from collections import OrderedDict
-from collections.abc import Mapping
-from pathlib import Path
+from collections.abc import Callable, Mapping
+from pathlib import Path, PureWindowsPath
 from types import ModuleType
 from typing import Any
 
+import numpy as np
 import pytest
 import tiny
 import torch
@@ -170,6 +177,125 @@ def test_loaded_weights_can_be_written_to(published: ModuleType, tmp_path: Path)
     assert path.read_bytes() == before
 
 
+# Good networks, however their tensors lie and whatever lies beside them
+
+
+def flat_views(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    flat = torch.cat([torch.zeros(3), *(tensor.flatten() for tensor in tensors.values())])
+    sizes = [tensor.numel() for tensor in tensors.values()]
+    parts = flat.split([3, *sizes])[1:]
+    return {
+        name: part.view(tensor.shape)
+        for (name, tensor), part in zip(tensors.items(), parts, strict=True)
+    }
+
+
+def with_attribute(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
+    for tensor in tensors.values():
+        tensor.learning_rate = 0.1
+    return tensors
+
+
+LAYOUTS: dict[str, Callable[[dict[str, Tensor]], dict[str, Tensor]]] = {
+    "channels last": lambda tensors: {
+        name: tensor.to(memory_format=torch.channels_last) if tensor.ndim == 4 else tensor
+        for name, tensor in tensors.items()
+    },
+    "transposed": lambda tensors: {
+        name: tensor.mT.contiguous().mT if tensor.ndim > 1 else tensor
+        for name, tensor in tensors.items()
+    },
+    "views of one storage": flat_views,
+    "every second value": lambda tensors: {
+        name: torch.stack([tensor, tensor], -1)[..., 0] for name, tensor in tensors.items()
+    },
+    "attributes": with_attribute,
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("layout", LAYOUTS)
+def test_tensors_are_read_however_they_lie(
+    published: ModuleType, tmp_path: Path, layout: str, protocol: int
+) -> None:
+    source = network()
+    tensors = LAYOUTS[layout]({k: v.clone() for k, v in source.state_dict().items()})
+    read = load(written(published, tmp_path / "a.pkl", source, form=(protocol,), tensors=tensors))
+    assert read.digest == source.digest
+    assert torch.equal(outputs(read), outputs(source))
+    states = read.state_dict().values()
+    assert all(each.is_contiguous() and each.data_ptr() % 64 == 0 for each in states)
+
+
+def test_an_attribute_on_a_parameter_is_read_past(published: ModuleType, tmp_path: Path) -> None:
+    source, form = network(), published.Form()
+    snapshot = published.snapshot(source.config, source.state_dict(), form)
+    model = snapshot["ema"].meta["state"]["_modules"]["model"].meta["state"]["_modules"]
+    held = model["map_layer0"].meta["state"]["_parameters"]
+    held["weight"].tag = {"step": 3}
+    with (tmp_path / "a.pkl").open("wb") as file:
+        published.dump(snapshot, file, form)
+    assert b"_rebuild_parameter_with_state" in (tmp_path / "a.pkl").read_bytes()
+    assert same(load(tmp_path / "a.pkl"), source)
+
+
+def test_tied_parameters_are_read_and_share_nothing(published: ModuleType, tmp_path: Path) -> None:
+    source, form = network(), published.Form()
+    snapshot = published.snapshot(source.config, source.state_dict(), form)
+    model = snapshot["ema"].meta["state"]["_modules"]["model"].meta["state"]["_modules"]
+    layer = model["map_layer1"].meta["state"]["_parameters"]
+    layer["bias"] = model["map_layer0"].meta["state"]["_parameters"]["bias"]
+    with (tmp_path / "a.pkl").open("wb") as file:
+        published.dump(snapshot, file, form)
+    read = load(tmp_path / "a.pkl")
+    assert torch.equal(read.model.map_layer1.bias, source.model.map_layer0.bias)
+    read.model.map_layer1.bias.zero_()
+    assert torch.equal(read.model.map_layer0.bias, source.model.map_layer0.bias)
+
+
+NEIGHBOURS: dict[str, Any] = {
+    "an array": np.arange(6.0).reshape(2, 3),
+    "an array of bytes": np.zeros((2, 2), np.uint8),
+    "a path": Path("runs/00000"),
+    "a path of Windows": PureWindowsPath("C:/runs"),
+    "whole numbers as keys": {0: 0.5, -7: [1], None: 2},
+    "a set": {"a", "b"},
+    "a frozen set": frozenset({1, 2}),
+    "a type": torch.bfloat16,
+    "a device": torch.device("cuda", 1),
+    "options": argparse.Namespace(steps=18),
+    "a time": datetime.datetime(2022, 6, 1, 12),
+    "a tensor with an attribute": with_attribute({"a": torch.zeros(2)}),
+}
+
+
+@pytest.mark.parametrize("protocol", [2, 4, 5])
+@pytest.mark.parametrize("neighbour", NEIGHBOURS)
+def test_plain_data_beside_the_network_is_read_past(
+    published: ModuleType, tmp_path: Path, neighbour: str, protocol: int
+) -> None:
+    source, form = network(), published.Form(protocol)
+    snapshot = published.snapshot(source.config, source.state_dict(), form)
+    for place in ({"ema": snapshot["ema"], "other": NEIGHBOURS[neighbour]}, snapshot):
+        snapshot["dataset_kwargs"]["note"] = NEIGHBOURS[neighbour]
+        with (tmp_path / "a.pkl").open("wb") as file:
+            published.dump(place, file, form)
+        assert same(load(tmp_path / "a.pkl"), source)
+
+
+def test_buffers_of_any_protocol_that_are_not_persistent_are_left_out(
+    published: ModuleType, tmp_path: Path
+) -> None:
+    source, form = network(), published.Form()
+    snapshot = published.snapshot(source.config, source.state_dict(), form)
+    state = snapshot["ema"].meta["state"]
+    state["_buffers"] |= {"passing": torch.zeros(3), "other": torch.zeros(2)}
+    state["_non_persistent_buffers_set"] |= {"passing", "other"}
+    with (tmp_path / "a.pkl").open("wb") as file:
+        published.dump(snapshot, file, form)
+    assert same(load(tmp_path / "a.pkl"), source)
+
+
 # Our own files
 
 
@@ -287,6 +413,113 @@ def test_safetensors_of_others_are_refused(tmp_path: Path) -> None:
         save_file({"a": torch.zeros(3)}, path, {"config": config})
         with pytest.raises(UsageError, match="config"):
             load(path)
+
+
+# What is something else
+
+
+def torch_zip(value: Any, **options: Any) -> bytes:
+    file = io.BytesIO()
+    torch.save(value, file, **options)
+    return file.getvalue()
+
+
+def zip_of(**members: bytes) -> bytes:
+    file = io.BytesIO()
+    with zipfile.ZipFile(file, "w") as archive:
+        for name, content in members.items():
+            archive.writestr(name, content)
+    return file.getvalue()
+
+
+STATE = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(2)}
+OTHERS: dict[str, tuple[bytes, str]] = {
+    "nothing": (b"", "it is empty: copy or download it again"),
+    "gzip": (b"\x1f\x8b\x08" + bytes(60), "gunzip"),
+    "bzip2": (b"BZh9" + bytes(60), "bunzip2"),
+    "a Git LFS pointer": (
+        b"version https://git-lfs.github.com/spec/v1\noid sha256:ab\nsize 3\n",
+        "git lfs pull",
+    ),
+    "a web page": (b"\n<!doctype html>", "web page"),
+    "a state dict of torch.save": (torch_zip(STATE), "torch.save: it does not say which network"),
+    "an early torch.save": (
+        torch_zip(STATE, _use_new_zipfile_serialization=False),
+        "early torch.save: it does not say which network",
+    ),
+    "a pickled state dict": (pickle.dumps(STATE), "a bare state dict of 2 entries"),
+    "one below a name": (pickle.dumps({"state_dict": STATE, "epoch": 3}), "a bare state dict of 2"),
+    "a GAN": (
+        pickle.dumps({"G": None, "D": None, "G_ema": None}),
+        "snapshot of a GAN: its 'G_ema'",
+    ),
+    "a training state of EDM": (
+        torch_zip({"net": STATE, "optimizer_state": {}}),
+        "network-snapshot-",
+    ),
+    "a training state of ours": (
+        torch_zip({"identity": "{}", "network": STATE, "images_seen": 3}),
+        "a training state of this project",
+    ),
+    "TorchScript": (zip_of(**{"a/data.pkl": b"", "a/constants.pkl": b""}), "TorchScript"),
+    "images": (zip_of(**{"00000/img00000000.png": b""}), "zip of other files"),
+}
+
+
+@pytest.mark.parametrize("name", OTHERS)
+def test_what_is_no_network_is_named_and_nothing_is_to_be_removed(
+    tmp_path: Path, name: str
+) -> None:
+    data, told = OTHERS[name]
+    (tmp_path / "a.pkl").write_bytes(data)
+    with pytest.raises(UsageError, match=re.escape(told)) as caught:
+        load(tmp_path / "a.pkl")
+    assert "remove" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+@pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
+def test_names_of_a_wrapper_are_told(tmp_path: Path, prefix: str) -> None:
+    source = network()
+    tensors = {prefix + name: tensor for name, tensor in source.state_dict().items()}
+    save_file(tensors, tmp_path / "a.safetensors", {"config": json.dumps(source.config)})
+    with pytest.raises(UsageError, match=f"begin with '{prefix}': save the network within"):
+        load(tmp_path / "a.safetensors")
+
+
+def test_equal_digests_give_equal_bits_wherever_a_header_leaves_the_values(tmp_path: Path) -> None:
+    source, found = network(), set()
+    for length in range(0, 64, 9):
+        save(source, tmp_path / "a.safetensors", {"padding": "x" * length})
+        read = load(tmp_path / "a.safetensors")
+        states = read.state_dict().values()
+        assert {tensor.data_ptr() % 64 for tensor in states} == {0}
+        found.add(outputs(read).numpy().tobytes())
+    assert len(found) == 1
+
+
+@pytest.mark.parametrize(
+    ("precondition", "option", "values"),
+    [
+        ("EDMPrecond", "sigma_data", (0.0, float("inf"), 1e-30, 1e30)),
+        ("EDMPrecond", "sigma_min", (float("inf"), 3.0)),
+        ("VEPrecond", "sigma_max", (0.0, 0.01)),
+        ("VPPrecond", "beta_d", (0.0, float("inf"))),
+        ("VPPrecond", "beta_min", (float("inf"),)),
+        ("iDDPMPrecond", "C_2", (float("inf"),)),
+        ("iDDPMPrecond", "C_1", (float("inf"), 2.0)),
+    ],
+)
+def test_options_that_make_no_denoiser_are_refused(
+    tmp_path: Path, precondition: str, option: str, values: tuple[float, ...]
+) -> None:
+    kind = {"precondition": precondition, "model_type": "SongUNet"}
+    source = network(**kind)
+    limits = {"sigma_max": 2.0} if option == "sigma_min" else {}
+    for value in values:
+        config = source.config | limits | {option: value}
+        save_file(source.state_dict(), tmp_path / "a.safetensors", {"config": json.dumps(config)})
+        with pytest.raises(UsageError, match=rf"option '({option}|sigma_min)' is .*: expected"):
+            load(tmp_path / "a.safetensors")
 
 
 class Linear(nn.Linear):

@@ -335,25 +335,27 @@ TENSORS: dict[str, tuple[tuple[Any, ...], str]] = {
     ),
     "a header cut short": ((storage_stream(SIZE, VALUES)[:100],), "damaged"),
     "text": (("x" * 900,), "in the header of a storage, opcode b'x'"),
-    "an offset": ((storage_stream(SIZE, VALUES), 4, (16, 4), (4, 1)), "not exactly the 64 values"),
-    "a part of its storage": (
-        (storage_stream(SIZE, VALUES), 0, (16, 2), (2, 1)),
-        "not exactly the 64 values",
+    "an offset": (
+        (storage_stream(SIZE, VALUES), 4, (16, 4), (4, 1)),
+        "do not fit its storage of 64 values",
     ),
     "more than its storage": (
         (storage_stream(SIZE, VALUES), 0, (16, 5), (5, 1)),
-        "not exactly the 64 values",
+        "do not fit its storage of 64 values",
     ),
     "strides of zero": (
         (storage_stream(SIZE, VALUES), 0, (64, 64), (0, 0)),
-        "not exactly the 64 values",
+        "do not fit its storage of 64 values",
     ),
     "strides beyond its storage": (
         (storage_stream(SIZE, VALUES), 0, (16, 4), (1 << 40, 1)),
         "strides",
     ),
     "negative strides": ((storage_stream(SIZE, VALUES), 0, (16, 4), (-4, 1)), "strides"),
-    "transposed strides": ((storage_stream(SIZE, VALUES), 0, (16, 4), (1, 16)), "strides"),
+    "transposed strides beyond its storage": (
+        (storage_stream(SIZE, VALUES), 1, (16, 4), (1, 16)),
+        "do not fit its storage of 64 values",
+    ),
     "strides of another length": ((storage_stream(SIZE, VALUES), 0, (16, 4), (1,)), "strides"),
     "a negative size": ((storage_stream(SIZE, VALUES), 0, (-16, -4), (4, 1)), "size"),
     "an immense size": ((storage_stream(SIZE, VALUES), 0, (1 << 62, 1 << 62), (4, 1)), "size"),
@@ -388,26 +390,29 @@ def test_tensors_of_these_helpers_are_read_if_nothing_is_wrong(
     assert not load(path).state_dict()[WEIGHT].any()
 
 
-def test_storage_of_two_tensors_is_refused(
+def test_bytes_of_two_storages_are_refused(
     published: ModuleType, network: Preconditioned, tmp_path: Path
 ) -> None:
-    """Shared as a storage, as the bytes of two storages, and as a tensor."""
+    """A storage's values are moved within its bytes: they cannot be another's too."""
     form, stream = published.Form(), storage_stream(16, bytes(64))
-    storage, hooks = Storage(stream), OrderedDict()
-    tensor = Tensorlike(storage, 0, (16,), (1,), False, hooks)
-    pairs = {
-        "storage": (tensor, Tensorlike(storage, 0, (16,), (1,), False, hooks)),
-        "bytes": (tensor, Tensorlike(Storage(stream), 0, (16,), (1,), False, hooks)),
-        "tensor": (tensor, tensor),
-    }
-    for pair in pairs.values():
-        snapshot = published.snapshot(network.config, network.state_dict(), form)
-        for name, shared in zip(("map_layer0", "map_layer1"), pair, strict=True):
-            layer = members(members(snapshot["ema"])["model"])[name]
-            layer.meta["state"]["_parameters"]["bias"] = shared
-        file = io.BytesIO()
-        published.dump(snapshot, file, form)
-        assert "share one" in refusal(tmp_path / "a.pkl", file.getvalue())
+    snapshot = published.snapshot(network.config, network.state_dict(), form)
+    for name in ("map_layer0", "map_layer1"):
+        shared = Tensorlike(Storage(stream), 0, (16,), (1,), False, OrderedDict())
+        layer = members(members(snapshot["ema"])["model"])[name]
+        layer.meta["state"]["_parameters"]["bias"] = shared
+    file = io.BytesIO()
+    published.dump(snapshot, file, form)
+    assert "share one" in refusal(tmp_path / "a.pkl", file.getvalue())
+
+
+def test_tensors_that_share_a_storage_are_no_larger_than_some_files(
+    published: ModuleType, network: Preconditioned, tmp_path: Path
+) -> None:
+    count = 1 << 20
+    storage = Storage(storage_stream(count, bytes(4 * count)))
+    many = {f"b{i}": Tensorlike(storage, 0, (count,), (1,), False, OrderedDict()) for i in range(5)}
+    data = changed(published, network, layer(lambda s: s["_parameters"].update(many)))
+    assert "4 times its own" in refusal(tmp_path / "a.pkl", data)
 
 
 # Networks that are not what they say
@@ -523,7 +528,12 @@ BOMBS: dict[str, tuple[bytes, str]] = {
     "nested lists": (bomb(b"]" * 60_000, b"a" * 59_999), "no network"),
     "out-of-band buffers": (b"\x80\x05\x97.", "NEXT_BUFFER"),
     "read-only buffers": (b"\x80\x05C\x01x\x98.", "READONLY_BUFFER"),
-    "bytes that can be written": (b"\x80\x05\x96" + struct.pack("<Q", 1) + b"x.", "BYTEARRAY8"),
+    "bytes that can be written": (b"\x80\x05\x96" + struct.pack("<Q", 1) + b"x.", "no network"),
+    "the length of bytes that can be written": (
+        bomb(b"\x96", struct.pack("<Q", 1 << 60)),
+        "damaged",
+    ),
+    "an immense key": (bomb(b"}", b"\x8a\x05", bytes(4), b"\x01", b"Ns"), "key of a dict"),
     "a persistent id": (bomb(b"K\x07Q"), "persistent id"),
     "a persistent id in text": (bomb(b"Pevil\n"), "PERSID"),
     "NEWOBJ_EX": (bomb(named("collections OrderedDict"), b")}\x92"), "NEWOBJ_EX"),
@@ -564,7 +574,7 @@ BOMBS: dict[str, tuple[bytes, str]] = {
     "protocol 0": (b"cos\nmkdir\n(S'x'\ntR.", "neither a pickle"),
     "a web page": (b"<!DOCTYPE html><html>Sign in</html>", "web page"),
     "an error in XML": (b"\n <?xml version='1.0'?><Error/>", "web page"),
-    "nothing": (b"", "neither a pickle"),
+    "nothing": (b"", "it is empty"),
     "only zeros": (bytes(4096), "neither a pickle"),
 }
 
