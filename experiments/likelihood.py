@@ -103,7 +103,7 @@ class Images:
             )
         if labels is not None:
             network.bind(labels[:count])
-        levels = grey_levels(images for images, _ in dataset.blocks(1000))
+        levels = grey_levels(dataset.blocks(1000))
         return cls(dataset.read(0, count), levels, None if labels is None else labels[:count])
 
     def batches(self, size: int) -> Iterator["Batch"]:

@@ -208,4 +208,4 @@ def load_reference(preset: Preset, network: Network, extractor: Features) -> fid
     dataset = load_dataset(preset, network)
     count = -(-dataset.count // REFERENCE_BATCH)
     blocks = tqdm(dataset.blocks(REFERENCE_BATCH), "reference", count, unit=" blocks", disable=None)
-    return fid.measure((extractor(images) for images, _ in blocks), extractor.digest)
+    return fid.measure((extractor(images) for images in blocks), extractor.digest)

@@ -36,9 +36,9 @@ from linear_structure.data.datasets import Dataset
 from linear_structure.data.factors import PARTS, Factors, in_fixed_colours, in_parts, pooled
 from linear_structure.images import from_uint8
 from linear_structure.sampling.grids import ve_grid
+from linear_structure.system.arrays import read_npz
 from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.system.files import (
-    UNREADABLE_ARRAYS,
     digest_of,
     digest_of_tensor,
     write_arrays,
@@ -303,16 +303,15 @@ class Codes:
         if not path.exists():
             raise UsageError(f"{path} does not exist: represent.py encode makes it")
         try:
-            with np.load(path, allow_pickle=False) as stored:
-                arrays = {name: stored[name] for name in stored.files}
+            arrays = read_npz(path)
             inputs = dict(json.loads(str(arrays.pop("inputs"))))
             tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
             named = {name: tensors.pop(name) for name in ("z", "sigmas", "source", "part")}
             labels = {name.removeprefix(LABEL): each for name, each in tensors.items()}
             codes = cls(**named, labels=labels, inputs=inputs)
             codes._check()
-        except (*UNREADABLE_ARRAYS, LookupError, AttributeError) as error:
-            raise UsageError(f"{path} holds no codes: remove it, or write elsewhere") from error
+        except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
+            raise UsageError(f"{path} holds no codes: make them elsewhere") from error
         return codes
 
     def _check(self) -> None:

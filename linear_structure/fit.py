@@ -2,6 +2,8 @@
 
 import hashlib
 import math
+import sys
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from typing import Any
@@ -84,7 +86,7 @@ def measure(dataset: Dataset, batch: int = BATCH) -> tuple[Moments, str]:
     """Moments on the [-1, 1] scale and SHA-256 of the pixels in order, in one pass with a bar."""
     sums, sha = PixelSums(math.prod(dataset.shape)), hashlib.sha256()
     with tqdm(total=dataset.count, desc="mean and covariance", unit=" images") as bar:
-        for images, _ in dataset.blocks(batch):
+        for images in dataset.blocks(batch):
             sums.add(images)
             sha.update(octets(images))
             bar.update(len(images))
@@ -113,24 +115,34 @@ def fit_gaussian(
 def cluster(samples: Tensor, components: int, seed: int = 0) -> Tensor:
     """k-means labels (n,) int64 of samples (n, D), the same for the same seed.
 
+    Where fewer samples differ than components are asked for, there are fewer labels.
+
     Raises:
         ValueError: more components than samples.
     """
     if not 1 <= components <= len(samples):
         raise ValueError(f"{components} components cannot be fitted to {len(samples)} samples")
     from sklearn.cluster import KMeans  # takes over a second, and only this needs it
+    from sklearn.exceptions import ConvergenceWarning
 
     means = KMeans(components, n_init=1, random_state=seed)
-    labels = means.fit_predict(samples.flatten(1).numpy().astype(np.float32))
+    with warnings.catch_warnings(action="ignore", category=ConvergenceWarning):  # fewer clusters
+        labels = means.fit_predict(samples.flatten(1).numpy().astype(np.float32))
     return torch.from_numpy(labels).long()
 
 
 def mixture_of(
     images: Tensor, components: int, rank: int | None = None, seed: int = 0
 ) -> GaussianMixture:
-    """A mixture of images, uint8 (n, C, H, W), by clusters: the same for the same seed."""
+    """A mixture of images, uint8 (n, C, H, W), by clusters: the same for the same seed.
+
+    Where fewer images differ than components are asked for, one sentence says how many there are.
+    """
     samples = from_uint8(images.flatten(1))
-    return fit_mixture(samples, cluster(samples, components, seed), rank)
+    mixture = fit_mixture(samples, cluster(samples, components, seed), rank)
+    if (found := len(mixture.components)) < components:
+        print(f"{found} of {components} components: no more of the images differ", file=sys.stderr)
+    return mixture
 
 
 def fit_mixture(samples: Tensor, labels: Tensor, rank: int | None = None) -> GaussianMixture:

@@ -75,7 +75,7 @@ class Gaussian(Model):
 
     @classmethod
     def from_samples(cls, samples: Tensor, rank: int | None = None) -> "Gaussian":
-        """Mean and covariance (over n - 1) of samples (n, D), in float64.
+        """Mean and covariance (over n - 1) of samples (n, D), or (n, *S), in float64.
 
         With fewer samples than dimensions the n x n Gram matrix of the centred samples X gives
         the same eigenvalues, and the axes as `X' v / |X' v|`: exact, and far cheaper.
@@ -85,6 +85,7 @@ class Gaussian(Model):
         """
         if not len(samples) or not bool(torch.isfinite(samples.double().sum())):
             raise ValueError("samples are needed, without NaN and infinity")
+        samples = samples.flatten(1)
         if len(samples) > samples.shape[1]:
             moments = Moments.of(samples)
             return cls.from_covariance(moments.mean, moments.covariance, rank, overwrite=True)
@@ -224,7 +225,7 @@ class Isotropic(Model):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Isotropic":
-        s0 = tensors["s0"]
+        s0 = tensors.get("s0", torch.zeros(()))
         if s0.numel() != 1 or float(s0) < 0:
             raise ValueError("s0: expected one standard deviation, 0 or more")
         return cls(tensors["mu"].flatten().double(), float(s0))

@@ -74,7 +74,7 @@ def main() -> None:
     options = _parse()
     parameters.check_target(options.save_dir)
     dataset = datasets.load(options.dataset, options.data_dir)
-    labels = dataset.labels() if options.by_class else None
+    labels = dataset.classes() if options.by_class else None
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
     if options.kind == "mixture" and labels is not None:

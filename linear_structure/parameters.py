@@ -8,12 +8,11 @@
 
 `parameters.json` says which kind it is, what it was made from, and the SHA-256 of each file. The
 earlier reproduction wrote three bare tensors, the mean as (3, 32, 32): they load as a Gaussian over
-pixels in [-1, 1].
+pixels in [-1, 1], and a bare mean alone as the isotropic model with s0 = 0.
 """
 
 import io
 import json
-import zipfile
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -28,9 +27,9 @@ from linear_structure.denoise import Model
 from linear_structure.gaussian import RANK_TOLERANCE, Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
+from linear_structure.system.arrays import map_npy, read_torch
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import (
-    UNREADABLE_TENSORS,
     alone,
     digest_of_file,
     digest_of_parts,
@@ -71,7 +70,7 @@ class Parameters:
 
 
 def save(
-    directory: Path, model: Model, story: Story, by_class: Iterable[tuple[Model, Story]] = ()
+    directory: str | Path, model: Model, story: Story, by_class: Iterable[tuple[Model, Story]] = ()
 ) -> None:
     """Write a parameter directory whole or not at all, in place of an earlier one.
 
@@ -86,6 +85,7 @@ def save(
         UsageError: as `check_target`.
         ValueError: a point cloud is not of uint8 pixels.
     """
+    directory = Path(directory)
     place = directory.resolve()
     place.parent.mkdir(parents=True, exist_ok=True)
     with alone(place.with_name(f".{place.name}.lock"), f"writes {directory}"):
@@ -96,13 +96,14 @@ def save(
                 _write(folder / BY_CLASS / str(class_story.label), class_model, class_story)
 
 
-def check_target(directory: Path) -> None:
+def check_target(directory: str | Path) -> None:
     """Refuse to replace what `save` did not write.
 
     Raises:
         UsageError: the directory exists and holds something else, or is where a disk is mounted,
             which cannot be renamed; the message says what to do.
     """
+    directory = Path(directory)
     if directory.is_mount():
         raise UsageError(f"a disk is mounted at {directory}: name a new directory within it")
     known = (
@@ -146,7 +147,7 @@ def _write_tensor(path: Path, value: Tensor) -> None:
         path.write_bytes(content.getbuffer())
 
 
-def load(directory: Path, eigenvalue_scale: float = 1.0) -> Parameters:
+def load(directory: str | Path, eigenvalue_scale: float = 1.0) -> Parameters:
     """Read a parameter directory.
 
     Args:
@@ -156,28 +157,39 @@ def load(directory: Path, eigenvalue_scale: float = 1.0) -> Parameters:
     Raises:
         UsageError: a file is missing, unreadable, changed, or not what its kind asks for.
     """
+    directory = Path(directory)
     if not directory.is_dir():
         raise UsageError(f"{directory} is no directory: make it with get_parameters.py")
     if not 0 < eigenvalue_scale < float("inf"):
         raise UsageError(f"eigenvalue scale {eigenvalue_scale}: expected a positive number")
     story = read_story(directory)
-    kind = story.get("kind", "gaussian")
+    kind = story.get("kind", "gaussian") if story else _bare_kind(directory)
     if kind not in tuple(KINDS):
         raise UsageError(f"{directory / STORY}: unknown kind {kind!r}, expected {', '.join(KINDS)}")
-    tensors = {Path(file).stem: _read(directory, file) for file in KINDS[kind].files}
+    optional = () if story else Isotropic.files[1:]
+    files = [
+        file for file in KINDS[kind].files if file not in optional or (directory / file).exists()
+    ]
+    tensors = {Path(file).stem: _read(directory, file) for file in files}
     try:
         model = KINDS[kind].from_tensors(tensors)
     except ValueError as error:
         raise UsageError(f"{directory}: {error}") from error
     if eigenvalue_scale != 1.0:
         model = model.rescale(eigenvalue_scale)
-    notice = "" if story else f"{directory} has no {STORY}: taken as pixels in [-1, 1]"
+    notice = "" if story else f"{directory} has no {STORY}: {kind}, taken as pixels in [-1, 1]"
     return Parameters(model, story, digest(model), notice)
 
 
-def load_by_class(directory: Path, eigenvalue_scale: float = 1.0) -> dict[int, Parameters]:
+def _bare_kind(directory: Path) -> str:
+    """Of tensors that nothing describes: a mean alone is isotropic."""
+    spread = any((directory / file).exists() for file in Gaussian.files[1:])
+    return Gaussian.kind if spread or not (directory / "mu.pt").exists() else Isotropic.kind
+
+
+def load_by_class(directory: str | Path, eigenvalue_scale: float = 1.0) -> dict[int, Parameters]:
     """The models of `by_class/<label>/`, by label, as `load` reads them; empty without any."""
-    folders = [path for path in (directory / BY_CLASS).glob("*") if path.name.isdecimal()]
+    folders = [path for path in (Path(directory) / BY_CLASS).glob("*") if path.name.isdecimal()]
     ordered = sorted(folders, key=lambda path: int(path.name))
     return {int(path.name): load(path, eigenvalue_scale) for path in ordered}
 
@@ -190,12 +202,13 @@ def digest(model: Model) -> str:
     return digest_of_parts(parts)
 
 
-def read_story(directory: Path) -> dict[str, Any]:
+def read_story(directory: str | Path) -> dict[str, Any]:
     """What parameters.json says, once its files are the ones it lists; empty for bare tensors.
 
     Raises:
         UsageError: it is unreadable, or a file is missing or changed.
     """
+    directory = Path(directory)
     path = directory / STORY
     if not path.exists():
         return {}
@@ -225,25 +238,19 @@ def _read(directory: Path, name: str) -> Tensor:
     if path.suffix != ".npy":
         return _read_tensor(path)
     try:
-        with path.open("rb") as file:
-            return torch.from_numpy(np.lib.format.read_array(file, allow_pickle=False))
-    except UNREADABLE_TENSORS as error:
-        raise UsageError(f"{path} is no readable array: make the directory again") from error
+        return torch.from_numpy(np.array(map_npy(path)))
+    except TypeError as error:
+        raise UsageError(f"{path} holds no numbers: make the directory again") from error
 
 
 def _read_tensor(path: Path) -> Tensor:
-    """One finite tensor of floats; its checksums, which torch ignores, are tested first."""
-    content = io.BytesIO(path.read_bytes())
-    try:
-        damaged = zipfile.ZipFile(content).testzip()
-        content.seek(0)
-        value = torch.load(content, map_location="cpu", weights_only=True)
-    except UNREADABLE_TENSORS as error:
-        raise UsageError(f"{path} is no readable tensor file: make it again") from error
-    if damaged:
-        raise UsageError(f"{path} is damaged: make it again")
+    """One finite tensor of floats, all of whose values are in the file."""
+    value = read_torch(path)
     if not isinstance(value, Tensor) or value.dtype not in (torch.float32, torch.float64):
         raise UsageError(f"{path} holds no tensor of float32 or float64: make it again")
-    if value.layout != torch.strided or not bool(torch.isfinite(value).all()):
-        raise UsageError(f"{path} holds NaN or infinity, or is sparse: make it again")
+    stored = value.device.type == "cpu" and not value.is_nested and value.layout == torch.strided
+    if not stored or value.is_neg() or value.nbytes > value.untyped_storage().nbytes():
+        raise UsageError(f"{path} holds a tensor that is nested, sparse or a view of fewer values")
+    if not bool(torch.isfinite(value).all()):
+        raise UsageError(f"{path} holds NaN or infinity: make it again")
     return value.detach()

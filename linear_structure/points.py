@@ -34,7 +34,10 @@ ROWS = 256  # points at a time for what is done once, in float64
 
 @dataclass(frozen=True)
 class PointCloud(Model):
-    """The uniform distribution over `points`; a ValueError where there is none."""
+    """The uniform distribution over `points`; a ValueError where there is none.
+
+    Points of any shape (N, *S), such as images (N, C, H, W), are taken as rows (N, D).
+    """
 
     kind: ClassVar[str] = "pointcloud"
     files: ClassVar[tuple[str, ...]] = ("points.npy",)
@@ -42,8 +45,10 @@ class PointCloud(Model):
     block: int = 4096  # points at a time, of which a copy is made if they are not float32
 
     def __post_init__(self) -> None:
-        if not len(self.points):
-            raise ValueError("a point cloud needs at least one point")
+        if self.points.ndim < 2 or not self.points.numel():
+            shape = tuple(self.points.shape)
+            raise ValueError(f"points of shape {shape}: expected (N, D) with at least one point")
+        object.__setattr__(self, "points", self.points.flatten(1))
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "PointCloud":

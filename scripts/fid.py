@@ -25,6 +25,8 @@ from typing import Any
 from edm.evaluation import features as networks
 from edm.evaluation import fid, kid, precision_recall
 from edm.evaluation.extraction import Extractor, Measured, Selection
+from linear_structure.data.datasets import IMAGES
+from linear_structure.system.arrays import names_in
 from linear_structure.system.download import cache_dir, given, located
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import alone, digest_of, write_json
@@ -66,14 +68,17 @@ def reference(args: argparse.Namespace) -> Selection | fid.Statistics:
     """What the images are compared with: a set of images, or a file of statistics."""
     if not args.ref.endswith(".npz"):
         if args.ref_sha256:
-            raise UsageError("--ref-sha256 goes with statistics: expected an .npz as --ref")
+            raise UsageError("--ref-sha256 goes with an .npz as --ref")
         return Selection.of(args.ref)
+    path = located(given(args.ref, args.ref_sha256))
+    if names_in(path).intersection(IMAGES):
+        return Selection.of(str(path))
     if args.kid or args.precision_recall:
         raise UsageError(
             f"{args.ref} holds statistics, and KID, precision and recall compare with images: "
-            "expected --ref FOLDER_OR_ZIP"
+            "expected images as --ref"
         )
-    return fid.read(located(given(args.ref, args.ref_sha256)))
+    return fid.read(path)
 
 
 def measured(args: argparse.Namespace, found: Measured, standard: Measured) -> dict[str, Any]:
@@ -197,7 +202,7 @@ def parse() -> argparse.Namespace:
     add = calc.add_argument
     several = "folders, zips or dataset names; several are repetitions, one for each seed range"
     add("--images", nargs="+", required=True, help=several)
-    add("--ref", required=True, help="path or URL of an .npz, or images as above")
+    add("--ref", required=True, help="path or URL of an .npz of statistics, or images as above")
     add("--ref-sha256", help="what the reference file must have")
     subsets = "also KID, on 100 subsets of this size (default: 1000)"
     add("--kid", nargs="?", type=positive, const=1000, metavar="SIZE", help=subsets)

@@ -43,7 +43,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def labelled(dataset: Dataset) -> tuple[torch.Tensor, torch.Tensor]:
     """All images and labels of a dataset, which must have labels."""
-    labels = dataset.labels()
+    labels = dataset.classes()
     if labels is None:
         raise UsageError(f"{dataset.name} has no labels, which a classifier learns from")
     return dataset.images(), labels

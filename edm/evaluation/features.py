@@ -12,9 +12,9 @@ import torch
 from torch import Tensor
 
 from edm.evaluation import classifier
+from linear_structure.system.arrays import read_torch
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import UNREADABLE_TENSORS
 
 RELEASES = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 MIRROR = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
@@ -79,10 +79,10 @@ def load(
 
 def _state_dict(path: Path) -> Mapping[str, Tensor]:
     try:
-        state = torch.load(path, map_location="cpu", weights_only=True)
-    except UNREADABLE_TENSORS as error:
+        state = read_torch(path)
+    except UsageError as error:
         raise UsageError(
-            f"{path} is not a file of weights: expected safetensors or a state dict saved by torch"
+            f"{error}; it is not a file of weights: expected safetensors or a state dict of torch"
         ) from error
     if not isinstance(state, Mapping) or not all(isinstance(v, Tensor) for v in state.values()):
         raise UsageError(f"{path} is not a file of weights: it holds no state dict")

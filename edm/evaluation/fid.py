@@ -24,10 +24,12 @@ from torch import Tensor
 
 from linear_structure.gaussian import Gaussian
 from linear_structure.moments import Moments
+from linear_structure.system.arrays import names_in, read_npz
 from linear_structure.system.errors import UsageError, WorkError
-from linear_structure.system.files import UNREADABLE_ARRAYS, digest_of_parts, write_arrays
+from linear_structure.system.files import digest_of_parts, write_arrays
 
 ROWS = 1024  # features that enter the moments at a time, however they arrive
+LONGEST = 100  # characters of what else a file holds
 SPURIOUS = 1e-3  # share of the trace that negative eigenvalues may have by rounding
 
 
@@ -140,14 +142,10 @@ def read(path: Path) -> Statistics:
     """
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
-    with path.open("rb") as stream:
-        try:
-            with np.load(stream, allow_pickle=False) as file:
-                values = {name: np.asarray(array) for name, array in file.items()}
-        except UNREADABLE_ARRAYS as error:
-            raise UsageError(f"{path} is not an .npz file of plain arrays") from error
-    if not {"mu", "sigma"} <= values.keys():
-        raise UsageError(f"{path} holds {', '.join(values) or 'nothing'}: expected mu and sigma")
+    if not {"mu", "sigma"} <= (names := names_in(path)):
+        told = " ".join(", ".join(sorted(names)).split())[:LONGEST] or "nothing"
+        raise UsageError(f"{path} holds {told}: expected mu and sigma, as fid.py ref makes them")
+    values = read_npz(path, "mu", "sigma", "count", "features")
     mu, sigma = values["mu"], values["sigma"]
     count, features = values.get("count", np.array(0)), values.get("features", np.array(""))
     if fault := _fault(mu, sigma, count, features):

@@ -118,7 +118,7 @@ class Coloured(Source):
         device: that pieces go to.
     """
 
-    label_count: ClassVar[int] = 0
+    label_dim: ClassVar[int] = 0
 
     name: str
     grey: Tensor

@@ -21,7 +21,7 @@ ORDER, NOISE, POINTS = 0, 1, 2  # streams of random numbers
 
 
 class Piece(NamedTuple):
-    """What one forward pass sees: a seed, images in [-1, 1], one-hot classes if conditional."""
+    """What one forward pass sees: a seed, images in [-1, 1], labels as vectors if conditional."""
 
     seed: int
     images: Tensor
@@ -54,13 +54,16 @@ class Drawn(Source, Protocol):
         """(C, H, W)."""
 
     @property
-    def label_count(self) -> int:
-        """Number of classes, 0 without labels."""
+    def label_dim(self) -> int:
+        """Number of classes, or length of labels that are vectors; 0 without labels."""
 
 
 @dataclass(frozen=True)
 class Data(Source):
-    """Images (n, C, H, W) uint8 and classes (n,) in memory, and the device that batches go to."""
+    """Images (n, C, H, W) uint8 in memory, and the device that batches go to.
+
+    Labels are classes (n,), or vectors (n, label_dim).
+    """
 
     images: Tensor
     labels: Tensor | None
@@ -82,7 +85,8 @@ class Data(Source):
         images = images.contiguous(memory_format=torch.channels_last)
         if not self.label_dim or self.labels is None:
             return Piece(seed, images, None)
-        labels = F.one_hot(self._moved(self.labels[index]), self.label_dim)
+        labels = self._moved(self.labels[index])
+        labels = F.one_hot(labels, self.label_dim) if labels.ndim == 1 else labels
         return Piece(seed, images, labels.float())
 
     def _moved(self, values: Tensor) -> Tensor:
@@ -103,7 +107,7 @@ class Points(Source):
     """
 
     shape: ClassVar[tuple[int, int, int]] = (2, 1, 1)
-    label_count: ClassVar[int] = 0
+    label_dim: ClassVar[int] = 0
 
     name: str
     draw: Draw

@@ -175,7 +175,7 @@ class Recipe:
             raise UsageError(f"{dataset.name} has images of {height} x {width}: expected squares")
         if isinstance(dataset, Points) and self.architecture != "mlp":
             raise UsageError(f"{dataset.name} are points in the plane: expected --architecture mlp")
-        if self.conditional and not dataset.label_count:
+        if self.conditional and not dataset.label_dim:
             raise UsageError(f"{dataset.name} has no labels, which a conditional network needs")
         sigma_data = {"sigma_data": self.sigma_data} if self.preconditioning == "edm" else {}
         return {
@@ -183,7 +183,7 @@ class Recipe:
             **ARCHITECTURES[self.architecture],
             "img_resolution": height,
             "img_channels": channels,
-            "label_dim": dataset.label_count if self.conditional else 0,
+            "label_dim": dataset.label_dim if self.conditional else 0,
             **self._layers(),
             **sigma_data,
         }

@@ -111,8 +111,10 @@ class Job:
         """The data in memory, as the recipe wants them."""
         if not isinstance(self.dataset, Dataset):
             return self.dataset
-        label_dim = self.dataset.label_count if self.recipe.conditional else 0
-        return Data(self.dataset.images(), self.dataset.labels(), label_dim, self.device)
+        if not self.recipe.conditional:
+            return Data(self.dataset.images(), None, 0, self.device)
+        labels, label_dim = self.dataset.labels(), self.dataset.label_dim
+        return Data(self.dataset.images(), labels, label_dim, self.device)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

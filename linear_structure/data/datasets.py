@@ -8,25 +8,29 @@ Paths: a folder of images or a zip (see `pictures`), or a `.npy` or `.npz` of ui
 three axes is (n, H, W); of four, the channels (1 or 3) are the last axis, or else the second. In an
 `.npz` the images are `images` or `arr_0`, the labels, if any, `labels` or `arr_1`.
 
-Folders, zips and `.npy` are read as they are asked for; the others are held in memory.
+Folders, zips and `.npy` are read as they are asked for; the others are held in memory. Labels are
+read when they are asked for: who needs none is not stopped by odd ones.
 """
 
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 
 import numpy as np
 import torch
-from numpy.lib.npyio import NpzFile
 from torch import Tensor
 
 from linear_structure.data.archives import ARCHIVES
-from linear_structure.data.pictures import open_folder, open_zip
+from linear_structure.data.pictures import CLASS_LIMIT, open_folder, open_zip
+from linear_structure.system.arrays import map_npy, names_in, read_npz
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import UNREADABLE_ARRAYS, digest_of_parts
+from linear_structure.system.files import digest_of_parts
 
 NAMES = (*ARCHIVES, "digits")
+IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")  # names of arrays in an `.npz`
 
 
 @dataclass(frozen=True, eq=False)
@@ -37,28 +41,21 @@ class Dataset:
     count: int
     shape: tuple[int, int, int]  # C, H, W
     read: Callable[[int, int], Tensor] = field(repr=False)  # images [start, stop)
-    targets: Tensor | None = field(repr=False)  # int64 (count,)
+    read_labels: Callable[[], Tensor | None] = field(repr=False)  # as `labels`
 
     @classmethod
     def of(cls, name: str, images: Tensor, labels: Tensor | None = None) -> "Dataset":
-        """Images in memory: uint8 (n, C, H, W), int64 labels (n,)."""
+        """Images in memory: uint8 (n, C, H, W), labels (n,) or (n, L) as of `labels`."""
         count, channels, height, width = images.shape
         shape = (channels, height, width)
-        return cls(name, count, shape, lambda start, stop: images[start:stop], labels)
+        return cls(name, count, shape, lambda start, stop: images[start:stop], lambda: labels)
 
-    @property
-    def label_count(self) -> int:
-        """Number of classes, one more than the highest label; 0 without labels."""
-        return 0 if self.targets is None else int(self.targets.max()) + 1
-
-    def blocks(self, size: int) -> Iterator[tuple[Tensor, Tensor | None]]:
-        """Yield all in order, `size` at a time: uint8 (b, C, H, W), int64 (b,) or None."""
+    def blocks(self, size: int) -> Iterator[Tensor]:
+        """Yield all images in order, `size` at a time: uint8 (b, C, H, W)."""
         if size < 1:
             raise ValueError(f"a block of {size} images: at least 1 is needed")
         for start in range(0, self.count, size):
-            stop = min(start + size, self.count)
-            labels = None if self.targets is None else self.targets[start:stop]
-            yield self.read(start, stop), labels
+            yield self.read(start, min(start + size, self.count))
 
     def images(self) -> Tensor:
         """All images at once: uint8 (count, C, H, W)."""
@@ -66,11 +63,41 @@ class Dataset:
 
     def digest(self, size: int = 1000) -> str:
         """SHA-256 (64 hexadecimal digits) of the pixels in order, `size` images at a time."""
-        return digest_of_parts(images for images, _ in self.blocks(size))
+        return digest_of_parts(self.blocks(size))
 
     def labels(self) -> Tensor | None:
-        """All labels at once: int64 (count,), or None."""
-        return self.targets
+        """All labels: class numbers, int64 (count,), or vectors, float32 (count, L), or None.
+
+        Raises:
+            UsageError: what is stored is neither, or does not suit the images.
+        """
+        return self._labels
+
+    def classes(self) -> Tensor | None:
+        """The class of each image, int64 (count,), or None without labels.
+
+        Raises:
+            UsageError: as `labels`, or they are vectors.
+        """
+        labels = self._labels
+        if labels is not None and labels.ndim != 1:
+            raise UsageError(
+                f"the labels of {self.name} are vectors of {labels.shape[1]} numbers: "
+                "class numbers are needed"
+            )
+        return labels
+
+    @property
+    def label_dim(self) -> int:
+        """What a network is told in so many numbers: classes, or a vector; 0 without labels."""
+        labels = self._labels
+        if labels is None:
+            return 0
+        return int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
+
+    @cached_property
+    def _labels(self) -> Tensor | None:
+        return self.read_labels()
 
 
 def load(
@@ -127,28 +154,25 @@ def _at_path(path: Path) -> Dataset:
 
 
 def _of_arrays(path: Path) -> Dataset:
-    try:
-        loaded = np.load(path, mmap_mode="r", allow_pickle=False)
-        stored, labels = loaded, None
-        if isinstance(loaded, NpzFile):
-            with loaded:
-                stored = _first(loaded, "images", "arr_0")
-                labels = _first(loaded, "labels", "arr_1")
-    except UNREADABLE_ARRAYS as error:
-        raise UsageError(f"{path} cannot be read as numpy arrays: {error}") from error
-    if stored is None:
-        raise UsageError(f"{path} has no array named images or arr_0")
+    labelled = ()
+    if zipfile.is_zipfile(path):
+        names = names_in(path)
+        if (key := next((key for key in IMAGES if key in names), None)) is None:
+            raise UsageError(f"{path} has no array named {' or '.join(IMAGES)}")
+        stored = read_npz(path, key)[key]
+        labelled = tuple(key for key in LABELS if key in names)[:1]
+    else:
+        stored = map_npy(path)
     images = _channels_second(stored, path)
-    targets = None if labels is None else _targets(labels, len(images), path)
 
     def read(start: int, stop: int) -> Tensor:
         return torch.from_numpy(np.array(images[start:stop], order="C"))
 
-    return Dataset(path.stem, len(images), images.shape[1:], read, targets)
+    def read_labels() -> Tensor | None:
+        arrays = read_npz(path, *labelled) if labelled else {}
+        return next((_targets(array, len(images), path) for array in arrays.values()), None)
 
-
-def _first(arrays: NpzFile, *keys: str) -> np.ndarray | None:
-    return next((arrays[key] for key in keys if key in arrays), None)
+    return Dataset(path.stem, len(images), images.shape[1:], read, read_labels)
 
 
 def _channels_second(array: np.ndarray, path: Path) -> np.ndarray:
@@ -168,10 +192,15 @@ def _channels_second(array: np.ndarray, path: Path) -> np.ndarray:
 
 
 def _targets(array: np.ndarray, count: int, path: Path) -> Tensor:
-    whole = np.issubdtype(array.dtype, np.integer) and array.shape == (count,)
-    if not whole or array.min() < 0:
-        raise UsageError(
-            f"{path} has labels of shape {array.shape} and type {array.dtype}: "
-            f"{count} class numbers, one for each image, are needed"
-        )
-    return torch.from_numpy(array.astype(np.int64))
+    """Class numbers (count,) or finite vectors (count, L)."""
+    kind, shape = array.dtype.kind, array.shape
+    if kind in "iu" and shape == (count,) and 0 <= array.min() <= array.max() < CLASS_LIMIT:
+        return torch.from_numpy(array.astype(np.int64))
+    if kind in "iuf" and len(shape) == 2 and shape[0] == count and array.size:
+        vectors = torch.from_numpy(array.astype(np.float64)).float()
+        if bool(vectors.isfinite().all()):
+            return vectors
+    raise UsageError(
+        f"{path} has labels of shape {array.shape} and type {array.dtype}: {count} class numbers, "
+        f"one for each image, each below {CLASS_LIMIT}, or as many vectors are needed"
+    )

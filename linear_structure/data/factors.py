@@ -130,7 +130,7 @@ def in_parts(dataset: Dataset) -> Factors:
 
     Fewer than `FEWEST` are not cut into parts: all are to be measured on.
     """
-    labels, count = dataset.labels(), dataset.count
+    labels, count = dataset.classes(), dataset.count
     whole = torch.full((count,), PARTS.index("test"))
     part = parts_of(shares_of(count)) if count >= FEWEST else whole
     factors = {} if labels is None else {"class": labels}
@@ -150,7 +150,7 @@ def in_fixed_colours(
     Raises:
         UsageError: they are not grey, have no labels, or are too few.
     """
-    digits, count = dataset.labels(), dataset.count
+    digits, count = dataset.classes(), dataset.count
     if dataset.shape[0] != 1 or digits is None:
         raise UsageError(
             f"{dataset.name} has colours of its own or no labels: expected grey images, each with "

@@ -25,11 +25,13 @@ def parse_seeds(text: str) -> list[int]:
 
     Raises:
         UsageError: nothing between commas, not a number or range, a range that runs backwards, a
-            seed that comes twice, or more than 10^7 seeds.
+            seed that comes twice, or that is not below 2^32, or more than 10^7 seeds.
     """
     ranges = [_parse_range(part.strip(), text) for part in text.split(",")]
     if (count := sum(last + 1 - first for first, last in ranges)) > MOST:
         raise UsageError(f"seeds {text!r} are {count:,}: expected at most {MOST:,}")
+    if (largest := max(last for _, last in ranges)) >= SEED_LIMIT:  # as one below, by its generator
+        raise UsageError(f"seeds {text!r} hold {largest}: expected each of them below 2^32")
     seeds = [seed for first, last in ranges for seed in range(first, last + 1)]
     if len(set(seeds)) < len(seeds):
         raise UsageError(f"seeds {text!r} name a seed twice: expected each of them once")

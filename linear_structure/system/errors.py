@@ -5,6 +5,7 @@ import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
+from io import TextIOWrapper
 
 
 class UsageError(Exception):
@@ -44,8 +45,12 @@ def _leave(*_: object) -> None:
 def run_command(main: Callable[[], None]) -> int:
     """Run a command's `main` and return its exit code: 0, 2 misuse, 1 failed work, 130 interrupted.
 
-    Mistakes and failed files are one sentence on standard error; a bug keeps its traceback.
+    Mistakes and failed files are one sentence on standard error; a bug keeps its traceback. What
+    the terminal cannot encode, such as odd names of folders, is escaped.
     """
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
     try:
         _interruptible()
         main()

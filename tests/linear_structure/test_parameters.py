@@ -400,7 +400,7 @@ def test_nothing_in_a_file_is_executed(tmp_path, zipped):
     assert "mu.pt is no readable tensor file" in refusal(tmp_path)
     np.save(saved(tmp_path / "cloud", "pointcloud") / "points.npy", np.array([canary]))
     relisted(tmp_path / "cloud", "points.npy")
-    assert "points.npy is no readable array" in refusal(tmp_path / "cloud")
+    assert "points.npy cannot be read as numpy arrays" in refusal(tmp_path / "cloud")
     assert not canary.path.exists()
 
 
@@ -492,7 +492,7 @@ def test_points_must_be_rows_of_uint8(tmp_path, points):
 @pytest.mark.parametrize("damage", [b"", b"noise", b"\x93NUMPY\x01\x00\x10\x00{'descr': oops"])
 def test_points_that_are_no_array_are_refused(tmp_path, damage):
     (saved(tmp_path, "pointcloud") / "points.npy").write_bytes(damage)
-    assert "no readable array" in refusal(relisted(tmp_path, "points.npy"))
+    assert "cannot be read as numpy arrays" in refusal(relisted(tmp_path, "points.npy"))
 
 
 @pytest.mark.parametrize(

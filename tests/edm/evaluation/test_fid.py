@@ -200,7 +200,7 @@ STANDARD = {"mu": np.zeros(2), "sigma": np.eye(2)}
         (STANDARD | {"count": np.array("many")}, "count has shape .* and type <U4"),
         (STANDARD | {"count": np.array(-1)}, "count"),
         (STANDARD | {"features": np.zeros((2, 2))}, r"features has shape \(2, 2\)"),
-        ({"mu": np.array([None]), "sigma": np.eye(1)}, "plain arrays"),
+        ({"mu": np.array([None]), "sigma": np.eye(1)}, "numpy arrays"),
     ],
 )
 def test_files_that_hold_no_statistics_are_refused(tmp_path, arrays, complaint):
@@ -236,14 +236,14 @@ def archive(path, offset, value, compression=zipfile.ZIP_STORED):
 )
 def test_archives_that_cannot_be_unpacked_are_one_sentence(tmp_path, offset, value, compression):
     archive(tmp_path / "odd.npz", offset, value, compression)
-    with pytest.raises(UsageError, match=r"odd\.npz is not an \.npz file of plain arrays"):
+    with pytest.raises(UsageError, match=r"odd\.npz (cannot be read as numpy arrays|holds m,)"):
         fid.read(tmp_path / "odd.npz")
 
 
 @pytest.mark.parametrize("content", [b"", b"PK\3\4", b"\x93NUMPY", b"mu"])
 def test_files_that_are_no_archive_are_one_sentence(tmp_path, content):
     (tmp_path / "odd.npz").write_bytes(content)
-    with pytest.raises(UsageError, match=r"odd\.npz is not an \.npz file"):
+    with pytest.raises(UsageError, match=r"odd\.npz cannot be read as numpy arrays"):
         fid.read(tmp_path / "odd.npz")
 
 
@@ -251,7 +251,7 @@ def test_entries_that_are_no_arrays_are_one_sentence(tmp_path):
     with zipfile.ZipFile(tmp_path / "odd.npz", "w") as file:
         file.writestr("mu", b"text")
         file.writestr("sigma", b"text")
-    with pytest.raises(UsageError, match=r"odd\.npz holds no mean and covariance"):
+    with pytest.raises(UsageError, match=r"odd\.npz cannot be read as numpy arrays"):
         fid.read(tmp_path / "odd.npz")
 
 

@@ -268,7 +268,7 @@ def test_the_knees_of_digits():
 
 def digits_reference():
     network = features.load(shipped("digits-features.safetensors"))
-    return measure(network(images) for images, _ in datasets.load("digits").blocks(500))
+    return measure(network(images) for images in datasets.load("digits").blocks(500))
 
 
 def digits_sample(skip, folder, reference):

@@ -345,7 +345,7 @@ def test_mistakes_are_one_sentence_before_any_work(
 
 def test_labels_are_needed_for_a_conditional_network() -> None:
     digits = datasets.load("digits")
-    unlabelled = dataclasses.replace(digits, targets=None)
+    unlabelled = dataclasses.replace(digits, read_labels=lambda: None)
     recipe = dataclasses.replace(TINY, conditional=True)
     assert recipe.network(digits)["label_dim"] == 10
     with pytest.raises(UsageError, match="no labels"):

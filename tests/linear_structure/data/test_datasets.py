@@ -6,6 +6,7 @@ import hashlib
 import io
 import itertools
 import json
+import math
 import pickle
 import struct
 import tarfile
@@ -63,6 +64,7 @@ def folder_of(root: Path, content: dict[str, bytes]) -> Path:
 
 
 def zip_of(root: Path, content: dict[str, bytes]) -> Path:
+    root.mkdir(exist_ok=True)
     with zipfile.ZipFile(root / "packed.zip", "w", zipfile.ZIP_DEFLATED) as archive:
         for name, data in reversed(content.items()):
             archive.writestr(name, data)
@@ -76,10 +78,20 @@ def labelled(content: dict[str, bytes], labels: object) -> dict[str, bytes]:
     return {**content, "dataset.json": json.dumps({"labels": labels}).encode()}
 
 
-def complaint(path: object, **options: object) -> str:
-    """The one sentence that loading or reading ends with."""
+def complaint(path: object) -> str:
+    """The one sentence that loading or reading images ends with."""
     with pytest.raises(UsageError) as caught:
-        load(path, **options).images()
+        load(path).images()
+    assert "\n" not in str(caught.value)
+    return str(caught.value)
+
+
+def label_complaint(path: object) -> str:
+    """The one sentence that reading labels ends with; images are read all the same."""
+    dataset = load(path)
+    assert len(dataset.images()) == dataset.count
+    with pytest.raises(UsageError) as caught:
+        dataset.labels()
     assert "\n" not in str(caught.value)
     return str(caught.value)
 
@@ -93,7 +105,7 @@ def channels_first(pixels: np.ndarray) -> torch.Tensor:
 
 def test_digits_are_those_of_scikit_learn() -> None:
     digits = load("digits")
-    assert (digits.count, digits.shape, digits.label_count) == (1797, (1, 8, 8), 10)
+    assert (digits.count, digits.shape, digits.label_dim) == (1797, (1, 8, 8), 10)
     raw = load_digits()
     expected = [[round(v * 255 / 16) for v in image.ravel()] for image in raw.images]
     assert digits.images().flatten(1).tolist() == expected
@@ -109,17 +121,12 @@ def test_an_unknown_name_lists_the_known_ones(name: str) -> None:
 # Blocks
 
 
-@given(size=st.integers(1, 9), labels=st.booleans())
-def test_blocks_put_together_are_the_whole(size: int, labels: bool) -> None:
+@given(size=st.integers(1, 9))
+def test_blocks_put_together_are_the_whole(size: int) -> None:
     images = channels_first(RGB)
-    dataset = Dataset.of("a", images, torch.arange(7) if labels else None)
-    blocks = list(dataset.blocks(size))
-    assert all(len(b) == size for b, _ in blocks[:-1])
-    assert torch.equal(torch.cat([b for b, _ in blocks]), images)
-    if labels:
-        assert torch.equal(torch.cat([y for _, y in blocks]), dataset.labels())
-    else:
-        assert {y for _, y in blocks} == {dataset.labels()} == {None}
+    blocks = list(Dataset.of("a", images).blocks(size))
+    assert all(len(block) == size for block in blocks[:-1])
+    assert torch.equal(torch.cat(blocks), images)
 
 
 def test_a_block_of_nothing_is_a_mistake() -> None:
@@ -141,7 +148,7 @@ def test_pixels_and_order_are_kept(
     dataset = load(pack(tmp_path, files(pixels, folders=3, kind=kind)))
     assert dataset.shape == (1 if pixels is GREY else 3, 5, 6)
     assert torch.equal(dataset.images(), channels_first(pixels))
-    assert torch.equal(torch.cat([b for b, _ in dataset.blocks(3)]), dataset.images())
+    assert torch.equal(torch.cat(list(dataset.blocks(3))), dataset.images())
     assert dataset.images().is_contiguous()
 
 
@@ -164,13 +171,13 @@ def test_labels_come_from_dataset_json(tmp_path: Path, pack: Callable) -> None:
     rows = [[name, 3 * i] for i, name in enumerate(content)]
     dataset = load(pack(tmp_path, labelled(content, rows[::-1])))
     assert dataset.labels().tolist() == [3 * i for i in range(7)]
-    assert dataset.label_count == 19
+    assert dataset.label_dim == 19
 
 
 @packings
 def test_dataset_json_may_say_that_there_are_none(tmp_path: Path, pack: Callable) -> None:
     dataset = load(pack(tmp_path, labelled(files(folders=2), None)))
-    assert dataset.labels() is None and dataset.label_count == 0
+    assert dataset.labels() is None and dataset.label_dim == 0
 
 
 def test_top_level_folders_are_classes_if_there_are_several(tmp_path: Path) -> None:
@@ -229,7 +236,7 @@ def test_images_are_decoded_when_they_are_asked_for(tmp_path: Path) -> None:
     path = folder_of(tmp_path, content)
     (path / list(content)[-1]).write_bytes(b"damaged")
     blocks = load(path).blocks(3)
-    assert torch.equal(torch.cat([next(blocks)[0], next(blocks)[0]]), channels_first(RGB[:6]))
+    assert torch.equal(torch.cat([next(blocks), next(blocks)]), channels_first(RGB[:6]))
     with pytest.raises(UsageError, match=r"006\.png"):
         next(blocks)
 
@@ -324,7 +331,8 @@ def test_a_damaged_zip_is_one_sentence(tmp_path: Path, damage: bytes | str) -> N
 def test_a_malformed_dataset_json_is_one_sentence(
     tmp_path: Path, pack: Callable, text: str
 ) -> None:
-    assert "must hold" in complaint(pack(tmp_path, files() | {"dataset.json": text.encode()}))
+    stated = files() | {"dataset.json": text.encode()}
+    assert "must hold" in label_complaint(pack(tmp_path, stated))
 
 
 @packings
@@ -332,14 +340,164 @@ def test_a_malformed_dataset_json_is_one_sentence(
 def test_a_label_that_is_no_class_is_named(tmp_path: Path, pack: Callable, label: object) -> None:
     rows = [[name, 0] for name in files()]
     rows[3][1] = label
-    message = complaint(pack(tmp_path, labelled(files(), rows)))
+    message = label_complaint(pack(tmp_path, labelled(files(), rows)))
     assert "0/003.png" in message and "class number" in message
 
 
 @packings
 def test_an_image_without_a_label_is_named(tmp_path: Path, pack: Callable) -> None:
     rows = [[name, 0] for name in files() if "004" not in name]
-    assert "no label for 0/004.png" in complaint(pack(tmp_path, labelled(files(), rows)))
+    message = label_complaint(pack(tmp_path, labelled(files(), rows)))
+    assert "no label for 0/004.png" in message
+
+
+@packings
+def test_vectors_are_labels_too(tmp_path: Path, pack: Callable) -> None:
+    rows = [[name, [i / 4, 0.5, -1]] for i, name in enumerate(files())]
+    dataset = load(pack(tmp_path, labelled(files(), rows)))
+    assert dataset.labels().dtype == torch.float32
+    assert dataset.labels().tolist() == [label for _, label in rows]
+    assert dataset.label_dim == 3
+    with pytest.raises(UsageError, match="vectors of 3 numbers: class numbers are needed"):
+        dataset.classes()
+
+
+@packings
+@pytest.mark.parametrize("odd", [[0.5], [0.5, "a"], [0.5, math.nan], 3, None, [0.5, 1e300]])
+def test_a_label_that_is_no_vector_is_named(tmp_path: Path, pack: Callable, odd: object) -> None:
+    rows = [[name, [0.5, 1]] for name in files()]
+    rows[3][1] = odd
+    message = label_complaint(pack(tmp_path, labelled(files(), rows)))
+    assert "0/003.png" in message and "a vector of 2 numbers is needed" in message
+
+
+@pytest.mark.parametrize("labels", [[], None, {}])
+def test_no_labels_may_be_stated_in_several_ways(tmp_path: Path, labels: object) -> None:
+    assert load(folder_of(tmp_path, labelled(files(folders=2), labels))).labels() is None
+
+
+@packings
+def test_an_image_listed_twice_has_one_label_or_is_named(tmp_path: Path, pack: Callable) -> None:
+    rows = [[name, i] for i, name in enumerate(files())]
+    dataset = load(pack(tmp_path / "same", labelled(files(), [*rows, rows[3]])))
+    assert dataset.labels().tolist() == list(range(7))
+    message = label_complaint(pack(tmp_path, labelled(files(), [*rows, ["0/003.png", 5]])))
+    assert "lists 0/003.png twice, with 3 and 5" in message
+    pairs = ", ".join(f'"{name}": {label}' for name, label in [*rows, ("0/004.png", 0)])
+    stated = files() | {"dataset.json": f'{{"labels": {{{pairs}}}}}'.encode()}
+    message = label_complaint(pack(tmp_path / "object", stated))
+    assert "lists 0/004.png twice, with 4 and 0" in message
+
+
+def test_a_zip_with_two_images_of_a_name_is_refused(tmp_path: Path) -> None:
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as archive:
+        for image in RGB[:2]:
+            with pytest.MonkeyPatch.context() as patch:
+                patch.setattr("warnings.warn", lambda *_, **__: None)
+                archive.writestr("a.png", encoded(image))
+    assert "holds a.png twice" in complaint(tmp_path / "a.zip")
+
+
+# What is no image
+
+
+def deep_png(kind: int, channels: int) -> bytes:
+    """A PNG of 16 bits a value, all below 256: grey 0, RGB 2, grey and alpha 4, RGBA 6."""
+
+    def chunk(name: bytes, data: bytes) -> bytes:
+        end = struct.pack(">I", zlib.crc32(name + data))
+        return struct.pack(">I", len(data)) + name + data + end
+
+    rows = (b"\0" + b"\0\x7f" * 3 * channels) * 2
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, kind, 0, 0, 0))
+    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
+
+
+def deep_tiff(compression: int) -> bytes:
+    """A TIFF of 16 bits a value: 3 x 2 RGB in one strip, raw (1) or deflated (8)."""
+    data = bytes(36) if compression == 1 else zlib.compress(bytes(36))
+    tags = [(256, 3, 1, 3), (257, 3, 1, 2), (258, 3, 3, 122), (259, 3, 1, compression)]
+    tags += [
+        (262, 3, 1, 2),
+        (273, 4, 1, 128),
+        (277, 3, 1, 3),
+        (278, 3, 1, 2),
+        (279, 4, 1, len(data)),
+    ]
+    entries = b"".join(struct.pack("<HHII", *tag) for tag in tags)
+    return b"II*\0\x08\0\0\0\x09\0" + entries + bytes(4) + struct.pack("<3H", 16, 16, 16) + data
+
+
+DEEP = {
+    "grey.png": deep_png(0, 1),
+    "rgb.png": deep_png(2, 3),
+    "grey-alpha.png": deep_png(4, 2),
+    "rgba.png": deep_png(6, 4),
+    "rgb.ppm": b"P6\n3 2\n65535\n" + bytes(36),
+    "plain.ppm": b"P3\n3 2\n65535\n" + b"7 " * 18,
+    "grey.pgm": b"P5\n3 2\n65535\n" + bytes(12),
+    "raw.tif": deep_tiff(1),
+    "deflated.tif": deep_tiff(8),
+}
+
+
+@packings
+@pytest.mark.parametrize("name", DEEP)
+def test_16_bits_are_refused_whatever_the_channels(
+    tmp_path: Path, pack: Callable, name: str
+) -> None:
+    assert "8-bit grey or RGB" in complaint(pack(tmp_path, {name: DEEP[name]}))
+
+
+def test_fewer_than_8_bits_are_read(tmp_path: Path) -> None:
+    (tmp_path / "a.ppm").write_bytes(b"P6\n1 1\n15\n\0\7\17")
+    assert load(tmp_path).images().flatten().tolist() == [0, 119, 255]
+
+
+@packings
+@pytest.mark.parametrize("kind", ["TIFF", "GIF", "WEBP", "PNG"])
+def test_a_file_of_several_pages_is_refused(tmp_path: Path, pack: Callable, kind: str) -> None:
+    first, *others = (Image.fromarray(image) for image in RGB[:4])
+    content = io.BytesIO()
+    first.save(content, kind, save_all=True, append_images=others)
+    name = f"a.{kind.lower()}"
+    assert f"{name} in " in (told := complaint(pack(tmp_path, {name: content.getvalue()})))
+    assert "has 4 pages: one image in each file is needed" in told
+
+
+@packings
+@pytest.mark.parametrize(("mode", "channels"), [("RGBA", 3), ("LA", 1)])
+def test_alpha_that_hides_nothing_is_dropped(
+    tmp_path: Path, pack: Callable, mode: str, channels: int
+) -> None:
+    pixels = np.ascontiguousarray(RGB[..., :channels].squeeze())
+    content = {}
+    for i, image in enumerate(pixels):
+        file = io.BytesIO()
+        Image.fromarray(image).convert(mode).save(file, "PNG")
+        content[f"{i}.png"] = file.getvalue()
+    assert torch.equal(load(pack(tmp_path, content)).images(), channels_first(pixels))
+
+
+@packings
+def test_all_images_that_cannot_be_used_are_named_at_once(tmp_path: Path, pack: Callable) -> None:
+    hidden = np.dstack([RGB[0], GREY[0]])
+    bad = {
+        "0/001.png": encoded(hidden),
+        "0/003.png": encoded(RGB[3, :3]),
+        "0/004.png": b"",
+        "0/006.png": DEEP["rgb.png"],
+    }
+    message = complaint(pack(tmp_path, files() | bad))
+    assert "4 of 7 images cannot be used: " in message
+    parts = ("001.png in", "transparent", "003.png is 6x3 RGB", "004.png in", "empty", "006.png in")
+    assert [part for part in parts if part not in message] == []
+    message = complaint(pack(tmp_path / "first", files() | bad | {"0/000.png": b"no"}))
+    assert "5 of 7 images cannot be used: 0/000.png in" in message
+    many = {f"{i:03}.png": b"no" for i in range(50)}
+    message = complaint(pack(tmp_path / "many", many))
+    assert "50 of 50 images cannot be used" in message and message.endswith("; and 30 more")
+    assert len(message) < 4000
 
 
 # Arrays
@@ -373,7 +531,7 @@ def test_arrays_are_read_in_each_layout(
 def test_npz_labels(tmp_path: Path, images: str, labels: str) -> None:
     np.savez(tmp_path / "a.npz", **{images: RGB, labels: np.arange(7, dtype=np.uint8)})
     dataset = load(tmp_path / "a.npz")
-    assert torch.equal(dataset.labels(), torch.arange(7)) and dataset.label_count == 7
+    assert torch.equal(dataset.labels(), torch.arange(7)) and dataset.label_dim == 7
 
 
 def test_a_large_array_is_not_held_in_memory(tmp_path: Path) -> None:
@@ -400,9 +558,6 @@ def test_a_large_array_is_not_held_in_memory(tmp_path: Path) -> None:
         ({"images": RGB[:0]}, "shape"),
         ({"images": np.array([RGB, "a"], dtype=object)}, "cannot be read"),
         ({"pixels": RGB}, "no array named images"),
-        ({"images": RGB, "labels": np.arange(6)}, "7 class numbers"),
-        ({"images": RGB, "labels": np.arange(7.0)}, "7 class numbers"),
-        ({"images": RGB, "labels": np.arange(7) - 1}, "7 class numbers"),
     ],
 )
 def test_arrays_of_something_else_are_refused(
@@ -411,6 +566,71 @@ def test_arrays_of_something_else_are_refused(
     np.savez(tmp_path / "a.npz", **arrays)
     message = complaint(tmp_path / "a.npz")
     assert reason in message and "a.npz" in message
+
+
+ODD_LABELS = {
+    "too few": np.arange(6),
+    "floats": np.arange(7.0),
+    "negative": np.arange(7) - 1,
+    "beyond int64": np.full(7, 2**63, np.uint64),
+    "beyond any class": np.full(7, 2**31),
+    "durations": np.arange(7).astype("m8[s]"),
+    "dates": np.arange(7).astype("M8[s]"),
+    "booleans": np.ones(7, bool),
+    "words": np.array(list("abcdefg")),
+    "objects": np.array([None] * 7),
+    "vectors of nothing": np.zeros((7, 0)),
+    "vectors with NaN": np.full((7, 2), np.nan),
+    "vectors beyond float32": np.full((7, 2), 1e300),
+    "too few vectors": np.zeros((6, 2)),
+    "matrices": np.zeros((7, 2, 2)),
+}
+
+
+@pytest.mark.parametrize("name", ODD_LABELS)
+def test_arrays_that_are_no_labels_are_refused_when_they_are_used(
+    tmp_path: Path, name: str
+) -> None:
+    np.savez(tmp_path / "a.npz", images=RGB, labels=ODD_LABELS[name])
+    message = label_complaint(tmp_path / "a.npz")
+    expected = "cannot be read" if name == "objects" else "7 class numbers"
+    assert expected in message and "a.npz" in message
+
+
+@pytest.mark.parametrize("dtype", [np.float64, np.uint8, ">f4"])
+def test_vectors_in_an_npz_are_labels(tmp_path: Path, dtype: object) -> None:
+    vectors = np.arange(14).reshape(7, 2).astype(dtype)
+    np.savez(tmp_path / "a.npz", images=RGB, labels=vectors)
+    dataset = load(tmp_path / "a.npz")
+    assert dataset.labels().dtype == torch.float32 and dataset.label_dim == 2
+    assert dataset.labels().tolist() == vectors.tolist()
+
+
+@pytest.mark.parametrize("suffix", [".npy", ".npz"])
+def test_an_array_shorter_than_its_file_is_refused(tmp_path: Path, suffix: str) -> None:
+    """What follows what a header tells of is never read, and no checksum is reached."""
+    path = tmp_path / f"a{suffix}"
+    digits = load("digits").images().numpy()
+    np.save(path, digits) if suffix == ".npy" else np.savez(path, images=digits)
+    path.write_bytes(path.read_bytes().replace(b"(1797, ", b"(1397, "))
+    assert "longer than its header says" in complaint(path)
+
+
+@pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.zip"])
+@pytest.mark.parametrize(
+    ("data", "told"),
+    [
+        (b"", "empty"),
+        (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+        (gzip.compress(b"x"), "gunzip"),
+        (b"<html>", "web page"),
+    ],
+)
+def test_what_is_neither_array_nor_zip_is_named(
+    tmp_path: Path, name: str, data: bytes, told: str
+) -> None:
+    (tmp_path / name).write_bytes(data)
+    assert told in complaint(tmp_path / name)
 
 
 def test_an_encrypted_array_is_one_sentence(tmp_path: Path) -> None:
@@ -742,7 +962,7 @@ def test_every_published_file_states_a_digest_and_a_place() -> None:
 @needs_shared
 def test_the_real_cifar10_in_a_zip() -> None:
     dataset = load(SHARED / "cifar10-train.zip")
-    assert (dataset.count, dataset.shape, dataset.label_count) == (50_000, (3, 32, 32), 10)
+    assert (dataset.count, dataset.shape, dataset.label_dim) == (50_000, (3, 32, 32), 10)
     assert dataset.labels().bincount().tolist() == [5000] * 10
     assert dataset.labels()[:10].tolist() == [6, 9, 9, 4, 1, 1, 2, 7, 8, 3]
     images = dataset.read(0, 500)
@@ -769,5 +989,5 @@ def test_the_archive_and_the_zip_give_the_same_images(tmp_path: Path) -> None:
 def test_the_real_mnist() -> None:
     sources = [replace(s, name=Path(s.name).name) for s in sources_of("MNIST")]
     dataset = load("MNIST", SHARED / "mnist", tuple(sources))
-    assert (dataset.count, dataset.shape, dataset.label_count) == (60_000, (1, 28, 28), 10)
+    assert (dataset.count, dataset.shape, dataset.label_dim) == (60_000, (1, 28, 28), 10)
     assert dataset.labels()[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
