@@ -99,7 +99,7 @@ def read(path: Path) -> Result:
     except (ValueError, RecursionError):
         content = None
     if fault := _fault(content):
-        raise UsageError(f"{path} is no result file, {fault}: move it elsewhere and run the sweep")
+        raise UsageError(f"{path} is no result file, {fault}: remove it and run the sweep")
     return Result(**content)
 
 

@@ -76,8 +76,8 @@ def grid(images: Tensor, columns: int) -> Tensor:
     return tiled.reshape(channels, rows * height, columns * width)
 
 
-def save_png(path: Path, image: Tensor) -> None:
+def save_png(path: str | Path, image: Tensor) -> None:
     """Write one uint8 image (C, H, W), C = 1 or 3, as PNG, whole or not at all."""
     pixels = image.permute(1, 2, 0).squeeze(2).numpy()
-    with replacing(path) as beside:
+    with replacing(Path(path)) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")

@@ -82,7 +82,7 @@ def shipped(name: str) -> Path:
 
 
 def save(
-    network: nn.Module, path: Path, provenance: Mapping[str, Any], key: str = "config"
+    network: nn.Module, path: str | Path, provenance: Mapping[str, Any], key: str = "config"
 ) -> None:
     """Write a network as safetensors, whole or not at all.
 
@@ -93,11 +93,11 @@ def save(
     """
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     metadata = {key: json.dumps(network.config), "provenance": json.dumps(dict(provenance))}
-    with replacing(path) as beside:
+    with replacing(Path(path)) as beside:
         beside.write_bytes(serialize(tensors, metadata))
 
 
-def provenance(path: Path) -> dict[str, Any]:
+def provenance(path: str | Path) -> dict[str, Any]:
     """What `save` was told of where the weights come from.
 
     Raises:

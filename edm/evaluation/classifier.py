@@ -112,12 +112,12 @@ def _stage(before: int, width: int, blocks: int) -> nn.Sequential:
     return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
 
 
-def save(network: Classifier, path: Path, provenance: Mapping[str, Any]) -> None:
+def save(network: Classifier, path: str | Path, provenance: Mapping[str, Any]) -> None:
     """Write a classifier as safetensors, whole or not at all, with its options in the metadata."""
     checkpoint.save(network, path, provenance, KEY)
 
 
-def load(path: Path) -> Classifier:
+def load(path: str | Path) -> Classifier:
     """A classifier ready to give features: on the CPU, evaluation mode, no gradients.
 
     Raises:

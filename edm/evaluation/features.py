@@ -53,7 +53,7 @@ class Features(Protocol):
 
 
 def load(
-    path: Path | None = None, tf32: bool = False, device: torch.device | str = "cpu"
+    path: str | Path | None = None, tf32: bool = False, device: torch.device | str = "cpu"
 ) -> Features:
     """The feature network whose weights are in a file, on `device`, ready to use.
 
@@ -67,7 +67,7 @@ def load(
         UsageError: the file holds something else.
         WorkError: the published weights cannot be fetched.
     """
-    path = path or fetch(WEIGHTS)
+    path = Path(path) if path else fetch(WEIGHTS)
     with path.open("rb") as file:
         is_safetensors = file.read(9)[8:] == b"{"  # eight bytes of length, then JSON
     if is_safetensors:

@@ -134,12 +134,13 @@ def cross(p: Gaussian, q: Gaussian) -> Tensor:
     return (p.basis * p.eigenvalues.sqrt()).T @ (q.basis * q.eigenvalues.sqrt())
 
 
-def read(path: Path) -> Statistics:
+def read(path: str | Path) -> Statistics:
     """Statistics in an `.npz` file with `mu` (D,) and `sigma` (D, D), published or of ours.
 
     Raises:
         UsageError: the file is missing, unreadable, or holds something else.
     """
+    path = Path(path)
     if not path.is_file():
         raise UsageError(f"there is no file {path}")
     if not {"mu", "sigma"} <= (names := names_in(path)):
@@ -177,11 +178,11 @@ def _fault(
     return None
 
 
-def write(path: Path, statistics: Statistics) -> None:
+def write(path: str | Path, statistics: Statistics) -> None:
     """Write `mu` and `sigma` as published references have them, `count` and `features` beside."""
     moments = {"mu": statistics.mu.numpy(), "sigma": statistics.sigma.numpy()}
     count, features = np.array(statistics.count or 0), np.array(statistics.features or "")
-    write_arrays(path, {**moments, "count": count, "features": features})
+    write_arrays(Path(path), {**moments, "count": count, "features": features})
 
 
 def refuse_unequal(counts: Sequence[int]) -> None:

@@ -264,14 +264,14 @@ PLANE = replace(
 RECIPES = {"published": Recipe(), "laptop": LAPTOP, "digits": DIGITS, "plane": PLANE}
 
 
-def read_scales(path: Path) -> Scales:
+def read_scales(path: str | Path) -> Scales:
     """The noise scales in a file that `scripts/noise_scales.py` wrote.
 
     Raises:
         UsageError: it is none.
     """
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
+        content = json.loads(Path(path).read_text(encoding="utf-8"))
         if not isinstance(content, dict) or not isinstance(content.get("outputs"), dict):
             raise UsageError("it has no outputs")
         scales = Scales.from_json(content["outputs"])

@@ -1,5 +1,7 @@
 """Models fitted to samples and datasets: clusters are found, and kinds that coincide agree."""
 
+import warnings
+
 import pytest
 import torch
 
@@ -59,3 +61,16 @@ def test_each_class_is_fitted_to_its_own_images():
     for model, story in found:
         own = Dataset.of("noise", IMAGES[labels == story.label])
         assert torch.equal(model.mean, fit(own)[0].mean) and story.count == own.count
+
+
+@pytest.mark.parametrize("distinct", [1, 3])
+def test_a_mixture_of_fewer_components_than_asked_for_says_so(capsys, distinct):
+    images = IMAGES[:distinct].repeat(20, 1, 1, 1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        mixture, _ = fit(Dataset.of("few", images), "mixture", components=10)
+    assert len(mixture.components) == distinct
+    said = f"{distinct} of 10 components: no more of the images differ\n"
+    assert capsys.readouterr().err == said
+    fit(Dataset.of("few", images), "mixture", components=distinct)
+    assert capsys.readouterr().err == ""

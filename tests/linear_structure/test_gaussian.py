@@ -257,3 +257,11 @@ def test_the_squared_error_on_other_images(digits):
     """Of the Gaussian of every second digit on the others at sigma 1: 9.522 +- 0.014 by samples."""
     other = Gaussian.from_samples(digits[::2]).squared_error(digits[1::2], 1.0).mean()
     assert f"{float(other):.3f}" == "9.537"
+
+
+@pytest.mark.parametrize("count", [3, 50])
+def test_images_are_samples(count):
+    images = torch.randn(count, 3, 2, 2, dtype=torch.float64)
+    a, b = Gaussian.from_samples(images), Gaussian.from_samples(images.flatten(1))
+    assert torch.equal(a.mean, b.mean) and torch.equal(a.eigenvalues, b.eigenvalues)
+    assert torch.equal(a.basis, b.basis) and a.dim == 12

@@ -1,6 +1,7 @@
 """`python linear_structure/get_parameters.py DATASET KIND SAVE_DIR`, as typed."""
 
 import importlib.util
+import io
 import json
 import math
 import re
@@ -296,3 +297,50 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path, command):
     code, _, said = command("digits", "isotropic", tmp_path / "file" / "p")
     assert code == 1
     assert re.fullmatch(rf"error: Not a directory \({tmp_path}/file\S*\)\n", said)
+
+
+# Labels are read when they are used
+
+ODD_LABELS = {
+    "vectors": [[0.5, 1.0]] * 7,
+    "one-hot": [[0, 1, 0]] * 7,
+    "strings": ["cat"] * 7,
+    "booleans": [True] * 7,
+    "partial": [0] * 4,
+    "null": None,
+    "empty": [],
+    "odd": [[1], 0, None, {}, "a", 2.5, -1],
+}
+
+
+@pytest.mark.parametrize("labels", ODD_LABELS)
+def test_labels_that_nobody_needs_do_not_stop_a_fit(tmp_path, command, labels):
+    folder = write_pngs(tmp_path / "images", images())
+    assert command(folder, "gaussian", tmp_path / "plain")[0] == 0
+    rows = ODD_LABELS[labels]
+    named = rows and [[f"{i:03}.png", label] for i, label in enumerate(rows)]
+    (folder / "dataset.json").write_text(json.dumps({"labels": named}))
+    code, _, said = command(folder, "gaussian", tmp_path / "p")
+    assert code == 0, said
+    assert parameters.load(tmp_path / "p").digest == parameters.load(tmp_path / "plain").digest
+    code, _, said = command(folder, "gaussian", tmp_path / "q", "--by-class")
+    assert code == 2 and said.startswith("error: ") and said.count("\n") == 1
+    assert not (tmp_path / "q").exists()
+
+
+def test_a_damaged_dataset_json_does_not_stop_a_fit(tmp_path, command):
+    folder = write_pngs(tmp_path / "images", images())
+    (folder / "dataset.json").write_text("{")
+    assert command(folder, "pointcloud", tmp_path / "p")[0] == 0
+    code, _, said = command(folder, "pointcloud", tmp_path / "q", "--by-class")
+    assert code == 2 and "dataset.json must hold" in said
+
+
+def test_a_folder_that_the_terminal_cannot_encode_is_named_all_the_same(tmp_path, monkeypatch):
+    """The work is done by then: its last sentence must not end in a traceback."""
+    folder = write_pngs(tmp_path / "a-\udcff", images())
+    monkeypatch.setattr(sys, "argv", [SCRIPT, str(folder), "gaussian", str(tmp_path / "p")])
+    said = io.BytesIO()
+    monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(said, "ascii", write_through=True))
+    assert run_command(get_parameters.main) == 0
+    assert rb"a-\udcff: 7 images" in said.getvalue()

@@ -291,6 +291,26 @@ def test_an_eigenvalue_scale_is_positive(tmp_path, scale):
         parameters.load(bare(tmp_path), scale)
 
 
+def test_a_bare_mean_is_isotropic_and_says_so(tmp_path):
+    mean = gaussian().mean.float().reshape(SHAPE)
+    torch.save(mean, tmp_path / "mu.pt")
+    found = parameters.load(tmp_path)
+    assert isinstance(found.model, Isotropic) and found.model.s0 == 0
+    assert found.model.mean.equal(mean.flatten().double())
+    assert f"{tmp_path} has no parameters.json: isotropic, taken as pixels" in found.notice
+    torch.save(torch.tensor(0.25), tmp_path / "s0.pt")
+    assert parameters.load(tmp_path).model.s0 == 0.25
+
+
+def test_paths_may_be_strings(tmp_path):
+    place = str(tmp_path / "p")
+    parameters.check_target(place)
+    parameters.save(place, gaussian(), DIGITS, [(gaussian(), DIGITS)])
+    assert parameters.load(place).digest == parameters.digest(gaussian())
+    assert parameters.read_story(place)["kind"] == "gaussian"
+    assert parameters.load_by_class(place) == {}
+
+
 # What is damaged or foreign
 
 
@@ -444,6 +464,26 @@ EDGE[:, 2] *= 1.1
 )
 def test_values_that_are_no_gaussian_are_refused(tmp_path, changed, sentence):
     assert sentence in refusal(bare(tmp_path, **changed))
+
+
+VIEWS = {
+    "of one value": torch.zeros(1).expand(1 << 41),
+    "of few values": torch.zeros(4, 1).expand(4, 4),
+    "meta": torch.zeros(DIM, device="meta"),
+    "negative": torch.complex(torch.zeros(DIM), torch.ones(DIM)).conj().imag,
+    "nested": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)]),
+    "jagged": torch.nested.nested_tensor([torch.zeros(2), torch.zeros(3)], layout=torch.jagged),
+}
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors")
+@pytest.mark.parametrize("name", ["mu", "lambdas", "U"])
+@pytest.mark.parametrize("view", VIEWS)
+def test_a_tensor_whose_values_are_not_in_its_file_is_refused(tmp_path, name, view):
+    path = bare(tmp_path) / f"{name}.pt"
+    torch.save(VIEWS[view], path)
+    assert path.stat().st_size < 5000
+    assert f"{name}.pt" in refusal(tmp_path)
 
 
 @pytest.mark.parametrize("column", range(5))

@@ -81,6 +81,16 @@ def test_small_noise_on_images_in_float32():
     assert torch.allclose(PointCloud(pixels).denoise(x, 0.002), denoised, atol=1e-6)
 
 
+def test_images_are_points():
+    images = torch.arange(2 * 12, dtype=torch.uint8).view(2, 3, 2, 2)
+    cloud, x = PointCloud(images), torch.zeros(5, 3, 2, 2)
+    assert cloud.dim == 12 and torch.equal(cloud.points, images.flatten(1))
+    assert torch.equal(cloud.denoise(x, 0.5), PointCloud(images.flatten(1)).denoise(x, 0.5))
+    for shape in ((), (3,), (0, 4), (4, 0)):
+        with pytest.raises(ValueError, match="expected"):
+            PointCloud(torch.zeros(shape))
+
+
 def test_no_query_and_no_point():
     assert PointCloud(POINTS).denoise(X[:0], 1.0).shape == (0, 3, 4)
     with pytest.raises(ValueError, match="at least one point"):

@@ -192,6 +192,33 @@ def test_reference_measures_all_images_and_knows_its_network(run, tmp_path):
     assert "images/s" in output
 
 
+def test_an_npz_of_images_is_a_reference_too(run, tmp_path):
+    """As the same images in a folder, with KID; statistics stay statistics."""
+    pixels = np.random.default_rng(0).integers(0, 256, (30, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", images=pixels, labels=np.array(["odd"] * 30))
+    np.savez(tmp_path / "b.npz", pixels)
+    save_images(tmp_path / "folder", 30)
+    found = []
+    for reference in ("a.npz", "b.npz", "folder"):
+        words = ("calc", "--images", "digits", "--num", "30", "--ref", tmp_path / reference)
+        code, output, said = run(*words, "--kid", "9")
+        assert code == 0, said
+        found.append(output.splitlines()[0])
+    assert found[0] == found[1]
+    assert "KID" in found[0]
+    distance = float(found[0].split()[1])
+    assert distance == pytest.approx(float(found[2].split()[1]), rel=0.2)
+
+
+def test_labels_that_nobody_needs_do_not_stop_a_distance(run, tmp_path):
+    folder = save_images(tmp_path / "images", 9)
+    assert run("ref", "--images", folder, "--out", tmp_path / "plain.npz")[0] == 0
+    for labels in ("[[", '{"labels": [["0-0.png", [0.5]], ["0-0.png", 3]]}'):
+        (folder / "dataset.json").write_text(labels)
+        assert run("ref", "--images", folder, "--out", tmp_path / "odd.npz")[0] == 0
+        assert made(tmp_path / "odd.npz") == made(tmp_path / "plain.npz")
+
+
 def test_repetitions_show_mean_spread_and_minimum(run, tmp_path):
     for name, seed in (("a", 0), ("b", 1)):
         save_images(tmp_path / name, 30, seed)

@@ -99,6 +99,8 @@ def test_parse_seeds(text, seeds):
         ("4,9-3", "backwards in '9-3': expected 3-9"),
         ("1-5,3", "twice"),
         ("0-99999999999999999999", "at most 10,000,000"),
+        ("0,4294967296", "hold 4294967296: expected each of them below"),
+        ("4294967290-4294967297", "hold 4294967297"),
         ("0-5999999,6000000-11999999", "are 12,000,000: expected at most 10,000,000"),
     ],
 )

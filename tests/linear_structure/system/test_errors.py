@@ -1,6 +1,8 @@
 """How a command ends: exit code and one sentence."""
 
 import errno
+import io
+import sys
 
 import pytest
 
@@ -45,3 +47,22 @@ def test_an_interrupted_command_says_that_it_continues(capsys):
 def test_a_bug_keeps_its_traceback():
     with pytest.raises(ZeroDivisionError):
         run_command(raising(ZeroDivisionError()))
+
+
+@pytest.mark.parametrize("encoding", ["ascii", "latin-1", "utf-8"])
+@pytest.mark.parametrize("name", ["images-\udcff", "\u6a23\u672c"])
+def test_a_name_that_the_terminal_cannot_encode_is_escaped(monkeypatch, encoding, name):
+    written = {each: io.BytesIO() for each in ("stdout", "stderr")}
+    for each, file in written.items():
+        monkeypatch.setattr(sys, each, io.TextIOWrapper(file, encoding))
+
+    def main() -> None:
+        print(f"everything is in {name}")
+        raise UsageError(f"{name} is a folder")
+
+    assert run_command(main) == 2
+    sys.stdout.flush()
+    escaped = name.encode(encoding, "backslashreplace")
+    assert written["stdout"].getvalue() == b"everything is in " + escaped + b"\n"
+    sys.stderr.flush()
+    assert written["stderr"].getvalue() == b"error: " + escaped + b" is a folder\n"
