@@ -28,6 +28,7 @@ from linear_structure.system.errors import UsageError
 from linear_structure.system.unpickle import Buildable, Malformed, StandIn, evaluate, octets
 
 MEMBER_LIMIT = 1 << 28  # bytes of one file in an archive; the largest published one has 155 MB
+CHUNK = 1 << 20
 OPCODE_LIMIT = 1_000_000  # of one batch; the largest published one has some 200,000
 
 Labelled = tuple[Tensor, Tensor]
@@ -98,11 +99,13 @@ def _members(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
     """The contents of the wanted files of a `.tar.gz`, by their names without folders."""
     contents = {}
     try:
-        with tarfile.open(path, "r|gz") as archive:
+        with gzip.open(path) as unpacked, tarfile.open(fileobj=unpacked, mode="r|") as archive:
             for member in archive:
                 name = member.name.rpartition("/")[2]
                 if name in wanted and (file := archive.extractfile(member)):
                     contents[name] = _bounded(file, f"{name} in {path}")
+            while unpacked.read(CHUNK):  # to the checksum, at the end
+                pass
     except (tarfile.TarError, EOFError, zlib.error, gzip.BadGzipFile) as error:
         raise UsageError(f"{path} is damaged or not a .tar.gz: {error}") from error
     return contents

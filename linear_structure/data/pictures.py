@@ -19,7 +19,7 @@ from contextlib import ExitStack, contextmanager
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -27,6 +27,7 @@ from PIL import Image
 from torch import Tensor
 from tqdm import tqdm
 
+from linear_structure.system.arrays import whole_zip
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import UNREADABLE_ARRAYS
 from linear_structure.system.kinds import kind_of
@@ -75,12 +76,14 @@ def open_zip(path: Path) -> Pictures:
     with ExitStack() as opened:
         file = opened.enter_context(path.open("rb"))
         try:
-            archive = zipfile.ZipFile(file)
+            archive = whole_zip(file)
         except UNREADABLE_ARRAYS as error:
             reason = kind_of(path) or error
             raise UsageError(f"{path} is damaged or not a zip file: {reason}") from error
         content, names = partial(_unpacked, archive, path), archive.namelist()
         images = _images(names, path)
+        for name in {*names}.difference(images):  # a damaged name may have been an image's
+            _opened(archive, path, name).close()
         counts = Counter(names)
         if twice := [name for name in (*images, LABEL_FILE) if counts[name] > 1]:
             raise UsageError(f"{path} holds {twice[0]} twice, one of {len(twice)} such names")
@@ -188,7 +191,15 @@ def _unpacked(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     if archive.getinfo(name).file_size > FILE_LIMIT:
         raise UsageError(f"{name} in {path} is larger than {FILE_LIMIT} bytes")
     try:
-        return archive.read(name)
+        with _opened(archive, path, name) as file:
+            return file.read()
+    except UNREADABLE_ARRAYS as error:
+        raise UsageError(f"{name} in {path} cannot be unpacked: {error}") from error
+
+
+def _opened(archive: zipfile.ZipFile, path: Path, name: str) -> IO[bytes]:
+    try:
+        return archive.open(name)
     except UNREADABLE_ARRAYS as error:
         raise UsageError(f"{name} in {path} cannot be unpacked: {error}") from error
 

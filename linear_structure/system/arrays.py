@@ -3,7 +3,7 @@
 import io
 import zipfile
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import numpy as np
 import torch
@@ -12,13 +12,25 @@ from linear_structure.system.errors import UsageError
 from linear_structure.system.files import UNREADABLE_ARRAYS, UNREADABLE_TENSORS
 from linear_structure.system.kinds import kind_of
 
-LONGER = "it is longer than its header says"
+END = 22  # bytes of the record that ends a zip, before its comment
+MOST_COUNTED = 0xFFFF  # members; so it says of more, too
+
+
+def whole_zip(file: Path | IO[bytes]) -> zipfile.ZipFile:
+    """A zip none of whose members is missing from its list; raises as `zipfile.ZipFile`."""
+    archive = zipfile.ZipFile(file)
+    assert archive.fp is not None
+    archive.fp.seek(-len(archive.comment) - END, io.SEEK_END)
+    count = int.from_bytes(archive.fp.read(END)[10:12], "little")
+    if count not in (len(archive.infolist()), MOST_COUNTED):
+        raise zipfile.BadZipFile(f"{len(archive.infolist())} of its {count} members are listed")
+    return archive
 
 
 def names_in(path: Path) -> set[str]:
     """The names of the arrays in an `.npz`; UsageError where it is none."""
     try:
-        with zipfile.ZipFile(path) as archive:
+        with whole_zip(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
     except UNREADABLE_ARRAYS as error:
         raise _unreadable(path, error) from error
@@ -27,17 +39,17 @@ def names_in(path: Path) -> set[str]:
 def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """Those of the named arrays that an `.npz` holds, or all of them.
 
-    Each is read to its end, where its checksum is: numpy stops where the header says.
+    All checksums are tested first: numpy would stop before one where a header asks for less.
 
     Raises:
         UsageError: the file is damaged, something else, or holds Python objects.
     """
     try:
-        with zipfile.ZipFile(path) as archive:
+        with whole_zip(path) as archive:
+            _test(archive)
             stored = {name.removesuffix(".npy"): name for name in archive.namelist()}
-            return {
-                name: _member(archive, stored[name]) for name in names or stored if name in stored
-            }
+            chosen = {name: stored[name] for name in names or stored if name in stored}
+            return {name: _member(archive, member) for name, member in chosen.items()}
     except UNREADABLE_ARRAYS as error:
         raise _unreadable(path, error) from error
 
@@ -51,7 +63,7 @@ def map_npy(path: Path) -> np.ndarray:
     try:
         array = np.lib.format.open_memmap(path, mode="r")
         if array.offset + array.nbytes != path.stat().st_size:
-            raise ValueError(LONGER)
+            raise ValueError("it is longer than its header says")
     except UNREADABLE_ARRAYS as error:
         raise _unreadable(path, error) from error
     return array
@@ -65,8 +77,8 @@ def read_torch(path: Path) -> Any:
     """
     content = io.BytesIO(path.read_bytes())
     try:
-        if zipfile.is_zipfile(content) and (damaged := zipfile.ZipFile(content).testzip()):
-            raise zipfile.BadZipFile(f"{damaged} has another checksum")  # which torch ignores
+        if zipfile.is_zipfile(content):  # whose checksums torch ignores
+            _test(whole_zip(content))
         content.seek(0)
         return torch.load(content, map_location="cpu", weights_only=True)
     except UNREADABLE_TENSORS as error:
@@ -74,12 +86,14 @@ def read_torch(path: Path) -> Any:
         raise UsageError(f"{path} is no readable tensor file: {reason}") from error
 
 
+def _test(archive: zipfile.ZipFile) -> None:
+    if (damaged := archive.testzip()) is not None:
+        raise zipfile.BadZipFile(f"{damaged} in it has another checksum")
+
+
 def _member(archive: zipfile.ZipFile, name: str) -> np.ndarray:
     with archive.open(name) as file:
-        array = np.lib.format.read_array(file, allow_pickle=False)
-        if file.read(1):
-            raise ValueError(f"{name}: {LONGER}")
-    return array
+        return np.lib.format.read_array(file, allow_pickle=False)
 
 
 def _unreadable(path: Path, error: BaseException) -> UsageError:
