@@ -250,7 +250,7 @@ def _own(value: object, owned: dict[int, Any]) -> None:
     owned[id(value)] = value
 
 
-def _held(module: Module, attribute: str, kind: type = dict) -> Any:
+def _held(module: Module, attribute: str, kind: type[Any] = dict) -> Any:
     """One of the containers that every torch module has; a set is a list here."""
     value = (module.state or {}).get(attribute)
     if value is None:

@@ -154,7 +154,7 @@ def _at_path(path: Path) -> Dataset:
 
 
 def _of_arrays(path: Path) -> Dataset:
-    labelled = ()
+    labelled: tuple[str, ...] = ()
     if zipfile.is_zipfile(path):
         names = names_in(path)
         if (key := next((key for key in IMAGES if key in names), None)) is None:
@@ -169,8 +169,8 @@ def _of_arrays(path: Path) -> Dataset:
         return torch.from_numpy(np.array(images[start:stop], order="C"))
 
     def read_labels() -> Tensor | None:
-        arrays = read_npz(path, *labelled) if labelled else {}
-        return next((_targets(array, len(images), path) for array in arrays.values()), None)
+        arrays = (read_npz(path, name)[name] for name in labelled)
+        return next((_targets(array, len(images), path) for array in arrays), None)
 
     return Dataset(path.stem, len(images), images.shape[1:], read, read_labels)
 

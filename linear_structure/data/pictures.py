@@ -24,6 +24,7 @@ from typing import IO, Any
 import numpy as np
 import torch
 from PIL import Image
+from PIL.ImageFile import ImageFile
 from torch import Tensor
 from tqdm import tqdm
 
@@ -230,7 +231,7 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     return image if MODES[image.mode] == image.mode else image.convert(MODES[image.mode])
 
 
-def _is_deep(image: Image.Image) -> bool:
+def _is_deep(image: ImageFile) -> bool:
     """Whether an image that is not yet decoded has 16 bits a value, of which Pillow drops 8."""
     for tile in image.tile:
         form, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
@@ -257,18 +258,9 @@ def _classes_of_folders(names: Sequence[str]) -> Tensor | None:
 
 
 def _stated_labels(text: Callable[[], bytes], names: Sequence[str], where: Path) -> Tensor | None:
-    def once(pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
-        found = dict[str, Any]()
-        for name, label in pairs:
-            if found.setdefault(name, label) != label:
-                raise UsageError(
-                    f"{where}: {LABEL_FILE} lists {name} twice, with {found[name]!r} and {label!r}"
-                )
-        return found
-
     try:
-        rows = json.loads(text(), object_pairs_hook=once)["labels"]
-        stated = once(list(rows.items() if isinstance(rows, dict) else rows or ()))
+        rows = json.loads(text(), object_pairs_hook=partial(_once, where))["labels"]
+        stated = _once(where, list(rows.items() if isinstance(rows, dict) else rows or ()))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
             f'{where}: {LABEL_FILE} must hold {{"labels": [["path/of/image.png", 6], ...]}} '
@@ -287,6 +279,17 @@ def _stated_labels(text: Callable[[], bytes], names: Sequence[str], where: Path)
             needed = f"a vector of {length} numbers" if length else "a class number"
             raise UsageError(f"{where}: {LABEL_FILE} labels {name} {label!r}: {needed} is needed")
     return torch.tensor(labels, dtype=torch.float32 if length else torch.int64)
+
+
+def _once(where: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:
+    """A dict of pairs, of which those of one name are equal."""
+    found = dict[str, Any]()
+    for name, label in pairs:
+        if found.setdefault(name, label) != label:
+            raise UsageError(
+                f"{where}: {LABEL_FILE} lists {name} twice, with {found[name]!r} and {label!r}"
+            )
+    return found
 
 
 def _is_class(label: Any) -> bool:

@@ -352,6 +352,31 @@ def test_labels_are_needed_for_a_conditional_network() -> None:
         recipe.network(unlabelled)
 
 
+def test_labels_that_are_vectors_are_what_a_network_is_told(tmp_path: Path) -> None:
+    digits = datasets.load("digits")
+    vectors = torch.rand(digits.count, 3)
+    dataset = datasets.Dataset.of("vectors", digits.images(), vectors)
+    conditional = dataclasses.replace(TINY, conditional=True)
+    assert conditional.network(dataset)["label_dim"] == 3
+    source = Job(conditional, dataset, tmp_path, CPU).source
+    piece = source.piece(0, torch.tensor([5, 2]))
+    assert torch.equal(piece.class_labels, vectors[[5, 2]])
+    whole = Job(conditional, digits, tmp_path, CPU).source.piece(0, torch.tensor([5, 2]))
+    assert whole.class_labels.argmax(1).tolist() == digits.labels()[[5, 2]].tolist()
+
+
+def test_labels_are_not_read_for_a_network_without_classes(tmp_path: Path) -> None:
+    def odd() -> None:
+        raise UsageError("odd labels")
+
+    dataset = dataclasses.replace(datasets.load("digits"), read_labels=odd)
+    source = Job(TINY, dataset, tmp_path, CPU).source
+    assert source.piece(0, torch.arange(2)).class_labels is None
+    assert source.identity == Job(TINY, datasets.load("digits"), tmp_path, CPU).source.identity
+    with pytest.raises(UsageError, match="odd labels"):
+        dataclasses.replace(TINY, conditional=True).network(dataset)
+
+
 def test_a_conditional_network_trains(tmp_path: Path) -> None:
     state = job(tmp_path, conditional=True, duration=64, snapshot=64).run()
     assert state.network.label_dim == 10

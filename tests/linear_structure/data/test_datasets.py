@@ -613,7 +613,8 @@ def test_an_array_shorter_than_its_file_is_refused(tmp_path: Path, suffix: str) 
     digits = load("digits").images().numpy()
     np.save(path, digits) if suffix == ".npy" else np.savez(path, images=digits)
     path.write_bytes(path.read_bytes().replace(b"(1797, ", b"(1397, "))
-    assert "longer than its header says" in complaint(path)
+    told = {".npy": "longer than its header says", ".npz": "images.npy in it has another checksum"}
+    assert told[suffix] in complaint(path)
 
 
 @pytest.mark.parametrize("name", ["a.npy", "a.npz", "a.zip"])
