@@ -39,7 +39,7 @@ LABEL_FILE = "dataset.json"
 ALPHA = {"LA": "L", "RGBA": "RGB", "PA": "RGB"}  # Pillow's modes, and what they become
 MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", **ALPHA}
 NEEDED = "8-bit grey or RGB is needed"
-NO_IMAGE = f"damaged, or not an image ({', '.join(FORMATS)})"
+NO_IMAGE = f"it is damaged, or not an image ({', '.join(FORMATS)})"
 MOST_NAMED = 20  # of images that cannot be used, in one sentence
 CLASS_LIMIT = 2**31
 LARGEST = 3e38  # that float32 holds
@@ -217,8 +217,7 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} in {where}: {error}") from error
     except (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error) as error:
-        reason = NO_IMAGE if content else "empty"
-        raise UsageError(f"{name} in {where} is {reason}") from error
+        raise UsageError(f"{name} in {where}: {kind_of(content) or NO_IMAGE}") from error
     if mode not in MODES:
         raise UsageError(f"{name} in {where} has Pillow mode {mode}: {NEEDED}")
     if pages > 1 and image.format != "MPO":  # whose further pages are previews of the first

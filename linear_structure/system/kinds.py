@@ -12,11 +12,16 @@ HEADS = {
 }
 
 
-def kind_of(path: Path) -> str | None:
-    """A clause that says what a file is, if nobody can have meant it; None where it may be any."""
-    with path.open("rb") as file:
-        head = file.read(512)
-    if not head:
+def kind_of(file: Path | bytes) -> str | None:
+    """A clause that says what a file is, if nobody can have meant it; None where it may be any.
+
+    Args:
+        file: its path, or what it begins with.
+    """
+    if isinstance(file, Path):
+        with file.open("rb") as stream:
+            file = stream.read(512)
+    if not file:
         return "it is empty: copy or download it again"
-    start = head.lstrip()
+    start = file[:512].lstrip()
     return next((clause for begin, clause in HEADS.items() if start.startswith(begin)), None)

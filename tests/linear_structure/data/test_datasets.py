@@ -479,6 +479,12 @@ def test_alpha_that_hides_nothing_is_dropped(
     assert torch.equal(load(pack(tmp_path, content)).images(), channels_first(pixels))
 
 
+def test_a_pointer_in_the_place_of_an_image_is_named(tmp_path: Path) -> None:
+    content = files() | {"0/002.png": b"version https://git-lfs.github.com/spec/v1\n"}
+    told = complaint(folder_of(tmp_path, content))
+    assert "002.png in" in told and "git lfs pull" in told
+
+
 @packings
 def test_all_images_that_cannot_be_used_are_named_at_once(tmp_path: Path, pack: Callable) -> None:
     hidden = np.dstack([RGB[0], GREY[0]])
