@@ -22,11 +22,9 @@ import pytest
 import tiny
 import torch
 from PIL import Image
-from torch import Tensor
 
 from edm.checkpoints import checkpoint
 from edm.evaluation import features, fid
-from edm.training.state import State, read_state
 from linear_structure import parameters
 from linear_structure.data import archives, datasets
 from linear_structure.gaussian import Gaussian
@@ -173,18 +171,6 @@ def weights(folder: Path, _: ModuleType) -> Case:
     return Case(path, lambda: digest_of_state({}, features._state_dict(path)), 200)
 
 
-def training(folder: Path, _: ModuleType) -> Case:
-    state = State.start(tiny.network(**NETWORK).requires_grad_(True))
-    state.write(path := folder / "training-state.pt", {"seed": 0})
-
-    def read() -> str:
-        found = read_state(path, torch.device("cpu"))
-        tensors = {k: v for k, v in found["average"].items() if isinstance(v, Tensor)}
-        return digest_of_state([found["identity"], found["images_seen"]], tensors)
-
-    return Case(path, read, 150)
-
-
 def block(name: str) -> Callable[[Path, ModuleType], Case]:
     def make(folder: Path, _: ModuleType) -> Case:
         rows = torch.arange(12.0).view(3, 4)
@@ -216,7 +202,6 @@ FORMATS: dict[str, Callable[[Path, ModuleType], Case]] = {
     **{f"parameters: {n}": directory(n) for n in ("mu.pt", "U.pt", "points.npy", parameters.STORY)},
     "bare parameters": bare,
     "state dict": weights,
-    "training state": training,
     **{f"block: {name}": block(name) for name in ("0.npy", "0.sha256")},
 }
 
