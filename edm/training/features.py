@@ -1,5 +1,6 @@
 """Training of the classifier whose features a Frechet distance of our own is taken on."""
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -11,7 +12,7 @@ from tqdm import trange
 
 from edm.evaluation.classifier import Classifier, Options
 from edm.training.state import State, mixed
-from linear_structure.system.errors import UsageError
+from linear_structure.system.errors import UsageError, stoppable
 from linear_structure.system.files import digest_of_tensor
 from linear_structure.system.options import option, plain
 
@@ -57,7 +58,7 @@ class Training:
     """Images (n, C, H, W) uint8 with classes (n,), and how a classifier learns them.
 
     Attributes:
-        unfinished: where the state after each epoch is kept; removed at the end.
+        unfinished: where the state is kept after each epoch, and where it is stopped.
     """
 
     recipe: Recipe
@@ -67,7 +68,9 @@ class Training:
     unfinished: Path
 
     def run(self) -> Classifier:
-        """Train from the last finished epoch, or from the start.
+        """Train from where it stopped, or from the start.
+
+        SIGINT and SIGTERM take effect after the step that they come in, when its state is kept.
 
         Raises:
             UsageError: the unfinished training is another one, or there are too few images.
@@ -77,11 +80,16 @@ class Training:
         state.read(self.unfinished, identity)
         count = len(self.images) // self.recipe.batch * self.recipe.batch  # in an epoch
         finished = state.images_seen // count
-        with trange(self.recipe.epochs, initial=finished, unit="epoch") as bar:
+        bar = trange(self.recipe.epochs, initial=finished, unit="epoch")
+        with stoppable() as stopped, bar:
             for epoch in range(finished, self.recipe.epochs):
-                bar.set_postfix(loss=f"{self._epoch(state, epoch):.4f}")
-                state.images_seen += count
+                for loss in self._epoch(state, epoch):
+                    bar.set_postfix(loss=f"{float(loss):.4f}", refresh=False)
+                    if stopped():
+                        break
                 state.write(self.unfinished, identity)
+                if stopped():
+                    break
                 bar.update()
         return state.network.eval()
 
@@ -107,14 +115,20 @@ class Training:
         )
         return State(network.train(), network, optimizer)
 
-    def _epoch(self, state: State[Classifier], epoch: int) -> float:
-        """One pass in whole batches, all of whose randomness follows from its number."""
+    def _epoch(self, state: State[Classifier], epoch: int) -> Iterator[Tensor]:
+        """The rest of a pass in whole batches: yield after each step its loss, ().
+
+        All randomness follows from the number of the pass: of the steps before, it is drawn again.
+        """
         recipe, steps = self.recipe, len(self.images) // self.recipe.batch
-        total, before = recipe.epochs * steps, epoch * steps - 1
-        cycle = OneCycleLR(state.optimizer, recipe.learning_rate, total, last_epoch=before)
+        total, done = recipe.epochs * steps, state.images_seen // recipe.batch
+        cycle = OneCycleLR(state.optimizer, recipe.learning_rate, total, last_epoch=done - 1)
         torch.manual_seed(mixed(recipe.seed, epoch))
-        for index in torch.randperm(len(self.images)).split(recipe.batch)[:steps]:
+        batches = torch.randperm(len(self.images)).split(recipe.batch)[:steps]
+        for step, index in enumerate(batches, epoch * steps):
             images = _altered(self.images[index], recipe.shift, recipe.mirror)
+            if step < done:
+                continue
             labels = self.labels[index].to(self.device)
             smoothing = recipe.label_smoothing
             loss = F.cross_entropy(state.network.logits(images), labels, label_smoothing=smoothing)
@@ -122,7 +136,8 @@ class Training:
             loss.backward()
             state.optimizer.step()
             cycle.step()
-        return float(loss.detach())
+            state.images_seen += recipe.batch
+            yield loss.detach()
 
 
 def _altered(images: Tensor, shift: int, mirror: bool) -> Tensor:

@@ -35,7 +35,7 @@ from linear_structure.images import grid, save_png, to_uint8
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import Seeds
-from linear_structure.system.errors import WorkError
+from linear_structure.system.errors import WorkError, stoppable
 from linear_structure.system.files import replacing, write_text
 from linear_structure.system.machine import gathered, rank, world_size
 from linear_structure.system.options import plain
@@ -85,22 +85,26 @@ class Job:
     story: Mapping[str, Any] = field(default_factory=dict)
 
     def run(self) -> State:
-        """Train from the last snapshot, or from the start, to the end of the recipe.
+        """Train from where it stopped, or from the start, to the end of the recipe.
+
+        SIGINT and SIGTERM take effect after the step that they come in, when its state is kept.
 
         Raises:
             UsageError: the recipe does not fit the data, or the folder holds another run.
             WorkError: the loss is no longer finite, or a snapshot cannot be written.
         """
-        with gathered("nccl" if self.device.type == "cuda" else "gloo", patience=None) as meet:
+        identity = self.identity  # loads the data, which may be stopped at any moment
+        backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
+        with stoppable() as stopped, gathered(backend, patience=None) as meet:
             torch.manual_seed(self.recipe.seed)
             state: State[Any] = State.start(self.recipe.build(self.dataset).to(self.device))
-            state.read(self.folder / STATE, self.identity)
+            state.read(self.folder / STATE, identity)
             if self.compile:
                 state.network.compile()
             several = world_size() > 1
             forward = DistributedDataParallel(state.network) if several else state.network
             objective = self.recipe.objective(state.network)
-            self._train(Trainer(self.recipe, self.source, objective, forward), state)
+            self._train(Trainer(self.recipe, self.source, objective, forward), state, stopped)
             # DDP keeps gloo's threads alive. One that still has to free a tensor of the last
             # reduction needs Python for it, and aborts a process that is ending.
             meet()
@@ -122,31 +126,47 @@ class Job:
         told = self.recipe.identity().items()
         return {**{name: value for name, value in told if name not in PACE}, **self.source.identity}
 
-    def _train(self, trainer: Trainer, state: State) -> None:
+    def _train(self, trainer: Trainer, state: State, stopped: Callable[[], bool]) -> None:
         recipe, batch = self.recipe, self.recipe.batch
         began = time.perf_counter() - state.seconds
-        total, since = torch.zeros((), device=self.device), state.images_seen
-        whole = -(-recipe.duration // batch) * batch
-        with tqdm(total=whole, initial=since, unit="img", disable=rank() > 0) as bar:
+        total, whole = self._pending(state), -(-recipe.duration // batch) * batch
+        with tqdm(total=whole, initial=state.images_seen, unit="img", disable=rank() > 0) as bar:
             for error in trainer.steps(state):
                 total += error
                 bar.update(batch)
+                state.seconds = time.perf_counter() - began
                 ends = state.images_seen >= recipe.duration
                 writes = ends or _passed(recipe.snapshot, state.images_seen, batch)
-                if not writes and not _passed(recipe.tick, state.images_seen, batch):
-                    continue
-                mean = self._mean(total, state.images_seen - since)
-                bar.set_postfix(loss=f"{mean:.4f}")
-                state.curve.append((state.images_seen, mean))
-                state.seconds = time.perf_counter() - began
-                total, since = torch.zeros_like(total), state.images_seen
+                if writes or _passed(recipe.tick, state.images_seen, batch):
+                    mean = self._mean(total, state)
+                    bar.set_postfix(loss=f"{mean:.4f}")
+                    state.curve.append((state.images_seen, mean))
+                    total = torch.zeros_like(total)
                 if writes and rank() == 0:
                     self._write(state)
+                if _any_process(stopped()):
+                    self._stop(state, total)
+                    return
 
-    def _mean(self, total: Tensor, images: int) -> float:
-        """Mean loss per pixel over all processes, of which this one has summed its part."""
+    def _pending(self, state: State) -> Tensor:
+        """Error that this process summed before the training stopped, (); its share if others."""
+        kept, state.pending = state.pending, None
+        zero = torch.zeros((), device=self.device)
+        return zero if kept is None else zero + kept.to(self.device)[rank() :: world_size()].sum()
+
+    def _stop(self, state: State, total: Tensor) -> None:
+        """Keep what was done since the last snapshot, unless its loss is not finite."""
+        if not state.curve or state.curve[-1][0] < state.images_seen:
+            state.pending = _of_each_process(total)
+            self._mean(total, state)
+        if rank() == 0:
+            state.write(self.folder / STATE, self.identity)
+
+    def _mean(self, total: Tensor, state: State) -> float:
+        """Mean loss per pixel since the last row of the curve; this process has summed its part."""
         if world_size() > 1:
             distributed.all_reduce(total)
+        images = state.images_seen - (state.curve[-1][0] if state.curve else 0)
         mean = float(total) / (images * math.prod(self.dataset.shape))
         if not math.isfinite(mean):
             networks = sorted(self.folder.glob(self.weights.format(images="*")))
@@ -175,6 +195,23 @@ class Job:
             self.samples(self.folder / f"samples-{name}.png", state.average)
         write_curve(self.folder / "loss", state.curve)
         state.write(self.folder / STATE, self.identity)
+
+
+def _any_process(stopped: bool) -> bool:
+    """Whether one of the processes is to stop: all of them leave after the same step."""
+    if world_size() == 1:
+        return stopped
+    asked = torch.tensor(int(stopped))  # on the CPU: no GPU is waited for
+    distributed.all_reduce(asked, distributed.ReduceOp.MAX)
+    return bool(asked)
+
+
+def _of_each_process(value: Tensor) -> Tensor:
+    """A number of each process, () -> (processes,)."""
+    values = [value.clone() for _ in range(world_size())]
+    if world_size() > 1:
+        distributed.all_gather(values, value)
+    return torch.stack(values)
 
 
 def _passed(interval: int, images_seen: int, batch: int) -> bool:

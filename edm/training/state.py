@@ -13,6 +13,7 @@ from typing import Any, Generic
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from edm.checkpoints.checkpoint import AnyModule
 from linear_structure.system.errors import UsageError, WorkError
@@ -20,6 +21,7 @@ from linear_structure.system.files import UNREADABLE_TENSORS, replacing
 
 PARTS = ("network", "average", "optimizer")  # of a state, each with a state dict
 VALUES = ("images_seen", "seconds", "curve")  # of a state, as they are
+PENDING = "pending"  # a value that only a state between two rows of the curve has
 
 
 def mixed(*key: int) -> int:
@@ -60,6 +62,7 @@ class State(Generic[AnyModule]):
         images_seen: how far training has come.
         seconds: how long it has taken.
         curve: rows (images seen, mean loss per pixel since the row before).
+        pending: error of each process summed since the last row, (processes,), where there is any.
     """
 
     network: AnyModule
@@ -68,6 +71,7 @@ class State(Generic[AnyModule]):
     images_seen: int = 0
     seconds: float = 0.0
     curve: list[tuple[int, float]] = field(default_factory=list)
+    pending: Tensor | None = None
 
     @classmethod
     def start(cls, network: AnyModule) -> "State[AnyModule]":
@@ -85,6 +89,8 @@ class State(Generic[AnyModule]):
         """
         parts = {name: getattr(self, name).state_dict() for name in PARTS}
         values = {name: getattr(self, name) for name in VALUES}
+        if self.pending is not None:
+            values[PENDING] = self.pending
         write_state(path, {"identity": json.dumps(identity), **parts, **values})
 
     def read(self, path: Path, identity: Mapping[str, Any]) -> None:
@@ -111,3 +117,4 @@ class State(Generic[AnyModule]):
             getattr(self, name).load_state_dict(saved[name])
         for name in VALUES:
             setattr(self, name, saved[name])
+        self.pending = saved.get(PENDING)

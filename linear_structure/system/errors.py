@@ -3,9 +3,11 @@
 import os
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from io import TextIOWrapper
+from types import FrameType
 
 
 class UsageError(Exception):
@@ -42,18 +44,63 @@ def _leave(*_: object) -> None:
     os._exit(130)
 
 
-def run_command(main: Callable[[], None]) -> int:
-    """Run a command's `main` and return its exit code: 0, 2 misuse, 1 failed work, 130 interrupted.
+class _Terminated(KeyboardInterrupt):
+    """SIGTERM, which else would end the process and leave its temporary files behind."""
 
-    Mistakes and failed files are one sentence on standard error; a bug keeps its traceback. What
-    the terminal cannot encode, such as odd names of folders, is escaped.
+
+@contextmanager
+def stoppable() -> Iterator[Callable[[], bool]]:
+    """Hold SIGINT and SIGTERM back in the block; yield a call that says whether one came.
+
+    The first takes effect where the block ends: it never ends as if all were done.
+    """
+    came: list[int] = []
+    with _handling((signal.SIGINT, signal.SIGTERM), lambda number, _: came.append(number)):
+        yield lambda: bool(came)
+    if came:
+        signal.raise_signal(came[0])
+        raise KeyboardInterrupt
+
+
+@contextmanager
+def _handling(
+    numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], None]
+) -> Iterator[None]:
+    """Other handlers of signals in the block, which only the main thread may set.
+
+    What is ignored, as in a shell's background, stays so.
+    """
+    known = {number: signal.getsignal(number) for number in numbers}
+    if threading.current_thread() is not threading.main_thread():
+        known = {}
+    before = {n: found for n, found in known.items() if found not in (signal.SIG_IGN, None)}
+    for number in before:
+        signal.signal(number, handler)
+    try:
+        yield
+    finally:
+        for number, found in before.items():
+            signal.signal(number, found)
+
+
+def _terminate(number: int, frame: FrameType | None) -> None:
+    raise _Terminated
+
+
+def run_command(main: Callable[[], None]) -> int:
+    """Run a command's `main` and return its exit code.
+
+    It is 0, 2 for misuse, 1 for failed work, 130 and 143 for SIGINT and SIGTERM. Mistakes and
+    failed files are one sentence on standard error; a bug keeps its traceback. What the terminal
+    cannot encode, such as odd names of folders, is escaped.
     """
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
     try:
         _interruptible()
-        main()
+        with _handling((signal.SIGTERM,), _terminate):
+            main()
     except (UsageError, WorkError) as error:
         print(f"error: {error}", file=sys.stderr)
         return 2 if isinstance(error, UsageError) else 1
@@ -61,7 +108,7 @@ def run_command(main: Callable[[], None]) -> int:
         where = f" ({error.filename})" if error.filename else ""
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         return 1
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("interrupted: what is finished is kept; the same command continues", file=sys.stderr)
-        return 130
+        return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     return 0

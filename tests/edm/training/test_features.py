@@ -2,6 +2,7 @@
 
 import dataclasses
 import importlib.util
+import signal
 import sys
 from pathlib import Path
 from types import ModuleType
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm.evaluation.classifier import accuracy
+from edm.evaluation.classifier import Classifier, accuracy
 from edm.training.features import RECIPES, Training, held_out
 from linear_structure.data import datasets
 from linear_structure.system.errors import UsageError, run_command
@@ -49,6 +50,26 @@ def test_training_learns_and_a_stopped_one_continues_to_the_bit(
         training(tmp_path / "part", seed=1).run()
     with pytest.raises(UsageError, match="another training"):
         dataclasses.replace(part, labels=part.labels.flip(0)).run()
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_within_an_epoch_loses_no_step(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: signal.Signals
+) -> None:
+    whole = training(tmp_path / "whole", epochs=2).run().state_dict()
+    part, steps, logits = training(tmp_path / "part", epochs=2), [], Classifier.logits
+
+    def interrupted(self: Classifier, images: torch.Tensor) -> torch.Tensor:
+        steps.append(1)
+        if len(steps) in (3, 30):  # of 44
+            signal.raise_signal(number)
+        return logits(self, images)
+
+    monkeypatch.setattr(Classifier, "logits", interrupted)
+    for _ in range(2):
+        assert run_command(part.run) == 128 + number
+    assert all(torch.equal(value, whole[name]) for name, value in part.run().state_dict().items())
+    assert len(steps) == 44
 
 
 def test_a_state_of_the_earlier_form_is_refused_in_a_sentence(tmp_path: Path) -> None:

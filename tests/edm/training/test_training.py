@@ -129,6 +129,45 @@ def test_killed_and_continued_run_equals_an_uninterrupted_one(whole: Path, tmp_p
 
 
 @pytest.mark.parametrize(
+    "number, steps", [(signal.SIGINT, (1, 5, 13)), (signal.SIGTERM, (3, 4, 21))]
+)
+def test_a_signal_loses_no_step_before_between_or_after_snapshots(
+    whole: Path,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: signal.Signals,
+    steps: tuple[int, ...],
+) -> None:
+    step, at = Trainer.step, [(each - 1) * TINY.batch for each in steps]
+
+    def interrupted(self: Trainer, state: State, index: Tensor) -> Tensor:
+        if state.images_seen in at:
+            signal.raise_signal(number)
+        return step(self, state, index)
+
+    monkeypatch.setattr(Trainer, "step", interrupted)
+    for each in steps:
+        assert run_command(quick(tmp_path).run) == 128 + number
+        assert read_state(tmp_path / STATE, CPU)["images_seen"] == each * TINY.batch
+    assert run_command(quick(tmp_path).run) == 0
+    assert same_runs(whole, tmp_path)
+
+
+def test_a_stop_keeps_no_state_whose_loss_is_not_finite(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def broken(self: Trainer, state: State, index: Tensor) -> Tensor:
+        state.images_seen += TINY.batch
+        signal.raise_signal(signal.SIGINT)
+        return torch.tensor(math.nan)
+
+    monkeypatch.setattr(Trainer, "step", broken)
+    with pytest.raises(WorkError, match="loss is nan"):
+        quick(tmp_path).run()
+    assert not (tmp_path / STATE).exists()
+
+
+@pytest.mark.parametrize(
     "changes",
     [
         {"preconditioning": "vp", "loss": "levels"},
