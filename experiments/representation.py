@@ -305,7 +305,7 @@ class Codes:
         try:
             arrays = read_npz(path)
             inputs = dict(json.loads(str(arrays.pop("inputs"))))
-            tensors = {name: torch.from_numpy(array) for name, array in arrays.items()}
+            tensors = {name: torch.tensor(array) for name, array in arrays.items()}
             named = {name: tensors.pop(name) for name in ("z", "sigmas", "source", "part")}
             labels = {name.removeprefix(LABEL): each for name, each in tensors.items()}
             codes = cls(**named, labels=labels, inputs=inputs)

@@ -5,9 +5,11 @@
     inputs   settings, seeds and digests; a result is reused, or put beside another, only if equal
     outputs  distance, count, NFE; byte-equal from run to run
     made     seconds, host, versions; never compared
+
+and the digest of these, so that damage is noticed. A result of an earlier version has none: it is
+taken as it is, and given one by the sweep that uses it.
 """
 
-import json
 import platform
 import sys
 from dataclasses import asdict, dataclass
@@ -19,7 +21,8 @@ from typing import Any
 
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of_file, write_json
+from linear_structure.system.files import read_sealed, write_sealed
+from linear_structure.system.store import put_aside
 
 ROOT = Path("images_with_skips")
 SCORE_BASED = Path("score_based")  # what the commands of score-based sampling make
@@ -74,8 +77,8 @@ def path_of(root: Path, preset: str, seeds: SeedRange, skip: int) -> Path:
 def write(path: Path, result: Result) -> None:
     """Write a result whole; one of other settings that stood there is kept beside it."""
     if path.exists() and reusable(path, result.inputs) is None:
-        path.rename(path.with_suffix(f".{digest_of_file(path)[:8]}.json"))
-    write_json(path, asdict(result))
+        put_aside(path)
+    write_sealed(path, asdict(result))
 
 
 def reusable(path: Path, inputs: dict[str, Any]) -> Result | None:
@@ -95,10 +98,11 @@ def _found(path: Path) -> Result | None:
 def read(path: Path) -> Result:
     """Read one result file; UsageError where it is damaged or none."""
     try:
-        content = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError):
-        content = None
-    if fault := _fault(content):
+        content = read_sealed(path)
+        fault = _fault(content)
+    except ValueError as error:
+        fault = f"it does not consist of {', '.join(PARTS)} as they were written: {error}"
+    if fault:
         raise UsageError(f"{path} is no result file, {fault}: remove it and run the sweep")
     return Result(**content)
 

@@ -31,7 +31,7 @@ from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import digest_of, write_json
-from linear_structure.system.machine import Machine
+from linear_structure.system.machine import Machine, patience
 from linear_structure.system.store import Block, folder_of
 from linear_structure.teleport import Teleport
 
@@ -168,13 +168,14 @@ def run(sweep: Sweep) -> Iterator[Result]:
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
     unsettled = list(sweep.preset.skips) if machine.rank() == 0 else []
-    clock = time.perf_counter()
+    clock = began = time.monotonic()
     for _ in chain([None], _sampled(sweep)):
         while unsettled and not any(_is_missing(sweep, b) for b in blocks_of(sweep, unsettled[0])):
-            yield _settled(sweep, unsettled.pop(0), time.perf_counter() - clock)
-            clock = time.perf_counter()
+            yield _settled(sweep, unsettled.pop(0), time.monotonic() - clock, patience(began))
+            clock = time.monotonic()
+    until = patience(began)
     for skip in unsettled:
-        yield _settled(sweep, skip, time.perf_counter() - clock)
+        yield _settled(sweep, skip, time.monotonic() - clock, until)
 
 
 def _mine(sweep: Sweep) -> list[SeedBlock]:
@@ -219,21 +220,25 @@ def _images_of(sweep: Sweep, block: SeedBlock) -> list[Path]:
     return [folder / f"{seed:06d}.png" for seed in block.seeds[block.within(sweep.preset.seeds)]]
 
 
-def features_of(sweep: Sweep, skip: int) -> Iterator[Tensor]:
-    """Features of the preset's seeds, in order, in blocks (n, dim); what is missing is made."""
+def features_of(sweep: Sweep, skip: int, until: float = 0.0) -> Iterator[Tensor]:
+    """Features of the preset's seeds, in order, in blocks (n, dim); what is missing is made.
+
+    What other processes make is waited for `until` then, in seconds of `time.monotonic`: by
+    default not at all, for after a sweep all are there.
+    """
     asked, mine = sweep.preset.seeds, {block.path for block in _mine(sweep)}
-    for block in blocks_of(sweep, skip):  # those of other processes are waited for
-        rows = block.obtain(partial(_features, sweep, block), block.path in mine)
+    for block in blocks_of(sweep, skip):
+        rows = block.obtain(partial(_features, sweep, block), block.path in mine, until)
         yield rows[block.within(asked)]
 
 
-def _settled(sweep: Sweep, skip: int, seconds: float) -> Result:
+def _settled(sweep: Sweep, skip: int, seconds: float, until: float) -> Result:
     """The result that is there, or a new one from the blocks on disk."""
     preset, path = sweep.preset, sweep.path(skip)
     if earlier := sweep.reusable(skip):
-        path.touch()
+        results.write(path, earlier)  # it is the latest now, and sealed if an old one was not
         return earlier
-    statistics = fid.measure(features_of(sweep, skip))
+    statistics = fid.measure(features_of(sweep, skip, until))
     result = Result(
         inputs=sweep.inputs(skip),
         outputs={

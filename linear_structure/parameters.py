@@ -12,7 +12,6 @@ pixels in [-1, 1], and a bare mean alone as the isotropic model with s0 = 0.
 """
 
 import io
-import json
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
@@ -33,9 +32,10 @@ from linear_structure.system.files import (
     alone,
     digest_of_file,
     digest_of_parts,
+    read_sealed,
     replacing_folder,
     write_array,
-    write_json,
+    write_sealed,
 )
 
 FORMAT = 1
@@ -133,7 +133,7 @@ def _write(folder: Path, model: Model, story: Story) -> None:
         "versions": {name: version(name) for name in ("torch", "numpy", "scipy")},
         **asdict(story),
     }
-    write_json(folder / STORY, description)
+    write_sealed(folder / STORY, description)
 
 
 def _write_tensor(path: Path, value: Tensor) -> None:
@@ -213,9 +213,10 @@ def read_story(directory: str | Path) -> dict[str, Any]:
     if not path.exists():
         return {}
     try:
-        story = json.loads(path.read_text(encoding="utf-8"))
-    except (ValueError, RecursionError) as error:
-        raise UsageError(f"{path} is not JSON ({error}): make the directory again") from error
+        story = read_sealed(path)
+    except ValueError as error:
+        sentence = f"{path} is not JSON as it was written ({error}): make the directory again"
+        raise UsageError(sentence) from error
     if not isinstance(story, dict) or story.get("format") != FORMAT:
         raise UsageError(f"{path} is not of format {FORMAT}: make the directory again")
     files = story.get("files")

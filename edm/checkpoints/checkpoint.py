@@ -22,7 +22,7 @@ from edm.checkpoints.snapshot import NO_OPTIONS, Module
 from edm.precondition import Preconditioned, build
 from linear_structure.system.download import given, located
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import UNREADABLE_ARRAYS, replacing
+from linear_structure.system.files import SEAL, UNREADABLE_ARRAYS, digest_of_state, replacing
 from linear_structure.system.kinds import kind_of
 from linear_structure.system.machine import rank
 from linear_structure.system.unpickle import Malformed, quote
@@ -93,6 +93,7 @@ def save(
     """
     tensors = {name: tensor.contiguous() for name, tensor in network.state_dict().items()}
     metadata = {key: json.dumps(network.config), "provenance": json.dumps(dict(provenance))}
+    metadata[SEAL] = digest_of_state(metadata, tensors)
     with replacing(Path(path)) as beside:
         beside.write_bytes(serialize(tensors, metadata))
 
@@ -130,6 +131,9 @@ def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, T
         with safe_open(path, framework="pt") as file:
             metadata = file.metadata() or {}
             tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        seal = metadata.pop(SEAL, None)  # earlier versions wrote none
+        if seal is not None and seal != digest_of_state(metadata, tensors):
+            raise UsageError(f"it is damaged, or was changed: its values are not of its {SEAL}")
         config = json.loads(metadata.get(key, "null"))
     except SafetensorError as error:
         raise UsageError(f"it is a damaged safetensors file: {quote(str(error))}") from error

@@ -25,9 +25,11 @@ from edm.evaluation import fid
 from edm.evaluation.features import Features
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
+from linear_structure.data.pictures import images_below
+from linear_structure.system.download import fetch
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of
-from linear_structure.system.machine import Machine, rank, share, world_size
+from linear_structure.system.files import digest_of, digest_of_file
+from linear_structure.system.machine import Machine, patience, rank, share, world_size
 from linear_structure.system.store import Block
 
 
@@ -50,13 +52,22 @@ def subset(dataset: Dataset, num: int | None, seed: int) -> list[int]:
     return sorted(order[:num].tolist())
 
 
-def identity(source: str) -> list[tuple[str, int, int]] | str:
-    """What tells the files of a dataset from changed ones: names, sizes and times; or its name."""
+def identity(source: str, chosen: Sequence[int]) -> dict[str, Any]:
+    """What tells images of a dataset from others: the content of their files, wherever they lie.
+
+    Args:
+        source: name or path of the dataset.
+        chosen: indices of the images.
+    """
+    if source in datasets.NAMES:
+        files = [fetch(each) for each in datasets.sources_of(source)]
+        return {"dataset": source, "files": [*map(digest_of_file, files)], "chosen": chosen}
     root = Path(source)
-    if not root.exists():
-        return source
-    files = sorted(path for path in (root, *root.rglob("*")) if path.is_file())
-    return [(str(p), p.stat().st_size, p.stat().st_mtime_ns) for p in map(Path.resolve, files)]
+    if root.is_file():
+        return {"files": [digest_of_file(root)], "chosen": chosen}
+    names = images_below(root)
+    bar = tqdm([names[i] for i in chosen], "comparing", unit=" files", disable=None, leave=False)
+    return {"files": [digest_of_file(root / name) for name in bar]}
 
 
 @dataclass(frozen=True)
@@ -66,15 +77,14 @@ class Selection:
     source: str  # name or path of their dataset
     dataset: Dataset
     chosen: Sequence[int]  # their indices, ascending
-    key: Any  # JSON value that tells them from others, and from files that changed
+    key: dict[str, Any]  # JSON values that tell them from others, and from files that changed
 
     @classmethod
     def of(cls, source: str, num: int | None = None, seed: int = 0) -> "Selection":
         """So many images of a dataset, or all; raises as `datasets.load` and `subset`."""
-        told = identity(source)
         dataset = datasets.load(source)
         chosen = subset(dataset, num, seed)
-        return cls(source, dataset, chosen, {"images": told, "chosen": chosen})
+        return cls(source, dataset, chosen, {"images": identity(source, chosen)})
 
     def features(self, features: Features, indices: Sequence[int]) -> Tensor:
         """Features (b, dim) float32 of some of its dataset's images.
@@ -132,12 +142,13 @@ class Extractor:
         Raises:
             UsageError: the images are damaged, or of a kind that the network does not take.
         """
-        start = time.perf_counter()
-        rate = self.compute(images) / (time.perf_counter() - start)
+        start = time.monotonic()
+        rate = self.compute(images) / (time.monotonic() - start)
         if rank():
             return None
-        rows = torch.cat(list(self.blocks(images))) if keep else None
-        blocks = self.blocks(images) if rows is None else [rows]
+        until = patience(start)
+        rows = torch.cat(list(self.blocks(images, until))) if keep else None
+        blocks = self.blocks(images, until) if rows is None else [rows]
         statistics = fid.measure(blocks, self.features.digest)
         unit = 1 if sys.platform == "darwin" else 1024  # bytes
         made = {
@@ -160,12 +171,16 @@ class Extractor:
                 bar.update(blocks[n].shape[0])
         return total
 
-    def blocks(self, images: Selection) -> Iterator[Tensor]:
-        """All features in order, (b, dim) float32 at a time; waits for those of other processes."""
+    def blocks(self, images: Selection, until: float = 0.0) -> Iterator[Tensor]:
+        """All features in order, (b, dim) float32 at a time.
+
+        Those of other processes are waited for `until` then, in seconds of `time.monotonic`: by
+        default not at all.
+        """
         blocks = self._blocks(images)
         mine = share(range(len(blocks)))
         for n, block in enumerate(blocks):
-            yield block.obtain(partial(self._made, images, n), n in mine)
+            yield block.obtain(partial(self._made, images, n), n in mine, until)
 
     def _blocks(self, images: Selection) -> list[Block]:
         """In a folder for these images, this network and this batch alone."""

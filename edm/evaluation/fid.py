@@ -152,8 +152,8 @@ def read(path: str | Path) -> Statistics:
     if fault := _fault(mu, sigma, count, features):
         raise UsageError(f"{path} holds no mean and covariance: {fault}")
     return Statistics(
-        torch.from_numpy(mu.astype(np.float64)),
-        torch.from_numpy(sigma.astype(np.float64)),
+        torch.tensor(mu.astype(np.float64)),
+        torch.tensor(sigma.astype(np.float64)),
         int(count) or None,
         str(features) or None,
     )

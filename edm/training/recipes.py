@@ -1,6 +1,5 @@
 """Everything that decides the numbers of a training run, as one frozen value; four of them."""
 
-import json
 import math
 from collections.abc import Callable
 from dataclasses import dataclass, field, replace
@@ -31,6 +30,7 @@ from linear_structure.sampling.processes import ddpm_grid
 from linear_structure.sampling.scales import Scales
 from linear_structure.system.errors import UsageError
 from linear_structure.system.options import choice, option, plain
+from linear_structure.system.store import read_kept
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
     "ddpmpp": {"model_type": "SongUNet"},
@@ -271,15 +271,15 @@ def read_scales(path: str | Path) -> Scales:
         UsageError: it is none.
     """
     try:
-        content = json.loads(Path(path).read_text(encoding="utf-8"))
-        if not isinstance(content, dict) or not isinstance(content.get("outputs"), dict):
+        outputs = read_kept(Path(path))["outputs"]
+        if not isinstance(outputs, dict):
             raise UsageError("it has no outputs")
-        scales = Scales.from_json(content["outputs"])
+        scales = Scales.from_json(outputs)
         if scales.levels > MOST_LEVELS:
             raise UsageError(f"{scales.levels} levels: expected at most {MOST_LEVELS}")
         scales.grid()
     except OSError as error:
         raise UsageError(f"{path} cannot be read as noise scales: {error.strerror}") from error
-    except (UsageError, ValueError, RecursionError) as error:
+    except (UsageError, ValueError) as error:
         raise UsageError(f"{path} holds no noise scales ({error}): make it anew") from error
     return scales

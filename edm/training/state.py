@@ -16,8 +16,9 @@ import torch
 from torch import Tensor
 
 from edm.checkpoints.checkpoint import AnyModule
+from linear_structure.system.arrays import read_torch
 from linear_structure.system.errors import UsageError, WorkError
-from linear_structure.system.files import UNREADABLE_TENSORS, replacing
+from linear_structure.system.files import replacing
 
 PARTS = ("network", "average", "optimizer")  # of a state, each with a state dict
 VALUES = ("images_seen", "seconds", "curve")  # of a state, as they are
@@ -45,11 +46,12 @@ def write_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def read_state(path: Path, device: torch.device) -> dict[str, Any]:
-    """Read what `write_state` wrote; UsageError where it is something else."""
+    """Read what `write_state` wrote; UsageError where it is damaged or something else."""
     try:
-        return dict(torch.load(path, map_location=device, weights_only=True))
-    except UNREADABLE_TENSORS as error:
-        raise UsageError(f"{path} is not a training state: remove it to start anew") from error
+        return dict(read_torch(path, device))
+    except (UsageError, TypeError, ValueError) as error:
+        sentence = f"{path} is not a training state, or damaged: remove it to start anew"
+        raise UsageError(sentence) from error
 
 
 @dataclass

@@ -54,13 +54,22 @@ or raises a `UsageError` that names all that cannot be used, and what reads thei
 or float32 (n, L), None if there are none, a `UsageError` if they do not fit."""
 
 
+def images_below(folder: Path) -> tuple[str, ...]:
+    """The paths of the images below a folder, from there and with forward slashes, in order.
+
+    Raises:
+        UsageError: there is none.
+    """
+    return _images(_files_below(folder), folder)
+
+
 def open_folder(folder: Path) -> Pictures:
     """The images below a folder.
 
     Raises:
         UsageError: there is none, or the first cannot be used.
     """
-    names = _images(_files_below(folder), folder)
+    names = images_below(folder)
     stated = folder / LABEL_FILE
     labels = partial(_classes_of_folders, names)
     if stated.exists():

@@ -69,8 +69,8 @@ def map_npy(path: Path) -> np.ndarray:
     return array
 
 
-def read_torch(path: Path) -> Any:
-    """What torch.save wrote, on the CPU, read with `weights_only`.
+def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:
+    """What torch.save wrote, read with `weights_only`.
 
     Raises:
         UsageError: the file is damaged, something else, or holds more than tensors and plain data.
@@ -80,7 +80,7 @@ def read_torch(path: Path) -> Any:
         if zipfile.is_zipfile(content):  # whose checksums torch ignores
             _test(whole_zip(content))
         content.seek(0)
-        return torch.load(content, map_location="cpu", weights_only=True)
+        return torch.load(content, map_location=device, weights_only=True)
     except UNREADABLE_TENSORS as error:
         reason = kind_of(path) or "it is damaged, something else, or more than tensors"
         raise UsageError(f"{path} is no readable tensor file: {reason}") from error

@@ -144,20 +144,25 @@ def located(file: Source | Path) -> Path:
 
 @dataclass(frozen=True)
 class _Record:
-    """The digests of a file, and its size and time when they were computed."""
+    """The digests of a file, and its size and times when they were computed."""
 
     sha256: str
     md5: str
     size: int
     modified_ns: int
+    changed_ns: int = 0  # unlike the other, not set by who copies a file over it
 
     @classmethod
     def of(cls, path: Path) -> "_Record":
         """Read and hash the whole file."""
-        stat = path.stat()
+        times = _times(path.stat())
         with path.open("rb") as file:
             md5 = hashlib.file_digest(file, partial(hashlib.md5, usedforsecurity=False)).hexdigest()
-        return cls(digest_of_file(path), md5, stat.st_size, stat.st_mtime_ns)
+        return cls(digest_of_file(path), md5, *times)
+
+
+def _times(stat: os.stat_result) -> tuple[int, int, int]:
+    return stat.st_size, stat.st_mtime_ns, stat.st_ctime_ns
 
 
 @dataclass(frozen=True)
@@ -202,8 +207,8 @@ def _difference(source: Source, found: _Record, first: _Record | None) -> str | 
 
 def _verify(source: Source, path: Path) -> None:
     """Hash the file if it is new or was touched since, and compare."""
-    first, stat = _recall(_Record, path), path.stat()
-    known = first and (first.size, first.modified_ns) == (stat.st_size, stat.st_mtime_ns)
+    first = _recall(_Record, path)
+    known = first and (first.size, first.modified_ns, first.changed_ns) == _times(path.stat())
     record = first if first and known else _Record.of(path)
     if difference := _difference(source, record, first):
         remedy = "remove it or replace it"
@@ -251,7 +256,8 @@ def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> N
         if fault is None:
             partial.replace(path)
             _note(partial).unlink(missing_ok=True)
-            return write_json(_note(path), asdict(record))
+            moved = replace(record, changed_ns=path.stat().st_ctime_ns)
+            return write_json(_note(path), asdict(moved))
         _discard(partial)
         if not old:
             raise _Refused(f"it gives another file, {fault}")

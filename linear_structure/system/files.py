@@ -22,6 +22,7 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+SEAL = "checksum"  # of the other values of a JSON object, or the metadata of a file
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _ODD = (*_DAMAGED_ZIP, EOFError, MemoryError, RuntimeError, TypeError, ValueError)
 UNREADABLE_ARRAYS = (*_ODD, SyntaxError, TokenError, OverflowError, OSError)
@@ -144,6 +145,29 @@ def write_arrays(path: Path, arrays: Mapping[str, np.ndarray]) -> None:
 def write_json(path: Path, value: Any) -> None:
     """Write `value` as indented JSON with sorted keys: equal values give equal bytes."""
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
+
+
+def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
+    """Write JSON as `write_json`, with the SHA-256 of its values among them."""
+    plain = json.loads(json.dumps(value))  # as they are read: keys are strings
+    write_json(path, {**plain, SEAL: digest_of(plain)})
+
+
+def read_sealed(path: Path) -> Any:
+    """What `write_sealed` wrote, without the checksum, which earlier versions did not write.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or its values are not those that were written.
+    """
+    try:
+        value = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    seal = value.pop(SEAL, None) if isinstance(value, dict) else None
+    if seal is not None and seal != digest_of(value):
+        raise ValueError(f"its values are not those of its {SEAL}: it is damaged, or was changed")
+    return value
 
 
 def digest_of(value: Any) -> str:

@@ -4,6 +4,7 @@ One process is the simplest case. Processes share work by index and meet through
 group is needed only where none may leave before the others (`gathered`).
 """
 
+import math
 import os
 import time
 from argparse import ArgumentParser
@@ -22,6 +23,7 @@ from linear_structure.system.precision import set_tf32
 
 Item = TypeVar("Item")
 MOST_THREADS = 1024
+GRACE = 60.0  # seconds
 PATIENCE = timedelta(days=365)  # that processes have with each other: work may take long
 
 
@@ -128,11 +130,25 @@ def share(items: Sequence[Item]) -> Sequence[Item]:
     return items[rank() :: world_size()]
 
 
-def wait_for(paths: Iterable[Path]) -> None:
-    """Return once every path exists: another process makes it, or `torchrun` ends all of them."""
+def wait_for(paths: Iterable[Path], until: float = math.inf) -> None:
+    """Return once every path exists: another process makes it, or `torchrun` ends all of them.
+
+    Args:
+        until: when to give up, in seconds of `time.monotonic`.
+    """
     for path in paths:
-        while not path.exists():
+        while not path.exists() and time.monotonic() < until:
             time.sleep(0.2)
+
+
+def patience(began: float) -> float:
+    """Until when this process, now done with its share, waits for others: as long again, at least.
+
+    Args:
+        began: when it took its share up; both in seconds of `time.monotonic`.
+    """
+    now = time.monotonic()
+    return now + max(now - began, GRACE)
 
 
 @contextmanager

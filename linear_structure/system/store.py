@@ -3,12 +3,15 @@
 A block is an `.npy` file in a folder named by the digest of its inputs. Beside it lies the SHA-256
 of its values, so that damage is noticed when it is read; a block of an earlier version, without
 one, is taken as it is, once, and given one. Processes share blocks through the files alone: each
-makes its own, waits for those of others, and makes again whatever is damaged, or its own and gone:
-a damaged block of another, too, and at once, although the other may make it as well.
+makes its own, waits for those of others, though not forever, and makes again whatever is damaged or
+gone: a damaged block of another, too, and at once, although the other may make it as well.
 """
 
 import json
+import math
+import sys
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -20,12 +23,15 @@ from torch import Tensor
 from linear_structure.system.files import (
     UNREADABLE_ARRAYS,
     digest_of,
+    digest_of_file,
     digest_of_tensor,
     write_array,
     write_json,
     write_text,
 )
 from linear_structure.system.machine import wait_for
+
+DIGEST = "digest"  # of what is kept: of its outputs
 
 
 @dataclass(frozen=True)
@@ -46,7 +52,7 @@ class Block:
         stored = self._stored()
         if stored is None:
             return None
-        values = torch.from_numpy(np.array(stored))
+        values = torch.tensor(np.asarray(stored))
         digest = digest_of_tensor(values)
         try:
             seal = self._seal.read_text(errors="replace")
@@ -59,13 +65,16 @@ class Block:
         write_text(self._seal, digest_of_tensor(values))  # first: what it does not suit is damaged
         write_array(self.path, values.numpy())
 
-    def obtain(self, make: Callable[[], Tensor], mine: bool = True) -> Tensor:
+    def obtain(
+        self, make: Callable[[], Tensor], mine: bool = True, until: float = math.inf
+    ) -> Tensor:
         """The values that are there; made, and kept, where they are missing or damaged.
 
-        Where they are not `mine`, another process makes them first, and its file is waited for.
+        Where they are not `mine`, another process makes them first, and its file is waited for
+        `until` then, in seconds of `time.monotonic`: what it made may be gone, and so may it.
         """
         if not mine:
-            wait_for([self.path])
+            wait_for([self.path], until)
         if (values := self.read()) is None:
             values = make()
             self.write(values)
@@ -91,19 +100,51 @@ def folder_of(root: Path, inputs: dict[str, Any]) -> Path:
 def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: Any) -> Any:
     """What `make()` gave for equal inputs, as JSON values; made, and written whole, if it must be.
 
-    A file that is damaged or belongs to other inputs is replaced; one of an earlier version, which
-    has no digest of its outputs, is taken as it is. What else it is to say stands `beside` these
-    parts, and is never compared.
+    A file that is damaged is replaced, and one of other inputs put aside. What else it is to say
+    stands `beside` these parts, and is never compared.
     """
-    try:
-        found = dict(json.loads(path.read_text()))
-    except (OSError, ValueError, TypeError):  # there is none, or no JSON object
-        found = {}
-    if found.get("inputs") == json.loads(json.dumps(inputs)) and "outputs" in found:
-        digest = digest_of(found["outputs"])
-        if found.get("digest", digest) == digest:
+    with suppress(OSError, ValueError):
+        found = read_kept(path)
+        if found["inputs"] == json.loads(json.dumps(inputs)):
+            if DIGEST not in found:
+                _write_kept(path, found)
             return found["outputs"]
     outputs = make()
-    digest = digest_of(json.loads(json.dumps(outputs)))  # as they are read: keys are strings
-    write_json(path, {"inputs": inputs, "outputs": outputs, "digest": digest, **beside})
+    with suppress(OSError, ValueError):
+        read_kept(path)
+        print(f"{path} is of other settings: it is kept as {put_aside(path)}", file=sys.stderr)
+    _write_kept(path, {"inputs": inputs, "outputs": outputs, **beside})
     return outputs
+
+
+def read_kept(path: Path) -> dict[str, Any]:
+    """What `kept` wrote: `inputs`, `outputs`, and what else it was told.
+
+    One of an earlier version has no digest of its outputs, and is taken as it is.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is something else, or its outputs are not those that were written.
+    """
+    try:
+        found = json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+    if not isinstance(found, dict) or not {"inputs", "outputs"} <= found.keys():
+        raise ValueError("it has no outputs")
+    if found.get(DIGEST, digest := digest_of(found["outputs"])) != digest:
+        raise ValueError(
+            f"its outputs are not those of its {DIGEST}: it is damaged, or was changed"
+        )
+    return found
+
+
+def _write_kept(path: Path, content: dict[str, Any]) -> None:
+    plain = json.loads(json.dumps(content))  # as it is read: keys are strings
+    write_json(path, {**plain, DIGEST: digest_of(plain["outputs"])})
+
+
+def put_aside(path: Path) -> Path:
+    """Rename a file by its digest, so that another may take its place; where it is now."""
+    aside = path.with_suffix(f".{digest_of_file(path)[:8]}{path.suffix}")
+    return path.rename(aside)

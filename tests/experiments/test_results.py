@@ -3,6 +3,8 @@
 import json
 import math
 import os
+import random
+from contextlib import suppress
 from dataclasses import asdict
 
 import pytest
@@ -56,6 +58,29 @@ def test_a_result_of_other_settings_is_kept_beside(tmp_path):
     assert results.read(path) == new
     (kept,) = set(tmp_path.iterdir()) - {path}
     assert results.read(kept) == old
+
+
+def test_no_changed_bit_of_a_result_is_taken(tmp_path):
+    result, path = make(2, 1 / 3, SeedRange(0, 9)), tmp_path / "2.json"
+    results.write(path, result)
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        with suppress(UsageError):
+            assert results.read(path) == result  # white space is no value
+
+
+def test_a_result_of_an_earlier_version_is_taken_once_and_given_a_checksum(tmp_path):
+    result, path = make(2, 1.5, SeedRange(0, 9)), tmp_path / "2.json"
+    path.write_text(json.dumps(asdict(result)))
+    assert results.reusable(path, result.inputs) == result
+    results.write(path, result)
+    assert "checksum" in json.loads(path.read_text())
+    path.write_text(path.read_text().replace("1.5", "2.5"))
+    with pytest.raises(UsageError, match="are not those of its checksum"):
+        results.read(path)
 
 
 def test_outputs_are_byte_equal(tmp_path):

@@ -3,6 +3,7 @@
 import importlib.util
 import json
 import os
+import shutil
 import subprocess
 import sys
 from dataclasses import replace
@@ -312,6 +313,34 @@ def test_subset_is_the_published_one():
     assert subset(numbers(10), 10, 1) == subset(numbers(10), None, 0) == list(range(10))
     with pytest.raises(UsageError, match="10 images, not the 11"):
         subset(numbers(10), 11, 0)
+
+
+def test_images_that_are_replaced_without_a_trace_are_computed_again(run, tmp_path):
+    """Behind a link, at another place, or with the size and times of what was there."""
+    work, folder, sets = tmp_path / "work", tmp_path / "images", [tmp_path / "a", tmp_path / "b"]
+    for each, grey in zip(sets, (0, 200), strict=True):
+        save_images(each, 30)
+        Image.new("L", (8, 8), grey).save(each / "0-0.png", compress_level=0)
+        os.utime(each / "0-0.png", ns=(0, 0))
+    sizes = {(each / "0-0.png").stat().st_size for each in sets}
+    assert len(sizes) == 1  # nothing but the content tells the two
+
+    def found(images):
+        assert run("ref", "--images", images, "--work", work, "--out", tmp_path / "s.npz")[0] == 0
+        return made(tmp_path / "s.npz")[0]
+
+    folder.mkdir()
+    (folder / "link").symlink_to(sets[0])
+    first = found(folder)
+    count = len(list(work.rglob("*.npy")))
+    assert found(sets[0]) == first  # the same images elsewhere: nothing is computed again
+    assert len(list(work.rglob("*.npy"))) == count
+    (folder / "link").unlink()
+    (folder / "link").symlink_to(sets[1])
+    second = found(folder)
+    assert second != first
+    shutil.copy2(sets[1] / "0-0.png", sets[0] / "0-0.png")
+    assert found(sets[0]) == second
 
 
 def test_changed_images_are_computed_again(run, tmp_path):

@@ -5,6 +5,7 @@ import importlib.util
 import json
 import math
 import os
+import random
 import re
 import resource
 import runpy
@@ -301,6 +302,26 @@ def test_a_damaged_state_is_refused(tmp_path: Path) -> None:
     (tmp_path / STATE).write_bytes(b"not a state")
     with pytest.raises(UsageError, match="not a training state"):
         job(tmp_path).run()
+
+
+def test_no_changed_bit_of_a_state_is_trained_on(tmp_path: Path) -> None:
+    """Either a checksum of the zip tells, or the bit has no meaning."""
+    state = {"images_seen": 7, "network": {"w": torch.arange(8.0)}, "curve": [(3, 0.5)]}
+    path, refused = tmp_path / STATE, 0
+    write_state(path, state)
+    whole, rng = path.read_bytes(), random.Random(0)
+    for _ in range(400):
+        damaged = bytearray(whole)
+        damaged[rng.randrange(len(whole))] ^= 1 << rng.randrange(8)
+        path.write_bytes(damaged)
+        try:
+            found = read_state(path, CPU)
+        except UsageError:
+            refused += 1
+        else:
+            assert torch.equal(found["network"].pop("w"), state["network"]["w"])
+            assert found == {**state, "network": {}}
+    assert refused > 100
 
 
 def test_a_full_disk_keeps_the_state_before(tmp_path: Path) -> None:

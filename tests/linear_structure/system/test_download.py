@@ -484,6 +484,17 @@ def test_a_file_that_changed_is_refused_but_not_removed(
     assert path.read_bytes() == OTHER
 
 
+def test_a_file_of_equal_size_and_times_is_not_taken_for_the_one_before(
+    server: Server, folder: Path
+) -> None:
+    """As `cp -p` and `touch -r` leave it."""
+    path = fetch(server.source())
+    before = path.stat()
+    path.write_bytes(bytes(len(CONTENT)))
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    assert "damaged or another file" in failure(server.source())
+
+
 def test_a_file_that_did_not_change_is_hashed_once(
     server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -11,7 +11,7 @@ import pytest
 import torch
 
 from linear_structure.system import store
-from linear_structure.system.store import Block, folder_of, kept
+from linear_structure.system.store import Block, folder_of, kept, read_kept
 
 VALUES = torch.arange(12, dtype=torch.float32).reshape(4, 3)
 
@@ -96,6 +96,13 @@ def test_the_block_of_another_process_is_waited_for(block):
     thread.join()
 
 
+def test_the_vanished_block_of_another_process_that_ended_is_made_in_the_end(block):
+    make, calls = counted()
+    began = time.monotonic()
+    assert torch.equal(block.obtain(make, mine=False, until=began + 0.3), VALUES)
+    assert len(calls) == 1 and time.monotonic() - began > 0.3
+
+
 def test_the_damaged_block_of_another_process_is_made_at_once(block):
     """It is not waited for: the other may have ended. What both make is the same."""
     block.write(VALUES)
@@ -162,3 +169,17 @@ def test_what_is_kept_is_made_again_where_a_value_was_changed(tmp_path):
     path.write_text(json.dumps(content))
     kept(path, {"n": 1}, make)
     assert len(made) == 2
+    path.write_text(path.read_text().replace("21", "-3"))  # it was given one
+    assert kept(path, {"n": 1}, make)["levels"] == 21 and len(made) == 3
+
+
+def test_what_is_kept_of_other_settings_is_put_aside_and_said(tmp_path, capsys):
+    path = tmp_path / "scales.json"
+    kept(path, {"n": 1}, lambda: {"levels": 21})
+    kept(path, {"n": 2}, lambda: {"levels": 22})
+    (aside,) = set(tmp_path.iterdir()) - {path}
+    assert f"scales.json is of other settings: it is kept as {aside}" in capsys.readouterr().err
+    assert read_kept(aside)["outputs"] == {"levels": 21}
+    path.write_text(path.read_text().replace("22", "23"))  # damaged: worth nothing
+    assert kept(path, {"n": 2}, lambda: {"levels": 22}) == {"levels": 22}
+    assert set(tmp_path.iterdir()) == {path, aside}
