@@ -28,7 +28,7 @@ import urllib3
 from tqdm import tqdm
 
 from linear_structure.system.errors import UsageError, WorkError
-from linear_structure.system.files import alone, digest_of, digest_of_file, write_json
+from linear_structure.system.files import alone, digest_of, digest_of_file, keep, write_json
 
 SIZE_LIMIT = 4 << 30  # bytes, of what somebody names; the largest published file has 1.2e9
 CHUNK = 1 << 16  # bytes, the most that a cut connection loses
@@ -254,7 +254,7 @@ def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> N
             page = file.read(512).lstrip().lower().startswith((b"<!doctype html", b"<html"))
         fault = "an HTML page" if page else _difference(source, record, _recall(_Record, path))
         if fault is None:
-            partial.replace(path)
+            keep(partial, path)
             _note(partial).unlink(missing_ok=True)
             moved = replace(record, changed_ns=path.stat().st_ctime_ns)
             return write_json(_note(path), asdict(moved))

@@ -4,15 +4,17 @@ import hashlib
 import io
 import json
 import lzma
+import os
 import pickle
 import secrets
 import shutil
+import stat
 import sys
 import tempfile
 import zipfile
 import zlib
 from collections.abc import Iterable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from pathlib import Path
 from tokenize import TokenError
 from typing import Any
@@ -22,6 +24,9 @@ import torch
 from filelock import FileLock, Timeout
 from torch import Tensor
 
+from linear_structure.system.errors import UsageError
+
+NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 SEAL = "checksum"  # of the other values of a JSON object, or the metadata of a file
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
 _ODD = (*_DAMAGED_ZIP, EOFError, MemoryError, RuntimeError, TypeError, ValueError)
@@ -42,17 +47,78 @@ UNREADABLE_TENSORS = (
 def replacing(path: Path) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there if the block ends well, else remove it.
 
-    The parent folder is made. The temporary name keeps the suffix, which some writers look at. An
-    OSError that names no file, as that of a full disk, is given the name of `path`.
+    The parent folder is made, and links are followed; what is written to a device, a pipe or this
+    process's own output goes through it. The temporary name keeps the suffix, which some writers
+    look at. An OSError that names no file, as that of a full disk, is given the name of `path`.
+
+    Raises:
+        UsageError: at `path` is a folder, a disk or a socket.
     """
-    path.parent.mkdir(parents=True, exist_ok=True)
-    beside = path.with_name(f".{path.stem}.{secrets.token_hex(4)}.part{path.suffix}")
+    place, stream = path.resolve(), _is_stream(path)
+    folder = Path(tempfile.gettempdir()) if stream else place.parent
+    folder.mkdir(parents=True, exist_ok=True)
+    beside = folder / f".{place.stem}.{secrets.token_hex(4)}.part{path.suffix}"
     try:
         with _blaming(path):
             yield beside
-            beside.replace(path)
+            if stream:
+                _pour(beside, path)
+            else:
+                keep(beside, place)
     finally:
         beside.unlink(missing_ok=True)
+
+
+def keep(beside: Path, place: Path) -> None:
+    """Move a file into its place once the disk has it: a power cut leaves it whole or not there."""
+    _sync(beside)
+    beside.replace(place)
+
+
+def _sync(path: Path) -> None:
+    with path.open("rb+") as file:
+        os.fsync(file.fileno())
+
+
+def _is_stream(path: Path) -> bool:
+    """Whether a file to be written cannot be replaced: what is written goes through it.
+
+    Raises:
+        UsageError: it is a folder, or something that takes no text.
+    """
+    try:
+        found = path.stat()
+    except FileNotFoundError:
+        return False
+    if stat.S_ISDIR(found.st_mode):
+        raise UsageError(f"{path} is a folder: expected the name of a file to write")
+    if not (stat.S_ISREG(found.st_mode) or _passes(found.st_mode)):
+        raise UsageError(f"{path} is a disk or a socket: expected the name of a file to write")
+    return _passes(found.st_mode) or _own_output(found) is not None
+
+
+def _passes(mode: int) -> bool:
+    return stat.S_ISCHR(mode) or stat.S_ISFIFO(mode)
+
+
+def _own_output(found: os.stat_result) -> int | None:
+    """The descriptor of standard output or standard error, where a file is one of these."""
+    for descriptor in (1, 2):
+        with suppress(OSError):  # it is closed
+            if os.path.samestat(found, os.fstat(descriptor)):
+                return descriptor
+    return None
+
+
+def _pour(source: Path, path: Path) -> None:
+    """Write the bytes of a file through a device or a pipe."""
+    own = _own_output(path.stat())
+    sys.stdout.flush()  # what was printed before comes before
+    if own is None:
+        path.write_bytes(source.read_bytes())
+    else:
+        with os.fdopen(own, "wb", closefd=False) as file:
+            file.write(source.read_bytes())
 
 
 @contextmanager
@@ -73,6 +139,8 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     try:
         with _blaming(path):
             yield beside
+            for file in filter(Path.is_file, beside.rglob("*")):
+                _sync(file)
             if path.exists():
                 path.rename(old)
             beside.rename(path)
@@ -85,9 +153,12 @@ def check_writable(folder: Path) -> None:
     """Make and remove a file in a folder, or in the nearest above it: better before long work.
 
     Raises:
+        UsageError: it is no folder.
         OSError: none can be made.
     """
     nearest = next(place for place in (folder, *folder.parents) if place.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} is a file: expected a folder, or the name of a new one")
     with _blaming(nearest), tempfile.TemporaryFile(dir=nearest):
         pass
 
@@ -104,18 +175,28 @@ def _blaming(path: Path) -> Iterator[None]:
 
 @contextmanager
 def alone(path: Path, doing: str) -> Iterator[None]:
-    """Keep other processes out of the block while this one is in it.
+    """Keep other processes out of the block while this one is in it, where files can be locked.
 
     Args:
         path: where the lock is; its folder exists.
         doing: what another process does meanwhile, for the message of one that waits.
     """
     lock = FileLock(path)
+    held: AbstractContextManager[object]
     try:
         held = lock.acquire(timeout=0)
     except Timeout:
         print(f"waiting for another process that {doing}", file=sys.stderr)
         held = lock.acquire()
+    except (OSError, NotImplementedError) as error:  # the second is filelock's ENOSYS
+        if isinstance(error, OSError) and error.errno not in NO_LOCKS:
+            raise
+        print(
+            f"files in {path.parent} cannot be locked: work goes on, and the same command should "
+            "not run there twice at once",
+            file=sys.stderr,
+        )
+        held = nullcontext()
     with held:
         yield
 

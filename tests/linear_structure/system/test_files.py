@@ -3,10 +3,15 @@
 import errno
 import hashlib
 import json
+import os
+import socket
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
 
 import pytest
 
 from linear_structure.system import files
+from linear_structure.system.errors import UsageError
 
 
 def names(folder):
@@ -32,6 +37,82 @@ def test_a_block_that_fails_leaves_the_old_file_and_nothing_else(tmp_path, stop)
         raise stop
     assert path.read_text() == "old"
     assert names(tmp_path) == ["file.txt"]
+
+
+def test_links_are_followed(tmp_path):
+    (tmp_path / "there").mkdir()
+    (tmp_path / "there" / "file.txt").write_text("old")
+    for name, target in (("link.txt", "there/file.txt"), ("new.txt", "there/other.txt")):
+        (tmp_path / name).symlink_to(target)
+        files.write_text(tmp_path / name, "new")
+        assert (tmp_path / name).is_symlink()
+        assert (tmp_path / target).read_text() == "new"
+    assert names(tmp_path) == ["link.txt", "new.txt", "there"]
+
+
+@pytest.mark.parametrize("name", ["/dev/stdout", "/dev/fd/1", "/proc/self/fd/1"])
+def test_what_is_written_to_standard_output_is_printed_in_its_place(capfd, name):
+    """Also where it is a file, as here: one that took its place would hide what was printed."""
+    os.write(1, b"before\n")
+    files.write_json(Path(name), [1])
+    os.write(1, b"after\n")
+    assert capfd.readouterr().out == "before\n[\n 1\n]\nafter\n"
+
+
+def test_pipes_and_devices_are_written_through(tmp_path):
+    os.mkfifo(tmp_path / "pipe")
+    with ThreadPoolExecutor() as pool:
+        read = pool.submit((tmp_path / "pipe").read_text)
+        files.write_text(tmp_path / "pipe", "text")
+        assert read.result(timeout=10) == "text"
+    assert (tmp_path / "pipe").is_fifo() and names(tmp_path) == ["pipe"]
+    if not os.access("/dev", os.W_OK):  # root would find out the hard way
+        files.write_text(Path("/dev/null"), "text")
+
+
+def test_folders_and_sockets_are_no_files_to_write(tmp_path):
+    (tmp_path / "folder").mkdir()
+    with pytest.raises(UsageError, match="folder is a folder: expected the name of a file"):
+        files.write_text(tmp_path / "folder", "text")
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind(str(tmp_path / "socket"))
+        with pytest.raises(UsageError, match="socket is a disk or a socket"):
+            files.write_text(tmp_path / "socket", "text")
+    assert names(tmp_path) == ["folder", "socket"]
+
+
+@pytest.mark.parametrize("number", [errno.ENOLCK, errno.ENOTSUP])
+def test_where_files_cannot_be_locked_work_goes_on_with_a_sentence(
+    tmp_path, monkeypatch, capsys, number
+):
+    def refuse(descriptor, operation):
+        raise OSError(number, "No locks available")
+
+    monkeypatch.setattr("fcntl.flock", refuse)
+    with files.alone(tmp_path / "x.lock", "works"):
+        said = capsys.readouterr().err
+    assert said.startswith(f"files in {tmp_path} cannot be locked: work goes on")
+    assert said.count("\n") == 1
+
+
+def test_another_fault_of_a_lock_is_not_taken_for_a_lack_of_locks(tmp_path, monkeypatch):
+    def fail(descriptor, operation):
+        raise OSError(errno.EIO, "Input/output error")
+
+    monkeypatch.setattr("fcntl.flock", fail)
+    with pytest.raises(OSError, match="Input/output"), files.alone(tmp_path / "x.lock", "works"):
+        pass
+
+
+def test_a_file_is_on_the_disk_before_it_has_its_name(tmp_path, monkeypatch):
+    done = []
+    monkeypatch.setattr(os, "fsync", lambda descriptor: done.append(sorted(tmp_path.rglob("*"))))
+    files.write_text(tmp_path / "a", "text")
+    with files.replacing_folder(tmp_path / "b") as beside:
+        (beside / "c").write_text("text")
+    assert len(done) == 2
+    assert not any({tmp_path / "a", tmp_path / "b"} <= set(seen) for seen in done)
+    assert (tmp_path / "a") not in done[0] and (tmp_path / "b") not in done[1]
 
 
 def test_a_folder_takes_the_place_of_the_old_one(tmp_path):
@@ -79,8 +160,9 @@ def test_a_folder_that_takes_no_file_is_found_before_the_work(tmp_path):
     files.check_writable(tmp_path / "not" / "yet")
     assert names(tmp_path) == []
     (tmp_path / "file").touch()
-    with pytest.raises(NotADirectoryError):
-        files.check_writable(tmp_path / "file" / "below")
+    for wanted in (tmp_path / "file", tmp_path / "file" / "below"):
+        with pytest.raises(UsageError, match="file is a file: expected a folder"):
+            files.check_writable(wanted)
 
 
 def test_the_current_folder_can_be_replaced(tmp_path, monkeypatch):
