@@ -189,10 +189,10 @@ def _claim(generation: Generation) -> None:
     """Write the settings into the folder, or compare those that are there."""
     path = generation.outdir / SETTINGS
     if machine.rank() == 0 and not path.exists():
-        if len(_missing(generation, generation.seeds)) < len(generation.seeds):
+        if others := sorted(each.name for each in generation.outdir.glob("[!.]*")):
             raise UsageError(
-                f"{generation.outdir} holds images and no {SETTINGS} that says how they were "
-                "made: expected another folder"
+                f"{generation.outdir} holds {others[0]} and no {SETTINGS} that says how its images "
+                "were made: expected an empty folder, or a new one"
             )
         write_json(path, generation.inputs)
     machine.wait_for([path])

@@ -63,6 +63,15 @@ def _parse() -> argparse.Namespace:
     return options
 
 
+def _say_replaced(directory: Path, kind: str, dataset: str) -> None:
+    """A sentence where parameters of another kind or dataset stand in the place."""
+    before: dict[str, object] = {}
+    with suppress(UsageError):  # damaged ones are worth nothing
+        before = parameters.read_story(directory)
+    if before and (before.get("kind"), before.get("dataset")) != (kind, dataset):
+        print(f"{before.get('kind')} parameters of {before.get('dataset')} are replaced")
+
+
 def _told(fitted: Fitted) -> Fitted:
     _, story = fitted
     print(f"class {story.label}: {story.count:,} images")
@@ -83,6 +92,7 @@ def main() -> None:
     chosen = {name: getattr(options, name) for name in ("kind", "batch", *USED_BY)}
     model, story = fit(dataset, **chosen)
     classes = () if labels is None else map(_told, fit_classes(dataset, labels, **chosen))
+    _say_replaced(options.save_dir, options.kind, story.dataset)
     parameters.save(options.save_dir, model, story, classes)
     print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")
     print(f"pixel standard deviation (sigma_data) {story.sigma_data:.4f} on the [-1, 1] scale")

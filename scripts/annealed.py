@@ -12,12 +12,12 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from experiments import loading, options, teleported
 from experiments.results import SCORE_BASED
 from experiments.sampling import Sampling, grid_of
 from linear_structure.system.errors import run_command
+from linear_structure.system.options import folder
 
 UNUSED = {
     "no distance is computed": ("features", "reference"),
@@ -29,7 +29,7 @@ UNUSED = {
 def main() -> None:
     """Sample, and draw a panel for each number of skipped levels."""
     parser = options.command(__doc__, "annealed")
-    parser.add_argument("--out", type=Path, default=SCORE_BASED, help="of all presets")
+    parser.add_argument("--out", type=folder, default=SCORE_BASED, help="of all presets")
     typed = parser.parse_args()
     for reason, names in UNUSED.items():
         options.check_unused(typed, names, reason)

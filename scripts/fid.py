@@ -31,7 +31,7 @@ from linear_structure.system.download import cache_dir, given, located
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import alone, digest_of, write_json
 from linear_structure.system.machine import Machine, add_options, gathered, rank
-from linear_structure.system.options import positive
+from linear_structure.system.options import folder, positive
 
 
 @contextmanager
@@ -229,7 +229,7 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     add("--features-sha256", help="what the file of weights must have")
     add("--tf32", action="store_true", help="faster products on NVIDIA GPUs, 10 bits of mantissa")
     kept = "keep features in this folder, and use those that are there "
-    add("--work", type=Path, help=kept + "(default: in the cache, until the result is made)")
+    add("--work", type=folder, help=kept + "(default: in the cache, until the result is made)")
 
 
 def main() -> None:

@@ -13,7 +13,6 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -31,7 +30,7 @@ from linear_structure.sampling.table import SAMPLERS, Settings, chosen_settings
 from linear_structure.system import machine
 from linear_structure.system.download import located
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.system.options import add_arguments, given
+from linear_structure.system.options import add_arguments, folder, given
 from linear_structure.teleport import Teleport
 
 GRID = ("steps", "sigma_min", "sigma_max", "rho")
@@ -46,7 +45,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     add("--preset", help=f"network, grid and parameters: {', '.join(presets.presets())}")
-    add("--outdir", type=Path, required=True, help="folder of the images")
+    add("--outdir", type=folder, required=True, help="folder of the images")
     add("--seeds", type=parse_seeds, default="0-63", help="such as 0-63,70 (default: 0-63)")
     add("--subdirs", action="store_true", help="a folder for every thousand seeds")
     add("--batch", type=int, default=64, help="seeds that are sampled together (default: 64)")

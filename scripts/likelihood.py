@@ -12,7 +12,6 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from pathlib import Path
 from typing import Any
 
 from experiments import likelihood, loading, options, presets
@@ -24,6 +23,7 @@ from linear_structure.data.datasets import Dataset
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_writable
+from linear_structure.system.options import folder
 
 CHANGED = ("dataset", "parameters", "eigenvalue_scale", "network")
 
@@ -48,7 +48,7 @@ def parse() -> argparse.Namespace:
     add("--sigma-min", type=float, help=lowest)
     add("--sigma-max", type=float, help="noise level where the ODE ends (default: the highest)")
     add("--batch", type=int, default=BATCH, help=f"images at a time (default: {BATCH})")
-    add("--out", type=Path, metavar="DIR", help=f"folder (default: {SCORE_BASED}/PRESET)")
+    add("--out", type=folder, metavar="DIR", help=f"folder (default: {SCORE_BASED}/PRESET)")
     group = parser.add_argument_group("values of the preset that may be changed")
     options.add_values(group, CHANGED)
     machine.add_options(parser)

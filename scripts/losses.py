@@ -24,7 +24,7 @@ from experiments.results import SCORE_BASED, surroundings
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import digest_of_file, write_json
-from linear_structure.system.options import positive
+from linear_structure.system.options import folder, positive
 
 COUNT = 2000
 UNUSED = (
@@ -44,7 +44,7 @@ def _parse() -> argparse.Namespace:
     parser = options.command(__doc__, "losses")
     counted = f"images that are noised (default {COUNT:,}, or all where there are fewer)"
     parser.add_argument("--count", type=positive, default=COUNT, help=counted)
-    parser.add_argument("--out", type=Path, help=f"folder (default {SCORE_BASED}/PRESET)")
+    parser.add_argument("--out", type=folder, help=f"folder (default {SCORE_BASED}/PRESET)")
     return parser.parse_args()
 
 

@@ -35,7 +35,7 @@ from linear_structure.sampling.scales import (
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import digest_of_tensor
 from linear_structure.system.machine import set_threads, usable_cores
-from linear_structure.system.options import positive
+from linear_structure.system.options import folder, positive
 from linear_structure.system.store import kept
 
 DRAWN = 10_000  # points of data in the plane
@@ -154,7 +154,7 @@ def parse() -> argparse.Namespace:
     add("--steps", type=positive, default=5, help="T, at each level (default 5)")
     add("--overlap", type=float, default=0.5, help="C of technique 2 (default 0.5)")
     add("--gamma", type=float, help="ratio of neighbouring levels, in place of technique 2's")
-    add("--out", type=Path, help=f"folder of noise_scales.json (default {SCORE_BASED}/DATASET)")
+    add("--out", type=folder, help=f"folder of noise_scales.json (default {SCORE_BASED}/DATASET)")
     add("--data-dir", type=Path, help="where archives are kept or looked for")
     add("--threads", type=int, default=usable_cores(), help="of the CPU (default: all)")
     return parser.parse_args()

@@ -25,6 +25,7 @@ from linear_structure.data.plane import DRAWS
 from linear_structure.system.errors import run_command
 from linear_structure.system.files import check_writable, digest_of_file, write_json
 from linear_structure.system.machine import set_threads
+from linear_structure.system.options import folder
 
 
 def _parse() -> argparse.Namespace:
@@ -37,7 +38,7 @@ def _parse() -> argparse.Namespace:
     add("--count", type=int, help=counted)
     add("--seed", type=int, default=0, help="of all that is drawn (default 0)")
     add("--network", help="of the learned score: path or URL (default: the mixture's, shipped)")
-    add("--out", type=Path, help=f"folder (default {SCORE_BASED / 'plane'}, or {SCORE_BASED}/DATA)")
+    add("--out", type=folder, help=f"folder (default: {SCORE_BASED}/plane, or {SCORE_BASED}/DATA)")
     return parser.parse_args()
 
 

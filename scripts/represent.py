@@ -34,7 +34,15 @@ from linear_structure.data.factors import PARTS
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import write_json
 from linear_structure.system.machine import Machine, add_options, world_size
-from linear_structure.system.options import add_arguments, given, parse, plain, positive, table
+from linear_structure.system.options import (
+    add_arguments,
+    folder,
+    given,
+    parse,
+    plain,
+    positive,
+    table,
+)
 
 FIXED = ("levels", "sigma_mean", "sigma_std", "log_uniform", "duration")
 STEPS = 500  # of MINE
@@ -56,7 +64,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     add = parser.add_argument
     known = ", ".join((*COLOURED, *datasets.NAMES))
     add("data", help=f"{known}; or a folder of images, a zip, .npy or .npz")
-    add("--out", type=Path, required=True, metavar="DIR", help="folder of the pair")
+    add("--out", type=folder, required=True, metavar="DIR", help="folder of the pair")
     add("--grey", metavar="DATA", help="name or path of the images to be coloured")
     add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
     add("--steps", type=positive, metavar="N", help="steps of training")
@@ -162,7 +170,7 @@ def add_read(parser: argparse.ArgumentParser) -> None:
     add("--epochs", type=positive, default=Recipe.epochs, help="of heads (default: %(default)s)")
     add("--grey", metavar="DATA", help="where the images that were coloured are now")
     add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
-    add("--out", type=Path, metavar="FOLDER", help="(default: d and the length, beside the pairs)")
+    add("--out", type=folder, metavar="FOLDER", help="(default: d and length, beside the pairs)")
     add_options(parser)
 
 

@@ -16,6 +16,7 @@ from experiments import loading, options, reproduction, variations
 from experiments.reproduction import Reproduction
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import world_size
+from linear_structure.system.options import folder
 
 
 def main() -> None:
@@ -23,7 +24,7 @@ def main() -> None:
     parser = options.command(__doc__, "reproduce_figures")
     add = parser.add_argument
     add("--count", type=int, default=64, help="trajectories beside the models' (default 64)")
-    add("--out", type=Path, default=Path("figures"), help="folder of all presets")
+    add("--out", type=folder, default=Path("figures"), help="folder of all presets")
     typed = parser.parse_args()
     if typed.count < 2:
         raise UsageError(f"--count {typed.count}: quartiles need 2 or more")

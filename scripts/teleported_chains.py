@@ -11,13 +11,13 @@ if __name__ == "__main__":
 
 import sys
 from dataclasses import replace
-from pathlib import Path
 
 from experiments import loading, options, teleported
 from experiments.results import SCORE_BASED
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import world_size
+from linear_structure.system.options import folder
 
 SEEDS = SeedRange(0, 2999)
 
@@ -25,7 +25,7 @@ SEEDS = SeedRange(0, 2999)
 def main() -> None:
     """Sweep each chain, print each line as soon as it is there, and write table and picture."""
     parser = options.command(__doc__, "teleported_chains")
-    parser.add_argument("--out", type=Path, default=SCORE_BASED, help="of all presets")
+    parser.add_argument("--out", type=folder, default=SCORE_BASED, help="of all presets")
     typed = parser.parse_args()
     own = ("sampler", *options.SETTINGS, "steps", "sigma_min", "sigma_max", "skips")
     options.check_unused(typed, own, "each chain has its own")
@@ -37,15 +37,15 @@ def main() -> None:
     teleported.check_thirds(preset.seeds)
     plain = loading.load_sweep(preset, options.chosen_machine(typed, preset))
     distance = teleported.spread_of(loading.load_dataset(preset, plain.network).images())
-    folder, name = typed.out / preset.name, plain.features.distance_name
+    place, name = typed.out / preset.name, plain.features.distance_name
     print(f"sampler    skipped  sigma calls   {name}   change, 95 % interval")
     rows = []
-    for row in teleported.compared(plain, distance, folder / "sweeps"):
+    for row in teleported.compared(plain, distance, place / "sweeps"):
         print(teleported.line(row))
         rows.append(row)
     title = f"{preset.name}: teleported chains, {preset.seeds.count:,} images each"
-    teleported.write(folder, rows, name, title)
-    print(f"wrote teleported_chains.csv and .png to {folder}")
+    teleported.write(place, rows, name, title)
+    print(f"wrote teleported_chains.csv and .png to {place}")
 
 
 if __name__ == "__main__":

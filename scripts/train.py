@@ -32,7 +32,7 @@ from linear_structure.data import datasets, plane
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import run_command
 from linear_structure.system.machine import Machine, add_options, rank, usable_cores, world_size
-from linear_structure.system.options import add_arguments, given, parse, plain, table
+from linear_structure.system.options import add_arguments, folder, given, parse, plain, table
 
 OF_EDM = ("sigma_mean", "sigma_std", "log_uniform")
 OF_UNETS = ("channel_mult", "attn_resolutions")
@@ -50,7 +50,7 @@ def parse_arguments() -> argparse.Namespace:
     )
     parser.add_argument("dataset", help=kinds)
     parser.add_argument("--recipe", choices=RECIPES, default="published")
-    parser.add_argument("--out", type=Path, required=True, help="folder of the run")
+    parser.add_argument("--out", type=folder, required=True, help="folder of the run")
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
     add_options(parser, "all usable cores, shared by all processes")
     parser.add_argument("--compile", action="store_true", help="use torch.compile")

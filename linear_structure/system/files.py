@@ -149,16 +149,22 @@ def replacing_folder(path: Path) -> Iterator[Path]:
     shutil.rmtree(old, ignore_errors=True)
 
 
+def check_folder(folder: Path) -> Path:
+    """The folder, or the nearest above it that exists; UsageError where that is a file."""
+    nearest = next(place for place in (folder, *folder.parents, Path()) if place.exists())
+    if not nearest.is_dir():
+        raise UsageError(f"{nearest} is a file: expected a folder, or the name of a new one")
+    return nearest
+
+
 def check_writable(folder: Path) -> None:
     """Make and remove a file in a folder, or in the nearest above it: better before long work.
 
     Raises:
-        UsageError: it is no folder.
+        UsageError: as `check_folder`.
         OSError: none can be made.
     """
-    nearest = next(place for place in (folder, *folder.parents) if place.exists())
-    if not nearest.is_dir():
-        raise UsageError(f"{nearest} is a file: expected a folder, or the name of a new one")
+    nearest = check_folder(folder)
     with _blaming(nearest), tempfile.TemporaryFile(dir=nearest):
         pass
 

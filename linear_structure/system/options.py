@@ -10,9 +10,11 @@ import math
 from argparse import ArgumentTypeError, BooleanOptionalAction, Namespace
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, Field, asdict, field, fields
+from pathlib import Path
 from typing import Any, TypeVar
 
 from linear_structure.system.errors import UsageError
+from linear_structure.system.files import check_folder
 
 Options = TypeVar("Options")
 
@@ -120,6 +122,18 @@ def table(kind: type, examples: Mapping[str, Any], names: Iterable[str] | None =
                 cells.append(f"{value:,}" if type(value) is int else str(listed))
             rows.append([each.name, *cells, each.metadata["meaning"]])
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
+
+
+def folder(text: str) -> Path:
+    """A typed folder, there or to be made, for argparse.
+
+    Raises:
+        UsageError: its name is empty, or a file is there or above.
+    """
+    if not text:
+        raise UsageError("the name of a folder is empty: expected one, such as . or results/new")
+    check_folder(path := Path(text))
+    return path
 
 
 def positive(text: str) -> int:

@@ -406,10 +406,26 @@ def test_misuse_is_one_sentence_and_leaves_nothing(run, tmp_path, capsys, words,
     assert not (tmp_path / "out").exists()
 
 
-def test_an_outdir_that_is_a_file_is_one_sentence(run, tmp_path, capsys):
+def test_an_outdir_that_is_none_is_one_sentence(run, tmp_path, capsys, monkeypatch):
     (tmp_path / "out").write_text("in the way")
-    assert run(*PLAIN) == 1
-    assert "out" in capsys.readouterr().err
+    assert run(*PLAIN) == 2
+    said = capsys.readouterr().err
+    assert "out is a file: expected a folder" in said and said.count("\n") == 1
+    monkeypatch.chdir(tmp_path)
+    assert run(*PLAIN, out="") == 2
+    assert "name of a folder is empty: expected one" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_a_folder_that_holds_other_things_is_left_alone(run, tmp_path, capsys):
+    (tmp_path / "out").mkdir()
+    (tmp_path / "out" / ".hidden").touch()
+    assert run(*PLAIN, "--seeds", "0") == 0
+    (tmp_path / "mine").mkdir()
+    (tmp_path / "mine" / "thesis.txt").touch()
+    assert run(*PLAIN, "--seeds", "0", out=tmp_path / "mine") == 2
+    assert "mine holds thesis.txt and no generation.json" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "mine").iterdir()] == ["thesis.txt"]
 
 
 def test_nan_is_said_and_not_saved(run, tmp_path, capsys, monkeypatch):

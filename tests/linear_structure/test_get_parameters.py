@@ -4,7 +4,6 @@ import importlib.util
 import io
 import json
 import math
-import re
 import runpy
 import subprocess
 import sys
@@ -295,8 +294,22 @@ def test_a_class_that_cannot_be_fitted_leaves_the_old_parameters(tmp_path, comma
 def test_an_unwritable_folder_is_one_sentence(tmp_path, command):
     (tmp_path / "file").touch()
     code, _, said = command("digits", "isotropic", tmp_path / "file" / "p")
-    assert code == 1
-    assert re.fullmatch(rf"error: Not a directory \({tmp_path}/file\S*\)\n", said)
+    assert code == 2
+    assert said.startswith(f"error: {tmp_path}/file is a file: expected a folder")
+    assert said.count("\n") == 1
+
+
+def test_parameters_of_another_kind_or_dataset_are_not_replaced_without_a_word(tmp_path, command):
+    images_of_mine = write_pngs(tmp_path / "images", images())
+    for words, said in (
+        (("digits", "isotropic"), ""),
+        (("digits", "isotropic"), ""),
+        (("digits", "pointcloud"), "isotropic parameters of digits are replaced"),
+        ((images_of_mine, "pointcloud"), "pointcloud parameters of digits are replaced"),
+    ):
+        code, output, _ = command(*words, tmp_path / "p")
+        assert code == 0
+        assert ("replaced" in output) == bool(said) and said in output
 
 
 # Labels are read when they are used
