@@ -132,14 +132,15 @@ def _lifted(x: Tensor, amount: Tensor, noise: Noise | None) -> Tensor:
 def dpmpp_2m(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     """DPM-Solver++(2M): second order, N calls for N levels and a final 0.
 
-    Lu et al. 2022 (arXiv 2211.01095), algorithm 2.
+    Lu et al. 2022 (arXiv 2211.01095), algorithm 2. A step between equal levels, as networks round
+    them, changes neither the state nor what is remembered.
     """
     x, last = x.to(torch.float64), None
     for sigma, sigma_next in pairwise(sigmas):
         now = Step(x, sigma, denoise(x, sigma))
         yield now
-        x = _predict(x, last, now, sigma_next)
-        last = now
+        if sigma_next < sigma:
+            x, last = _predict(x, last, now, sigma_next), now
     yield Step(x, sigmas[-1], x)
 
 
@@ -149,16 +150,17 @@ def unipc(denoise: Denoiser, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
     Zhao et al. 2023 (arXiv 2302.04867). The predictor is DPM-Solver++(2M). The evaluation at the
     predicted x corrects the step that led there and serves the next one: a Step is the predicted x
     with its own `denoised`; the corrected x is not evaluated and not seen. The final x is a
-    prediction.
+    prediction. Steps between equal levels are as in `dpmpp_2m`.
     """
     x = corrected = x.to(torch.float64)
     before, last = None, None
     for sigma, sigma_next in pairwise(sigmas):
         now = Step(x, sigma, denoise(x, sigma))
         yield now
-        corrected = _correct(corrected, before, last, now)
-        x = _predict(corrected, last, now, sigma_next)
-        before, last = last, now
+        if sigma_next < sigma:
+            corrected = _correct(corrected, before, last, now)
+            x = _predict(corrected, last, now, sigma_next)
+            before, last = last, now
     yield Step(x, sigmas[-1], x)
 
 

@@ -98,6 +98,20 @@ def _chain(
     )
 
 
+def _refuse_equal(sigmas: Tensor, settings: Settings) -> dict[str, float]:
+    """A chain depends on nothing more.
+
+    Raises:
+        UsageError: two neighbours of the full grid (N + 1,) are equal.
+    """
+    if equal := int((sigmas.diff() == 0).sum()):
+        raise UsageError(
+            f"a chain has no step between equal levels, and {equal} of these {len(sigmas) - 1} "
+            "equal the one before, as the network rounds them: take fewer steps, or heun"
+        )
+    return {}
+
+
 def _level_ratio(sigmas: Tensor, settings: Settings) -> dict[str, float]:
     """The step of technique 4 for the ratio of neighbouring levels, of the full grid (N + 1,).
 
@@ -144,6 +158,7 @@ SAMPLERS = {
             _once,
             stochastic=True,
             uses=("variance",),
+            derived=_refuse_equal,
         ),
         Sampler(
             "ddim",
@@ -152,6 +167,7 @@ SAMPLERS = {
             _once,
             stochastic=True,
             uses=("eta",),
+            derived=_refuse_equal,
         ),
         Sampler(
             "pc",
@@ -165,6 +181,7 @@ SAMPLERS = {
             stochastic=True,
             discretization="ve",
             uses=("corrector_steps", "corrector_ratio"),
+            derived=_refuse_equal,
         ),
         Sampler(
             "annealed",

@@ -291,3 +291,14 @@ def test_orders_on_a_mixture(mixture, solved, sampler, order):
 def test_the_last_step_gives_the_last_denoised(sampler, mixture):
     *_, before, final = sampler(mixture.denoise, start(8, 2), sigma_grid(10))
     assert torch.allclose(final.x, before.denoised, atol=1e-12)
+
+
+@pytest.mark.parametrize("sampler", GRID_SAMPLERS)
+@pytest.mark.parametrize("times", [(2,), (1, 3), (1, 2, 1, 1, 2)])
+def test_a_step_between_equal_levels_changes_nothing(sampler, times, mixture):
+    """Networks round levels to those that they know: some then come twice, or more often."""
+    grid, x = sigma_grid(8), start(5, 2)
+    often = torch.tensor([*times, *[1] * (len(grid) - len(times) - 2), 3, 1])
+    repeated = list(sampler(mixture.denoise, x, grid.repeat_interleave(often)))
+    assert len(repeated) == int(often.sum())
+    assert torch.equal(repeated[-1].x, last(sampler(mixture.denoise, x, grid)))
