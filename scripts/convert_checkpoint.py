@@ -33,11 +33,11 @@ def main() -> None:
     options = parse_arguments()
     with importing():  # not before: --help needs none of it
         from edm.checkpoints import checkpoint
-        from linear_structure.system.download import given, located
+        from linear_structure.system.download import given, located, public
         from linear_structure.system.files import digest_of_file
     path = located(given(options.source, options.sha256))
     network = checkpoint.load(path)
-    provenance = {"source": options.source, "sha256": digest_of_file(path)}
+    provenance = {"source": public(options.source), "sha256": digest_of_file(path)}
     checkpoint.save(network, options.target, provenance)
     print(f"{options.target}: network {network.digest}")
 

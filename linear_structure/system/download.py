@@ -16,10 +16,16 @@ import hashlib
 import json
 import os
 import re
+import socket
+import threading
 import time
+from collections.abc import Iterator
+from contextlib import ExitStack, suppress
 from dataclasses import asdict, dataclass, replace
 from functools import partial
+from itertools import chain
 from pathlib import Path
+from queue import Empty, Queue
 from typing import TypeVar
 from urllib.parse import urlparse
 
@@ -33,6 +39,7 @@ from linear_structure.system.files import alone, digest_of, digest_of_file, keep
 SIZE_LIMIT = 4 << 30  # bytes, of what somebody names; the largest published file has 1.2e9
 CHUNK = 1 << 16  # bytes, the most that a cut connection loses
 TIMEOUTS = (10.0, 60.0)  # seconds to connect, and between two pieces
+SLOWEST = 60.0  # seconds for an answer, and for each CHUNK after it
 ATTEMPTS = 4  # in a row that bring nothing new, for each mirror
 PAUSE = 0.5  # seconds after the first such attempt; doubled after each further one
 REPLACED = {  # what a file of sources may say of each, and of what type
@@ -80,9 +87,10 @@ def fetch(source: Source, folder: Path | None = None) -> Path:
     path = (folder or cache_dir()) / source.name
     if not path.exists():
         if os.environ.get("LINEAR_STRUCTURE_OFFLINE", "0") not in ("", "0"):
+            places = public(" or ".join(source.urls))
             raise WorkError(
                 f"{source.name} is missing and LINEAR_STRUCTURE_OFFLINE is set: "
-                f"fetch {' or '.join(source.urls)} elsewhere and put it at {path}"
+                f"fetch {places} elsewhere and put it at {path}"
             )
         path.parent.mkdir(parents=True, exist_ok=True)
         with alone(Path(f"{path}.lock"), f"fetches {path.name}"):
@@ -121,10 +129,15 @@ def given(text: str, sha256: str | None = None) -> Source | Path:
     """What somebody typed: a path, or an http(s) URL, whose place in the cache follows from it.
 
     Raises:
-        UsageError: the file at a path has another digest than `sha256` (64 hexadecimal digits).
+        UsageError: the file at a path has another digest than `sha256` (64 hexadecimal digits), or
+            a URL is none.
     """
     if text.startswith(("http://", "https://")):
-        stem = re.sub(r"[^\w.-]", "_", Path(urlparse(text).path).name).strip(".")
+        try:
+            place = urlparse(text).path
+        except ValueError as error:
+            raise UsageError(f"{public(text)} is no URL: {error}") from error
+        stem = re.sub(r"[^\w.-]", "_", Path(place).name).strip(".")
         name = f"given/{digest_of(text)[:16]}/{stem[-100:] or 'file'}"
         return Source((text,), name, sha256, SIZE_LIMIT)
     path = Path(text)
@@ -138,8 +151,13 @@ def located(file: Source | Path) -> Path:
     if isinstance(file, Source):
         return fetch(file)
     if not file.is_file():
-        raise UsageError(f"{file} is not a file: expected a path to one, or a URL")
+        raise UsageError(f"{public(str(file))} is not a file: expected a path to one, or a URL")
     return file
+
+
+def public(text: str) -> str:
+    """A text without the names and passwords in its URLs."""
+    return re.sub(r"://[^/?#\s]*@", "://", text)
 
 
 @dataclass(frozen=True)
@@ -169,7 +187,7 @@ def _times(stat: os.stat_result) -> tuple[int, int, int]:
 class _Origin:
     """Which file a partial one is the beginning of."""
 
-    url: str
+    url: str  # without a password
     validator: str | None  # its strong ETag, else the time of its last change
     total: int | None  # its bytes, if the server states them
 
@@ -177,7 +195,7 @@ class _Origin:
     def of(cls, url: str, response: requests.Response, total: int | None) -> "_Origin":
         etag = response.headers.get("ETag", "")
         strong = etag if etag.startswith('"') else None  # If-Range takes no weak one
-        return cls(url, strong or response.headers.get("Last-Modified"), total)
+        return cls(public(url), strong or response.headers.get("Last-Modified"), total)
 
 
 Noted = TypeVar("Noted", _Record, _Origin)
@@ -223,6 +241,10 @@ class _Cut(Exception):
     """The answer ended early or never came: the same URL may give the rest."""
 
 
+class _Slow(_Cut):
+    """The answer came, but too slowly."""
+
+
 class _Refused(Exception):
     """This URL does not give the file."""
 
@@ -236,7 +258,7 @@ def _download(source: Source, path: Path) -> None:
             try:
                 return _obtain(url, source, path, partial, bar)
             except _Refused as refusal:
-                failures.append(f"{url}: {refusal}")
+                failures.append(public(f"{url}: {refusal}"))
     kept = f"; {_size(partial)} bytes are kept in {partial}" if _size(partial) else ""
     raise WorkError(
         f"cannot fetch {source.name} ({'; '.join(failures)}){kept}; the same command tries again, "
@@ -264,13 +286,17 @@ def _obtain(url: str, source: Source, path: Path, partial: Path, bar: tqdm) -> N
 
 
 def _persist(url: str, source: Source, partial: Path, bar: tqdm) -> None:
-    """Ask for the rest until nothing is missing, or until several attempts bring nothing new."""
+    """Ask for the rest until nothing is missing, or until several attempts bring nothing new.
+
+    Of a slow server, so much in its time is nothing.
+    """
     longest, idle = _size(partial), 0
     while True:
         try:
             return _continue(url, source, partial, bar)
         except _Cut as cut:
-            idle = 0 if _size(partial) > longest else idle + 1
+            least = CHUNK if isinstance(cut, _Slow) else 1
+            idle = 0 if _size(partial) >= longest + least else idle + 1
             longest = max(longest, _size(partial))
             if idle == ATTEMPTS:
                 raise _Refused(str(cut)) from cut
@@ -294,7 +320,7 @@ def _conditions(url: str, source: Source, partial: Path) -> dict[str, str]:
     if source.pinned:
         return rest
     origin = _recall(_Origin, partial)
-    if origin is None or origin.url != url or origin.validator is None:
+    if origin is None or origin.url != public(url) or origin.validator is None:
         return {}
     return rest | {"If-Range": origin.validator}
 
@@ -306,7 +332,7 @@ def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
     # Without "identity" a server may compress, and offsets and lengths mean something else.
     headers = {"Accept-Encoding": "identity"} | conditions
     try:
-        with requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS) as response:
+        with _answer(url, headers) as response:
             if response.status_code == 416 and kept:
                 return _settle(url, response, source, partial)
             start, total = _extent(response, source, kept)
@@ -317,8 +343,53 @@ def _continue(url: str, source: Source, partial: Path, bar: tqdm) -> None:
     except (requests.ConnectionError, requests.Timeout, urllib3.exceptions.HTTPError) as error:
         reason = type(error).__name__
         raise _Cut(f"the connection failed at byte {_size(partial)}, {reason}") from error
-    except requests.RequestException as error:
+    except (requests.RequestException, ValueError) as error:  # the second of what is malformed
         raise _Refused(str(error)) from error
+
+
+def _answer(url: str, headers: dict[str, str]) -> requests.Response:
+    """The head of an answer. The time limits of `requests` start again with each byte."""
+    answers: Queue[requests.Response | Exception] = Queue()
+
+    def ask() -> None:
+        try:
+            answers.put(requests.get(url, headers=headers, stream=True, timeout=TIMEOUTS))
+        except (requests.RequestException, urllib3.exceptions.HTTPError, ValueError) as error:
+            answers.put(error)
+
+    threading.Thread(target=ask, daemon=True).start()
+    try:
+        answer = answers.get(timeout=SLOWEST)
+    except Empty:
+        raise _Cut(f"no answer within {SLOWEST:g} seconds") from None
+    if isinstance(answer, Exception):
+        raise answer
+    return answer
+
+
+def _pieces(response: requests.Response) -> Iterator[bytes]:
+    """The body as it arrives; the connection is cut where CHUNK bytes take longer than SLOWEST."""
+    late, received, due = threading.Event(), 0, 0
+
+    def cut() -> None:
+        late.set()
+        with suppress(OSError), socket.socket(fileno=os.dup(response.raw.fileno())) as own:
+            own.shutdown(socket.SHUT_RDWR)
+
+    try:
+        with ExitStack() as timers:
+            for piece in chain([b""], response.raw.stream(CHUNK, decode_content=False)):
+                received += len(piece)
+                if received >= due:
+                    timers.close()
+                    timer = threading.Timer(SLOWEST, cut)
+                    timer.daemon, due = True, received + CHUNK
+                    timers.callback(timer.cancel)
+                    timer.start()
+                yield piece
+    finally:
+        if late.is_set():
+            raise _Slow(f"it gives less than {CHUNK} bytes in {SLOWEST:g} seconds")
 
 
 def _refuse_changed(now: _Origin, source: Source, partial: Path) -> None:
@@ -354,11 +425,11 @@ def _extent(response: requests.Response, source: Source, kept: int) -> tuple[int
     start, total = 0, headers.get("Content-Length", "")
     if status == 206:
         span = headers.get("Content-Range", "")
-        match = re.fullmatch(r"bytes (\d+)-\d+/(\d+|\*)", span)
+        match = re.fullmatch(r"bytes ([0-9]{1,18})-[0-9]{1,18}/([0-9]{1,18}|\*)", span)
         if match is None:
-            raise _Refused(f"it answers with a malformed Content-Range {span!r}")
+            raise _Refused(f"it answers with a malformed Content-Range {span[:80]!r}")
         start, total = int(match[1]), match[2]
-    length = int(total) if total.isdigit() else None
+    length = int(total) if re.fullmatch("[0-9]{1,18}", total) else None
     if start not in (0, kept):
         raise _Refused(f"asked for what follows byte {kept}, it gives what follows byte {start}")
     if length is None and not source.pinned and not response.raw.chunked:
@@ -380,7 +451,7 @@ def _append(
         with partial.open("ab" if start else "wb") as file:
             if not start:  # only now that `partial` is empty: it never has another file's origin
                 write_json(_note(partial), asdict(origin))
-            for chunk in response.raw.stream(CHUNK, decode_content=False):
+            for chunk in _pieces(response):
                 size += len(chunk)
                 if size > limit:
                     raise _Refused(too_large)

@@ -187,5 +187,5 @@ def test_an_unknown_sampler_is_named_with_the_known_ones():
 @pytest.mark.parametrize("name", ["ancestral", "ddim", "pc", "annealed"])
 def test_a_chain_of_equal_levels_is_refused_in_a_sentence(name):
     sigmas = torch.tensor([8.0, 4.0, 4.0, 2.0, 0.0])
-    with pytest.raises(UsageError, match="no step between equal levels, and 1 of these 4|evenly"):
+    with pytest.raises(UsageError, match=r"no step between equal levels, and 1 of these 4|evenly"):
         find(name).inputs(sigmas, Settings())

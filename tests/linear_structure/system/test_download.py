@@ -148,6 +148,23 @@ def silence(handler: Handler) -> None:
     time.sleep(0.6)
 
 
+def raw(answer: bytes) -> Behaviour:
+    return lambda handler: handler.wfile.write(answer)
+
+
+def dripping(head: bytes, drop: bytes = b"x") -> Behaviour:
+    """A byte or so now and then, without end."""
+
+    def answer(handler: Handler) -> None:
+        handler.wfile.write(b"HTTP/1.1 200 OK\r\n" + head)
+        for _ in range(1000):
+            handler.wfile.write(drop)
+            handler.wfile.flush()
+            time.sleep(0.02)
+
+    return answer
+
+
 class Server(ThreadingHTTPServer):
     daemon_threads = True
 
@@ -648,3 +665,66 @@ def test_a_killed_process_is_continued(
     assert fetch(server.source()).read_bytes() == CONTENT
     first, second = server.ranges
     assert first is None and int(second.removeprefix("bytes=").removesuffix("-")) >= size
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"200 OK\r\nContent-Length: \xb2\xb3\r\n\r\nhello",  # superscripts are digits to Python
+        b"200 OK\r\nContent-Length: " + b"1" * 5000 + b"\r\n\r\nhello",
+        b"200 OK\r\nTransfer-Encoding: chunked\r\n\r\n-5\r\nhello\r\n0\r\n\r\n",
+        b"206 OK\r\nContent-Range: bytes 0-4/" + b"9" * 5000 + b"\r\n\r\nhello",
+        b"302 Found\r\nLocation: http://127.0.0.1/\xe9\xff\r\nContent-Length: 0\r\n\r\n",
+        b"302 Found\r\nLocation: http://[::1/x\r\nContent-Length: 0\r\n\r\n",
+    ],
+)
+@pytest.mark.parametrize("digest", [DIGEST, None], ids=["pinned", "unpinned"])
+def test_a_malformed_answer_is_one_sentence(
+    server: Server, folder: Path, answer: bytes, digest: str | None
+) -> None:
+    server.plan = [raw(b"HTTP/1.1 " + answer)] * 20
+    assert "cannot fetch file.bin" in failure(server.source(sha256=digest))
+    assert not (folder / "file.bin").exists()
+
+
+@pytest.mark.parametrize("url", ["http://[::1/x", "http://me:secret@[::1/x"])
+def test_what_is_no_url_is_one_sentence_without_its_password(url: str) -> None:
+    with pytest.raises(UsageError, match=r"^http://\[::1/x is no URL"):
+        download.given(url)
+
+
+@pytest.mark.parametrize(
+    ("head", "drop"),
+    [
+        (b"Content-Length: 100000\r\n\r\n", b"x"),
+        (b"Transfer-Encoding: chunked\r\n\r\n", b"1\r\nx\r\n"),
+        (b"\r\n", b"x"),
+        (b"X-Long: ", b"x"),
+    ],
+    ids=["body", "chunks", "no length", "head"],
+)
+def test_a_server_that_drips_is_left_in_the_end(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch, head: bytes, drop: bytes
+) -> None:
+    """Every byte starts the time limits of a socket again."""
+    monkeypatch.setattr(download, "SLOWEST", 0.2)
+    server.plan = [dripping(head, drop)] * 20
+    said = failure(server.source())
+    assert "no answer within 0.2 s" in said or f"less than {CHUNK} bytes in 0.2 seconds" in said
+    assert 16 <= len(server.plan) < 20
+
+
+def test_passwords_in_urls_are_not_said_or_kept(
+    server: Server, folder: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    url = server.url.replace("//", "//me:secret@")
+    server.plan = [honest(sends=CHUNK), *[status(503)] * 5]
+    assert f"({server.url}: HTTP status 503)" in failure(server.source(urls=(url,), sha256=None))
+    assert json.loads((folder / "file.bin.part.json").read_text())["url"] == server.url
+    assert fetch(server.source(urls=(url,), sha256=None)).read_bytes() == CONTENT
+    assert server.ranges[-1] is not None  # it was continued
+    monkeypatch.setenv("LINEAR_STRUCTURE_OFFLINE", "1")
+    assert "secret" not in failure(server.source(urls=(url,), name="other"))
+    assert download.public("see https://a:b@c@host/x@y and http://host/") == (
+        "see https://host/x@y and http://host/"
+    )
