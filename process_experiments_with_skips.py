@@ -35,6 +35,7 @@ def main() -> None:
     distance = tables.distance_name(found)
     figures.distance_against_skips(GRAPH, rows, distance, count, published, title)
     print(tables.table(found))
+    print(results.told(found, results.ROOT))
     if preset and preset.published and not published:
         print("The published figures are of other settings, or another count: they are left out.")
     print(f"wrote {TABLE}, {EVERYTHING} and {GRAPH}")

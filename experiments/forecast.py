@@ -28,6 +28,10 @@ from linear_structure.system.download import Source, cache_dir
 from linear_structure.teleport import Teleport
 
 PROBE = 64  # images at most of a call that is timed
+PROBES, ENOUGH = (
+    8,
+    2.0,
+)  # calls of which the fastest counts, and seconds after which no other begins
 WORKING_SET = 6  # largest activations alive at once within a block
 FLOAT = 4  # bytes
 SOURCES = "LINEAR_STRUCTURE_SOURCES"
@@ -42,7 +46,8 @@ class Work:
         flops_per_call: of the network, for one image.
         weights: bytes of the network's weights.
         activations: bytes that one block of images needs beside them, estimated.
-        seconds: estimated from timed calls on this device.
+        seconds: estimated from the fastest of some timed calls on this device.
+        busy: a sentence where the machine did other work meanwhile.
     """
 
     flops: float
@@ -50,6 +55,7 @@ class Work:
     weights: int
     activations: int
     seconds: float
+    busy: str = ""
 
 
 @dataclass(frozen=True)
@@ -105,6 +111,8 @@ class Forecast:
             if work.seconds >= 2 * length:
                 time = f"{work.seconds / length:.1f} {unit}"
         yield f"estimated time on this device: {time}"
+        if work.busy:
+            yield work.busy
 
 
 def forecast(preset: Preset, device: torch.device) -> Forecast:
@@ -154,7 +162,16 @@ def _work(
         weights=FLOAT * sum(p.numel() for p in blank.parameters()),
         activations=preset.block * _kept_activations(blank),
         seconds=flops / one_call * _seconds_per_image(config, preset.block, device),
+        busy=_busy(),
     )
+
+
+def _busy() -> str:
+    """A sentence where more processes want to run than there are cores, by the last minute."""
+    load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
+    if load <= cores:
+        return ""
+    return f"this machine is busy, with a load of {load:.1f} on {cores} cores: alone it takes less"
 
 
 def _config(preset: Preset) -> dict[str, Any] | None:
@@ -264,10 +281,12 @@ def _seconds_per_image(config: dict[str, Any], block: int, device: torch.device)
 
 
 def _seconds_of_call(network: Preconditioned, count: int, device: torch.device) -> float:
-    """Of the second call of this shape: the first one prepares."""
+    """Of the fastest of some calls of this shape after the first one, which prepares."""
     x, sigma = _images(network, count, device), torch.ones((), device=device)
-    for _ in range(2):
+    took: list[float] = []
+    while len(took) < 2 or (len(took) <= PROBES and sum(took) < ENOUGH):
         started = time.perf_counter()
         with torch.inference_mode():
             network(x, sigma).sum().item()  # waits for the device
-    return time.perf_counter() - started
+        took.append(time.perf_counter() - started)
+    return min(took[1:])

@@ -11,7 +11,9 @@ taken as it is, and given one by the sweep that uses it.
 """
 
 import platform
+import re
 import sys
+import time
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -25,6 +27,7 @@ from linear_structure.system.files import read_sealed, write_sealed
 from linear_structure.system.store import put_aside
 
 ROOT = Path("images_with_skips")
+CLOCKS = 2.0  # seconds that those of two machines may differ
 SCORE_BASED = Path("score_based")  # what the commands of score-based sampling make
 PARTS: dict[str, dict[str, type | UnionType]] = {  # what every result has, whatever else it has
     "inputs": {
@@ -135,6 +138,24 @@ def surroundings() -> dict[str, Any]:
     }
 
 
+def told(results: list[Result], root: Path) -> str:
+    """Which settings a table shows, and how many results of the preset have others."""
+    first, *_ = results
+    folder = root / first.inputs["preset"]
+    beside = filter(None, map(_found, folder.glob("*/*.json")))
+    others = sum(found.settings != first.settings for found in beside)
+    left_out = f" {others} results of other settings are left out." if others else ""
+    said = (f"{name} {_short(value)}" for name, value in sorted(first.settings.items()))
+    return f"Settings shown: {', '.join(said)}.{left_out}"
+
+
+def _short(value: Any) -> str:
+    """A setting in a few words: the ends of a list, the beginning of a digest."""
+    if isinstance(value, list):
+        return f"{value[0]} to {value[-1]} ({len(value)})" if value else "none"
+    return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))
+
+
 def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
     """All results that share the settings of the latest one, in order of seeds and skips.
 
@@ -150,6 +171,12 @@ def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
         command = f"bash run_experiments_with_skips.sh {preset or ''}".strip()
         raise UsageError(f"no result in {root / (preset or '')}: run {command}")
     newest = max(paths, key=lambda path: path.stat().st_mtime_ns)
+    if (ahead := newest.stat().st_mtime - time.time()) > CLOCKS:
+        print(
+            f"note: {newest} has a time {ahead:.0f} seconds after now, by which its sweep counts "
+            "as the latest",
+            file=sys.stderr,
+        )
     folder = newest.parents[1]
     kept = [found for path in folder.glob("*/*.*.json") if (found := _found(path))]
     current = [read(path) for path in paths if path.parents[1] == folder]

@@ -4,6 +4,7 @@ import json
 import math
 import os
 import random
+import time
 from contextlib import suppress
 from dataclasses import asdict
 
@@ -101,6 +102,23 @@ def test_latest_sweep_joins_ranges_of_equal_settings_alone(tmp_path):
     assert [result.distance for result in found] == [1.0, 11.0]
     (row,) = tables.rows(found)
     assert (row.mean, row.spread) == (6.0, (1.0, 11.0))
+
+
+def test_the_settings_that_are_shown_are_said_and_a_time_after_now_too(tmp_path, capsys):
+    digest = "0123456789ab" + 52 * "c"
+    put(tmp_path, make(0, 1.0, SeedRange(0, 9), network=digest))
+    put(tmp_path, make(2, 1.0, SeedRange(0, 9), network="other"))
+    now = time.time_ns()
+    for when, noted in ((now - 10**9, False), (now + 3600 * 10**9, True)):
+        os.utime(tmp_path / "digits" / "0-9" / "0.json", ns=(when, when))
+        found = results.latest_sweep(tmp_path)
+        assert found[0].inputs["network"] == digest
+        said = capsys.readouterr().err
+        assert ("seconds after now" in said) == noted and said.count("\n") == noted
+    told = results.told(found, tmp_path)
+    assert "network 0123456789ab," in told and "sigmas 80.0 to 0.0 (19)" in told
+    assert told.endswith(" 1 results of other settings are left out.")
+    assert results.told(found, tmp_path).startswith("Settings shown: count 10, distance_name FD")
 
 
 def test_latest_sweep_of_a_preset(tmp_path):

@@ -23,7 +23,7 @@ from PIL import Image
 from edm.checkpoints import checkpoint
 from edm.evaluation import fid
 from experiments import comparison, presets, results, sweep, tables
-from experiments.forecast import forecast
+from experiments.forecast import _seconds_of_call, forecast
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -503,6 +503,26 @@ def test_a_dry_runs_time_is_that_of_timed_calls(small, monkeypatch):
     work = forecast(small.preset, torch.device("cpu")).work
     assert counts == [1, 4, 5]
     assert work.seconds == pytest.approx(0.01 * work.flops / work.flops_per_call)
+
+
+def test_a_dry_run_on_a_busy_machine_takes_the_fastest_call_and_says_so(small, monkeypatch):
+    """Of calls that take 9, 0.5, 0.1 and 1.5 seconds, the first prepares."""
+    took, clock = iter([9.0, 0.5, 0.1, 1.5]), [0.0]
+    call = type(small.network).forward
+
+    def slow(*arguments, **words):
+        clock[0] += next(took)
+        return call(*arguments, **words)
+
+    monkeypatch.setattr("experiments.forecast.ENOUGH", 11.0)
+    monkeypatch.setattr("experiments.forecast.time.perf_counter", lambda: clock[0])
+    monkeypatch.setattr(type(small.network), "forward", slow)
+    assert _seconds_of_call(small.network, 1, torch.device("cpu")) == pytest.approx(0.1)
+    monkeypatch.undo()
+    for load, busy in ((1e3, True), (0.0, False)):
+        monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))
+        said = str(forecast(small.preset, torch.device("cpu")))
+        assert ("this machine is busy, with a load of 1000.0 on" in said) == busy
 
 
 def test_a_dry_run_counts_the_steps_of_a_solved_teleport(small, tmp_path):
