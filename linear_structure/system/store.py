@@ -105,7 +105,7 @@ def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: 
     """
     with suppress(OSError, ValueError):
         found = read_kept(path)
-        if found["inputs"] == json.loads(json.dumps(inputs)):
+        if found.get("inputs") == json.loads(json.dumps(inputs)):
             if DIGEST not in found:
                 _write_kept(path, found)
             return found["outputs"]
@@ -120,7 +120,7 @@ def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: 
 def read_kept(path: Path) -> dict[str, Any]:
     """What `kept` wrote: `inputs`, `outputs`, and what else it was told.
 
-    One of an earlier version has no digest of its outputs, and is taken as it is.
+    One of an earlier version, or made by hand, has no digest of its outputs: it is taken as it is.
 
     Raises:
         OSError: it cannot be read.
@@ -129,8 +129,8 @@ def read_kept(path: Path) -> dict[str, Any]:
     try:
         found = json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
-    if not isinstance(found, dict) or not {"inputs", "outputs"} <= found.keys():
+        raise ValueError(str(error)) from error
+    if not isinstance(found, dict) or "outputs" not in found:
         raise ValueError("it has no outputs")
     if found.get(DIGEST, digest := digest_of(found["outputs"])) != digest:
         raise ValueError(

@@ -55,7 +55,7 @@ def test_what_is_written_to_standard_output_is_printed_in_its_place(tmp_path, ca
 
     The link is as /dev/stdout, which a fault would replace where root runs this.
     """
-    (tmp_path / "stdout").symlink_to("/proc/self/fd/1")
+    (tmp_path / "stdout").symlink_to(Path(os.sep, "proc", "self", "fd", "1"))
     os.write(1, b"before\n")
     files.write_json(tmp_path / "stdout", [1])
     os.write(1, b"after\n")
