@@ -180,6 +180,18 @@ def test_a_block_that_is_damaged_while_others_work_is_made_again(tmp_path):
     assert extract.compute(images) == 0
 
 
+def test_blocks_of_another_process_that_ended_are_made_in_the_end(tmp_path, monkeypatch):
+    """Its files vanished after it had made them: nobody else would, however long one waits."""
+    images, machine = Selection.of("digits", 40), Machine(torch.device("cpu"), 1)
+    extract = extraction.Extractor(features.load(WEIGHTS), 10, machine, tmp_path)
+    whole = extract.measure(images).statistics
+    monkeypatch.setattr("linear_structure.system.machine.GRACE", 0.3)
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    for number in (1, 3):  # of the second of two processes
+        next(tmp_path.rglob(f"00000{number}.npy")).unlink()
+    assert extract.measure(images).statistics.digest == whole.digest
+
+
 def test_reference_measures_all_images_and_knows_its_network(run, tmp_path):
     code, output, _ = run("ref", "--images", "digits", "--out", tmp_path / "digits.npz")
     digest, count, network = made(tmp_path / "digits.npz")
