@@ -1,5 +1,6 @@
 """Files that appear whole or not at all, locks between processes, and fingerprints."""
 
+import errno
 import hashlib
 import io
 import json
