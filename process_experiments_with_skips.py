@@ -22,21 +22,24 @@ def main() -> None:
     parser.add_argument("preset", nargs="?", help="default: that of the latest sweep")
     name = parser.parse_args().preset
     with importing():  # not before: --help needs none of it
-        from experiments import figures, presets, results, tables
+        from experiments import figures, pooled, presets, results, tables
     if name is not None and not (results.ROOT / name).exists():
         presets.find(name)
     found = results.latest_sweep(results.ROOT, name)
     name, count = found[0].inputs["preset"], found[0].outputs["count"]
     preset = presets.presets().get(name)  # None: of a sweep from Python
     rows, published = tables.rows(found), tables.published_beside(preset, found) if preset else {}
-    tables.write_two_columns(TABLE, found)
+    together = pooled.pool_or_say(results.ROOT, found)
+    tables.write_columns(TABLE, found, together)
     tables.write_csv(EVERYTHING, found, published)
-    title = f"{name}: quality against skipped steps"
-    distance = tables.distance_name(found)
-    figures.distance_against_skips(GRAPH, rows, distance, count, published, title)
-    print(tables.table(found))
+    title = f"{found[0].title}: quality against skipped steps"
+    distance, source = tables.distance_name(found), preset.source if preset else ""
+    figures.distance_against_skips(GRAPH, rows, distance, count, published, title, together, source)
+    print(f"{found[0].title}\n\n{tables.table(found, together)}")
     print(results.told(found, results.ROOT))
-    if preset and preset.published and not published:
+    if published:
+        print(f"Published: {source}.")
+    elif preset and preset.published:
         print("The published figures are of other settings, or another count: they are left out.")
     print(f"wrote {TABLE}, {EVERYTHING} and {GRAPH}")
 

@@ -2,7 +2,7 @@
 
 import math
 import textwrap
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -14,6 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad
 
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, quartiles
+from experiments.pooled import Pool
 from experiments.style import COLORS, NOISE_LEVEL, drawn, style_of
 from experiments.tables import Row, gaps, range_count
 from linear_structure.images import grid, to_uint8
@@ -37,28 +38,28 @@ def distance_against_skips(
     count: int,
     published: Mapping[int, float],
     title: str,
+    pool: Pool | None = None,
 ) -> None:
     """Distance against skipped steps; above it, the NFE and sigma of each; the published curve.
 
-    Below it stands what is missing, if not all points average the same ranges of seeds.
+    Of all seeds together, with the interval of the change against skip 0, where there is a pool;
+    else means of ranges of seeds, and below it stands what is missing, if these differ.
     """
     with drawn(path, title, 7.2, 4.6) as figure:
-        axes = figure.subplots()
+        axes, rows = figure.subplots(), [row for row in rows if row.nfe]
         skips = [row.skip for row in rows]
-        several = (ranges := range_count(rows)) != "1"
-        label = "measured, mean" if several else "measured"
-        axes.plot(skips, [row.mean for row in rows], "o-", color=COLORS[0], label=label)
-        if several:
-            lows, highs = zip(*(row.spread for row in rows), strict=True)
-            label = f"smallest to largest of {ranges} seed ranges"
-            axes.fill_between(skips, lows, highs, color=COLORS[0], alpha=0.25, label=label)
+        label, values, told, band = _pooled(pool, skips) if pool else _averaged(rows)
+        axes.plot(skips, values, "o-", color=COLORS[0], label=label)
+        if told:
+            axes.fill_between(skips, *band, color=COLORS[0], alpha=0.25, label=told)
         shown = {k: value for k, value in published.items() if k in skips}
         if shown:
             axes.plot(*zip(*shown.items(), strict=True), "s--", color=COLORS[1], label="published")
-        axes.set(xlabel="skipped steps", ylabel=f"{name} of {count:,} images")
-        axes.set_yscale(_scale([rows]))
+        images = pool.count if pool else count
+        axes.set(xlabel="skipped steps", ylabel=f"{name} of {images:,} images")
+        axes.set_yscale(_scale(values))
         axes.set_xticks(skips)
-        axes.legend(loc="upper left")
+        axes.legend()
         above = axes.secondary_xaxis("top")  # what each number of skipped steps means
         above.spines["top"].set_visible(True)
         above.set_xticks(skips)
@@ -66,6 +67,28 @@ def distance_against_skips(
         above.set_xlabel("network calls (NFE), and noise level sigma where the network takes over")
         if missing := gaps(rows):
             figure.supxlabel(textwrap.fill(missing, LINE), fontsize=8)
+
+
+Curve = tuple[str, list[float], str, tuple[list[float], list[float]]]
+"""A label and values; what a band around them is, "" for none, and its ends."""
+
+
+def _pooled(pool: Pool, skips: Sequence[int]) -> Curve:
+    """Distances of all seeds, within the intervals of their change."""
+    start, changes = pool.rows[0].distance, [pool.rows[skip].change for skip in skips]
+    ends = [each.interval if each else (0.0, 0.0) for each in changes]
+    band = [start + low for low, _ in ends], [start + high for _, high in ends]
+    label = "95 % interval of the change against skip 0"
+    return "measured", [pool.rows[skip].distance for skip in skips], label, band
+
+
+def _averaged(rows: Sequence[Row]) -> Curve:
+    """Means of ranges of seeds, within their extremes."""
+    means, ranges = [row.mean for row in rows], range_count(rows)
+    if ranges == "1":
+        return "measured", means, "", ([], [])
+    band = [row.spread[0] for row in rows], [row.spread[1] for row in rows]
+    return "measured, mean", means, f"smallest to largest of {ranges} seed ranges", band
 
 
 def score_errors(
@@ -242,7 +265,7 @@ def solver_quality(path: Path, curves: Mapping[str, Sequence[Row]], name: str, t
             ways = ([r.nfe for r in rows], [r.skip for r in rows], [r.sigma for r in rows])
             for axes, across in zip(panels, ways, strict=True):
                 axes.plot(across, [r.mean for r in rows], "o-", ms=4, color=color, label=solver)
-        panels[0].set(yscale=_scale(curves.values()), xlabel="network calls (NFE)", ylabel=name)
+        panels[0].set(yscale=_scale(_means(curves)), xlabel="network calls (NFE)", ylabel=name)
         panels[1].set(xlabel="skipped steps")
         panels[2].set(xscale="log", xlabel="sigma where the network starts")
         panels[2].invert_xaxis()
@@ -258,13 +281,16 @@ def teleport_quality(
         for key, rows in curves.items():
             means, style = [r.mean for r in rows], style_of(key)
             axes.plot([r.skip for r in rows], means, marker="o", label=key.title, **style)
-        axes.set(yscale=_scale(curves.values()), xlabel="skipped steps", ylabel=name)
+        axes.set(yscale=_scale(_means(curves)), xlabel="skipped steps", ylabel=name)
         axes.legend()
 
 
-def _scale(curves: Iterable[Sequence[Row]]) -> str:
+def _means(curves: Mapping[Any, Sequence[Row]]) -> list[float]:
+    return [row.mean for rows in curves.values() for row in rows]
+
+
+def _scale(distances: Sequence[float]) -> str:
     """Logarithmic where the distances span more than a linear axis shows."""
-    distances = [row.mean for rows in curves for row in rows]
     return "log" if max(distances) > LOG_FROM * min(distances) > 0 else "linear"
 
 

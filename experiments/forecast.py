@@ -135,7 +135,7 @@ def forecast(preset: Preset, device: torch.device) -> Forecast:
 
 
 def _images_of_a_skip(preset: Preset) -> int:
-    return len(block_starts(preset)) * preset.block
+    return len(block_starts(preset.seeds, preset.block)) * preset.block
 
 
 @dataclass(frozen=True)

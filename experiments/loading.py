@@ -29,7 +29,9 @@ from linear_structure.teleport import Teleport, check_classes
 REFERENCE_BATCH = 500
 
 
-def load_sweep(preset: Preset, machine: Machine, save_images: bool = False) -> Sweep:
+def load_sweep(
+    preset: Preset, machine: Machine, save_images: bool = False, alone: bool = False
+) -> Sweep:
     """Load everything a sweep needs; a missing default parameter directory is made."""
     network = load_network(preset, machine)
     extractor = features.load(download.located(preset.features), device=machine.device)
@@ -42,6 +44,7 @@ def load_sweep(preset: Preset, machine: Machine, save_images: bool = False) -> S
         reference=load_reference(preset, network, extractor),
         machine=machine,
         save_images=save_images,
+        alone=alone,
     )
 
 

@@ -112,8 +112,8 @@ class Preset:
         return table.find(self.sampler)
 
     def calls(self, skip: int) -> int:
-        """Network calls of an image after `skip` skipped steps."""
-        return self.row.calls(self.steps, skip, self.settings)
+        """Network calls of an image after `skip` skipped steps: none where all of them are."""
+        return self.row.calls(self.steps, skip, self.settings) if skip < self.steps else 0
 
     @property
     def ablation(self) -> Ablation:

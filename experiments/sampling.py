@@ -85,5 +85,12 @@ class Sampling:
         return self.sampler.run(denoise, x, self.sigmas, skip, noise, self.settings)
 
     def pixels(self, seeds: Iterable[int], skip: int = 0) -> Tensor:
-        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`."""
+        """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`.
+
+        Where all N steps are skipped, they are samples of the teleport's model, without a call.
+        """
+        if self.teleport and skip == len(self.sigmas) - 1:
+            _, start, labels, _ = self.drawn(seeds)
+            x = carry(start, self.sigmas, skip - 1, self.teleport, labels)
+            return to_uint8(self.teleport.denoise(x, self.sigmas[skip - 1], labels))
         return to_uint8(final(self.steps(seeds, skip)))

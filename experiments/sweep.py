@@ -35,6 +35,8 @@ from linear_structure.system.machine import Machine, patience
 from linear_structure.system.store import Block, folder_of
 from linear_structure.teleport import Teleport
 
+OF_RESULT = ("seeds", "reference")  # what a result depends on and the features of a seed do not
+
 
 @dataclass(frozen=True)
 class Sweep:
@@ -48,6 +50,7 @@ class Sweep:
         reference: statistics of the real images.
         root: folder of results, features and images.
         save_images: write PNGs as well.
+        alone: measure the teleport's model alone, too, all steps skipped.
 
     Raises:
         UsageError: two of these do not fit together, or there are fewer than two seeds.
@@ -61,6 +64,7 @@ class Sweep:
     machine: Machine
     root: Path = results.ROOT
     save_images: bool = False
+    alone: bool = False
 
     def __post_init__(self) -> None:
         check_seeds(self.preset.seeds)
@@ -77,6 +81,11 @@ class Sweep:
     def network_digest(self) -> str:
         """What the network is, found once."""
         return self.network.digest
+
+    @property
+    def skips(self) -> tuple[int, ...]:
+        """What is measured: the preset's numbers of skipped steps, and all of them."""
+        return self.preset.skips + (self.preset.steps,) * self.alone
 
     @property
     def folder(self) -> Path:
@@ -119,7 +128,39 @@ class Sweep:
     def inputs(self, skip: int) -> dict[str, Any]:
         """What a result depends on."""
         seeds = [self.preset.seeds.first, self.preset.seeds.last]
-        return {**self.sampling_inputs(skip), "seeds": seeds, "reference": self.reference.digest}
+        told = dict(zip(OF_RESULT, (seeds, self.reference.digest), strict=True))
+        return {**self.sampling_inputs(skip), **told}
+
+
+def stored_features(root: Path, result: Result, dim: int) -> Tensor | None:
+    """Features (n, dim) of a result's seeds, in order; None where they are not on disk, or damaged.
+
+    Args:
+        root: the folder of all results.
+    """
+    inputs = {name: value for name, value in result.inputs.items() if name not in OF_RESULT}
+    folder = folder_of(root / inputs["preset"] / "features", inputs)
+    blocks = _cover(folder, result.seeds, inputs.get("block", result.seeds.count), dim, result.skip)
+    parts = []
+    for block in blocks:
+        rows = block.read() if block.is_whole else None
+        if rows is None:
+            return None
+        parts.append(rows[block.within(result.seeds)])
+    return torch.cat(parts)
+
+
+def stored_reference(root: Path, result: Result) -> fid.Statistics | None:
+    """What a result was compared with; None where it is not on disk, or damaged."""
+    try:
+        found = fid.read(_reference_path(root, result.inputs["preset"], result.inputs["reference"]))
+    except (UsageError, KeyError):
+        return None
+    return found if found.digest == result.inputs["reference"] else None
+
+
+def _reference_path(root: Path, preset: str, digest: str) -> Path:
+    return root / preset / "references" / f"{digest[:16]}.npz"
 
 
 def check_seeds(seeds: SeedRange) -> None:
@@ -144,19 +185,22 @@ class SeedBlock(Block):
         return slice(max(seeds.first - self.first, 0), seeds.last + 1 - self.first)
 
 
-def block_starts(preset: Preset) -> range:
-    """The first seed of each of the blocks that cover the preset's seeds."""
-    first = preset.seeds.first - preset.seeds.first % preset.block
-    return range(first, preset.seeds.last + 1, preset.block)
+def block_starts(seeds: SeedRange, size: int) -> range:
+    """The first seed of each of the blocks that cover some seeds."""
+    return range(seeds.first - seeds.first % size, seeds.last + 1, size)
 
 
 def blocks_of(sweep: Sweep, skip: int) -> list[SeedBlock]:
     """The blocks that cover the preset's seeds, in order."""
-    preset, shape = sweep.preset, (sweep.preset.block, sweep.features.dim)
+    preset, dim = sweep.preset, sweep.features.dim
     folder = folder_of(sweep.root / preset.name / "features", sweep.sampling_inputs(skip))
+    return _cover(folder, preset.seeds, preset.block, dim, skip)
+
+
+def _cover(folder: Path, seeds: SeedRange, size: int, dim: int, skip: int) -> list[SeedBlock]:
     return [
-        SeedBlock(path=folder / f"{first:06d}.npy", shape=shape, skip=skip, first=first)
-        for first in block_starts(preset)
+        SeedBlock(path=folder / f"{first:06d}.npy", shape=(size, dim), skip=skip, first=first)
+        for first in block_starts(seeds, size)
     ]
 
 
@@ -167,7 +211,10 @@ def run(sweep: Sweep) -> Iterator[Result]:
     this; only the first one writes results and yields them.
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
-    unsettled = list(sweep.preset.skips) if machine.rank() == 0 else []
+    unsettled = list(sweep.skips) if machine.rank() == 0 else []
+    kept = _reference_path(sweep.root, sweep.preset.name, sweep.reference.digest)
+    if unsettled and not kept.exists():
+        fid.write(kept, sweep.reference)
     clock = began = time.monotonic()
     for _ in chain([None], _sampled(sweep)):
         while unsettled and not any(_is_missing(sweep, b) for b in blocks_of(sweep, unsettled[0])):
@@ -180,7 +227,7 @@ def run(sweep: Sweep) -> Iterator[Result]:
 
 def _mine(sweep: Sweep) -> list[SeedBlock]:
     """This process's share of all blocks, the same whatever is finished when it looks."""
-    every = [block for skip in sweep.preset.skips for block in blocks_of(sweep, skip)]
+    every = [block for skip in sweep.skips for block in blocks_of(sweep, skip)]
     return list(machine.share(every))
 
 

@@ -1,12 +1,14 @@
 """Tables of a sweep: the two columns that users know, and everything as CSV."""
 
 import csv
+import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from io import StringIO
 from pathlib import Path
 from statistics import fmean
 
+from experiments.pooled import Pool
 from experiments.presets import Preset
 from experiments.results import Result
 from linear_structure.sampling.seeds import SeedRange
@@ -62,15 +64,19 @@ def range_count(rows: Sequence[Row]) -> str:
 
 def gaps(rows: Sequence[Row]) -> str:
     """A sentence that names what is missing if not all rows average the same ranges, else ""."""
+    missing = lacking(rows)
+    return f"Rows average different ranges and do not compare: {missing}." if missing else ""
+
+
+def lacking(rows: Sequence[Row]) -> str:
+    """Which ranges of seeds lack which of the skips of others, or ""."""
     ranges = {seeds for row in rows for seeds in row.ranges}
     missing = []
     for seeds in sorted(ranges, key=lambda seeds: seeds.first):
         skips = [str(row.skip) for row in rows if seeds not in row.ranges]
         if skips:
             missing.append(f"seeds {seeds} lack skipped steps {', '.join(skips)}")
-    if not missing:
-        return ""
-    return f"Rows average different ranges and do not compare: {'; '.join(missing)}."
+    return "; ".join(missing)
 
 
 def distance_name(results: Sequence[Result]) -> str:
@@ -78,14 +84,32 @@ def distance_name(results: Sequence[Result]) -> str:
     return results[0].inputs["distance_name"]
 
 
-def write_two_columns(path: Path, results: Sequence[Result]) -> None:
-    """`n_skip  fid` (or `FD-...`), the mean over the ranges; a comment if these differ."""
-    by_skip, name = rows(results), distance_name(results)
-    lines = [f"n_skip  {'fid' if name == 'FID' else name}"]
-    lines += [f"{row.skip:6d}  {row.mean:.6g}" for row in by_skip]
+POOLED = ("pooled", "unbiased", "change", "standard_error", "low", "high")
+
+
+def write_columns(path: Path, results: Sequence[Result], pool: Pool | None = None) -> None:
+    """`n_skip  fid` (or `FD-...`), the mean over the ranges; then, of all seeds, what is `POOLED`.
+
+    Rows are those where the network is called; a comment says it if their ranges differ. What is
+    not known is nan.
+    """
+    by_skip, name = [row for row in rows(results) if row.nfe], distance_name(results)
+    lines = ["  ".join(["n_skip", "fid" if name == "FID" else name, *(POOLED if pool else ())])]
+    for row in by_skip:
+        cells = [f"{row.skip:6d}", f"{row.mean:.6g}"]
+        cells += [f"{value:.6g}" for value in _pooled(pool, row.skip)] if pool else []
+        lines.append("  ".join(cells))
     if missing := gaps(by_skip):
         lines.append(f"# {missing}")
     write_text(path, "\n".join(lines) + "\n")
+
+
+def _pooled(pool: Pool, skip: int) -> list[float]:
+    """The values of `POOLED`; no change of skip 0."""
+    row = pool.rows[skip]
+    change = row.change
+    told = [change.difference, change.standard_error, *change.interval] if change else [0.0] * 4
+    return [row.distance, math.nan if row.unbiased is None else row.unbiased, *told]
 
 
 def write_csv(path: Path, results: Sequence[Result], published: Mapping[int, float]) -> None:
@@ -126,36 +150,65 @@ def published_beside(preset: Preset, results: Sequence[Result]) -> Mapping[int, 
     return preset.published if ours == theirs else {}
 
 
-def table(results: Sequence[Result]) -> str:
+def table(results: Sequence[Result], pool: Pool | None = None) -> str:
     """Markdown: for each number of skipped steps its cost and distance; a caption.
 
-    Where a row averages several ranges of seeds, each row says how many, and their extremes.
+    Of all seeds together, with the change against skip 0, where there is a pool. Else, where a row
+    averages several ranges of seeds, each row says how many, and their extremes.
     """
     by_skip = rows(results)
     inputs = results[0].inputs
     settings = parse(Settings, inputs.get("settings", {}), "settings")
-    full = find(inputs["sampler"]).calls(len(inputs["sigmas"]) - 1, 0, settings)
-    name = distance_name(results)
-    head = ["skipped steps", "sigma", "NFE", "calls saved", name, "min", "max", "ranges"]
-    columns = len(head) if range_count(by_skip) != "1" else head.index("min")
-    lines = [f"| {' | '.join(head[:columns])} |", "|---:" * columns + "|"]
-    for row in by_skip:
-        cells = [f"{row.skip}", f"{row.sigma:.3g}", f"{row.nfe}", f"{1 - row.nfe / full:.0%}"]
-        cells += [*(f"{value:.3f}" for value in (row.mean, *row.spread)), f"{len(row.ranges)}"]
-        lines.append(f"| {' | '.join(cells[:columns])} |")
-    return "\n".join([*lines, "", caption(results)])
+    steps, name = len(inputs["sigmas"]) - 1, distance_name(results)
+    full = find(inputs["sampler"]).calls(steps, 0, settings)
+    head = ["skipped steps", "sigma", "NFE", "calls saved", name]
+    if pool:
+        head += ["unbiased", "change", "95 % interval"]
+    elif range_count(by_skip) != "1":
+        head += ["min", "max", "ranges"]
+    lines = [f"| {' | '.join(head)} |", "|---:" * len(head) + "|"]
+    for row in (row for row in by_skip if not pool or row.skip in pool.rows):
+        skip = f"{row.skip}" if row.skip < steps else f"{row.skip}, all"
+        cells = [skip, f"{row.sigma:.3g}", f"{row.nfe}", f"{1 - row.nfe / full:.0%}"]
+        cells += _cells(pool, row.skip) if pool else _spread(row)
+        lines.append(f"| {' | '.join(cells[: len(head)])} |")
+    said = pooled_caption(pool, by_skip) if pool else caption(results)
+    return "\n".join([*lines, "", said])
+
+
+def _spread(row: Row) -> list[str]:
+    """Mean, minimum and maximum of a row's ranges, and how many there are."""
+    return [*(f"{value:.3f}" for value in (row.mean, *row.spread)), f"{len(row.ranges)}"]
+
+
+def _cells(pool: Pool, skip: int) -> list[str]:
+    """Distance of all seeds, the same without its bias, the change, and its interval."""
+    distance, unbiased, difference, _, low, high = _pooled(pool, skip)
+    own = [f"{distance:.3f}", "" if math.isnan(unbiased) else f"{unbiased:.3f}"]
+    return [*own, f"{difference:+.4f}", f"[{low:+.4f}, {high:+.4f}]"] if skip else [*own, "", ""]
+
+
+def pooled_caption(pool: Pool, rows: Sequence[Row]) -> str:
+    """What the numbers of a pooled table are, and what follows from them."""
+    said = (
+        f"{pool.name} of {pool.count:,} images together, seeds "
+        f"{', '.join(map(str, pool.ranges))}; unbiased: less the bias of so few; change: against "
+        "skip 0, image by image."
+    )
+    if pool.steps in pool.rows:
+        said += f" Skip {pool.steps} is the teleport's model alone: no network."
+    if missing := lacking(rows):
+        said += f" Some are left out: {missing}."
+    return "\n".join(filter(None, [said, *pool.notes, pool.verdict]))
 
 
 def caption(results: Sequence[Result]) -> str:
-    """What the numbers of a table are: how many ranges of seeds, and of how many images."""
+    """How many ranges of seeds there are, of how many images, and whether all rows have them."""
     by_skip, count = rows(results), results[0].outputs["count"]
     ranges = range_count(by_skip)
     said = f"One range of {count:,} images."
     if ranges != "1":
-        said = (
-            f"Mean, minimum and maximum over {ranges} disjoint ranges of {count:,} images; "
-            "the published convention is the minimum of three."
-        )
+        said = f"Mean, minimum and maximum over {ranges} disjoint ranges of {count:,} images."
     return f"{said} {gaps(by_skip)}".strip()
 
 

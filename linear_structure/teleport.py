@@ -7,7 +7,7 @@ A model with a method `flow` is carried by it. The probability-flow ODE of any o
 Heun's method on the model's own denoiser: no network is called either way.
 """
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
 from math import prod
@@ -87,13 +87,23 @@ class Teleport:
         self, x: Tensor, start: Tensor | float, stop: Tensor | float, labels: Tensor | None = None
     ) -> Tensor:
         """x (B, *S) at `start`, carried to `stop`; by the models of their classes (B,), if any."""
+        return self._by_model(lambda model, part: flow(model, part, start, stop), x, labels)
+
+    def denoise(self, x: Tensor, sigma: Tensor | float, labels: Tensor | None = None) -> Tensor:
+        """Denoised images of x (B, *S), likewise."""
+        return self._by_model(lambda model, part: model.denoise(part, sigma), x, labels)
+
+    def _by_model(
+        self, apply: Callable[[Model, Tensor], Tensor], x: Tensor, labels: Tensor | None
+    ) -> Tensor:
+        """What each sample's model makes of it."""
         if not self.by_class or labels is None:
-            return flow(self.model, x, start, stop)
-        carried = torch.empty_like(x)
+            return apply(self.model, x)
+        made = torch.empty_like(x)
         for label in labels.unique().tolist():
             chosen = labels == label
-            carried[chosen] = flow(self.by_class[label], x[chosen], start, stop)
-        return carried
+            made[chosen] = apply(self.by_class[label], x[chosen])
+        return made
 
 
 def check_classes(by_class: Mapping[int, Any], label_count: int) -> None:

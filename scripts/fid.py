@@ -162,11 +162,7 @@ def show(features: networks.Features, result: dict[str, Any]) -> None:
     print(*words, f"n = {outputs['count']}", result["inputs"]["images"], sep="  ")
     show_made(result["made"])
     if outputs["count"] <= features.dim:
-        print(
-            f"note: {outputs['count']} images give a singular covariance of {features.dim} "
-            "features; compare at equal n only",
-            file=sys.stderr,
-        )
+        print(f"note: {fid.singular(outputs['count'], features.dim)}", file=sys.stderr)
 
 
 def show_made(made: dict[str, Any]) -> None:

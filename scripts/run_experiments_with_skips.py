@@ -7,9 +7,11 @@ import sys
 
 from tqdm import tqdm
 
+from edm.evaluation.fid import singular
 from experiments import forecast, options, sweep
 from experiments.loading import load_sweep
 from linear_structure.system.errors import run_command
+from linear_structure.system.machine import rank
 
 
 def main() -> None:
@@ -27,7 +29,10 @@ def main() -> None:
     if typed.dry_run:
         print(forecast.forecast(preset, machine.device))
         return
-    for result in sweep.run(load_sweep(preset, machine, typed.save_images)):
+    loaded = load_sweep(preset, machine, typed.save_images, alone=True)
+    if rank() == 0 and preset.seeds.count <= loaded.features.dim:
+        print(f"note: {singular(preset.seeds.count, loaded.features.dim)}", file=sys.stderr)
+    for result in sweep.run(loaded):
         inputs, outputs = result.inputs, result.outputs
         tqdm.write(
             f"skipped steps {result.skip:2d}   sigma {inputs['sigma_skip']:8.4g}   "

@@ -1,7 +1,7 @@
 """The largest number of steps to skip, from a few dozen trajectories, before any distance.
 
     python scripts/suggest_skip.py digits
-    python scripts/suggest_skip.py cifar10 --network my.pkl --parameters my_params --count 32
+    python scripts/suggest_skip.py cifar10 --network my.pkl --parameters my_params --count 128
 
 A measured sweep of the preset, where there is one, is named beside it.
 """
@@ -16,74 +16,102 @@ from typing import Any
 import torch
 from tqdm import tqdm
 
-from experiments import loading, options, results, tables
+from experiments import loading, options, results
+from experiments.pooled import pool
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of
-from experiments.suggestion import TOLERANCE, Offset, best_skip, offsets, until_above, verdict
+from experiments.suggestion import STRESSES, TOLERANCE, Effect, Trial, effects
+from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.teleport import Teleport
+
+COUNT = 64
+UNSEEN = (0.05, 0.01)  # weights of modes of which it is said how likely all seeds miss them
 
 
 def _parse() -> argparse.Namespace:
     parser = options.command(__doc__, "suggest_skip")
-    parser.add_argument("--count", type=int, default=64, help="trajectories (default 64)")
-    allowed = f"RMS deviation of a pixel, in units of sigma, that is allowed (default {TOLERANCE})"
+    told = f"trajectories, from the preset's first seed on (default {COUNT}); or name --seeds"
+    parser.add_argument("--count", type=int, help=told)
+    allowed = f"change of a finished sample that is allowed (default {TOLERANCE})"
     parser.add_argument("--tolerance", type=float, default=TOLERANCE, help=allowed)
     return parser.parse_args()
 
 
-def suggested(
-    preset: Preset, sampling: Sampling, teleport: Teleport, count: int, tolerance: float
-) -> list[Offset]:
-    """The offsets up to the first skip above the tolerance, with a bar."""
-    first = preset.seeds.first
-    denoise, start, labels, _ = sampling.drawn(range(first, first + count))
-    found = offsets(denoise, teleport, start, sampling.sigmas, labels)
-    bar = tqdm(found, total=preset.steps, desc="levels", unit=" levels", leave=False)
+def chosen_seeds(typed: argparse.Namespace, preset: Preset) -> SeedRange:
+    """The seeds that were typed, or as many as were asked for; UsageError for both, or too few."""
+    if typed.count is not None and typed.seeds is not None:
+        raise UsageError("--count would change nothing: --seeds says how many")
+    first, count = preset.seeds.first, typed.count if typed.count is not None else COUNT
+    seeds = typed.seeds or SeedRange(first, first + count - 1)
+    if seeds.count < 2:
+        raise UsageError(f"{seeds.count} seeds: --count or --seeds must be above 1")
+    return seeds
+
+
+def tried(sampling: Sampling, seeds: SeedRange, tolerance: float) -> list[Effect]:
+    """The effects of skips from the largest one down, with a bar."""
+    (numbers,) = seeds.blocks(seeds.count)
+    _, start, labels, _ = sampling.drawn(numbers)
+    network, teleport, sigmas = sampling.network, sampling.teleport, sampling.sigmas
+    assert teleport is not None
+    trial = Trial(
+        lambda own: network if own is None else network.bind(own), teleport, start, sigmas, labels
+    )
+    bar = tqdm(effects(trial, tolerance), desc="skips", unit=" skips", leave=False)
     with torch.inference_mode():
-        return until_above(bar, tolerance)
+        return list(bar)
 
 
 def measured(preset: Preset, settled: dict[str, Any]) -> str:
     """What the latest sweep of the preset says in a sentence, if it was of these settings."""
     try:
         sweep = results.latest_sweep(results.ROOT, preset.name)
+        other = [name for name, value in settled.items() if sweep[0].inputs.get(name) != value]
+        if other:
+            return f"The latest sweep was of another {', '.join(other)}: nothing to compare with."
+        together = pool(results.ROOT, sweep)
     except UsageError as error:
         return f"Nothing measured to compare with: {error}."
-    other = [name for name, value in settled.items() if sweep[0].inputs.get(name) != value]
-    if other:
-        return f"The latest sweep was of another {', '.join(other)}: nothing to compare with."
-    distances = {row.skip: row.mean for row in tables.rows(sweep)}
-    if 0 not in distances:
-        return "The latest sweep has no distance without skips to compare with."
-    return verdict(distances)
+    return " ".join([*together.notes, together.verdict]).strip()
 
 
-def show(preset: Preset, found: list[Offset], tolerance: float) -> None:
-    """Print each skip's deviation, and the suggestion."""
-    print("skip   sigma  deviation / sigma, RMS of a pixel, median of the seeds")
-    for offset in found:
-        above = f"  above {tolerance:g}" if offset.median > tolerance else ""
-        print(f"{offset.skip:4d}  {offset.sigma:6.3g}  {offset.median:.5f}{above}")
-    best = best_skip(found, tolerance)
+def show(preset: Preset, found: list[Effect], seeds: SeedRange, tolerance: float) -> None:
+    """Print each skip's effect, the suggestion, and what it is worth."""
+    pushes = " and ".join(f"{stress:g}" for stress in STRESSES)
+    print(f"Change of {seeds.count} finished samples (seeds {seeds}) whose states are pushed")
+    print(f"{pushes} times as far as the teleport misses, in units of their spread:")
+    print("skip   sigma  change")
+    for effect in found:
+        size = f"{effect.size:.3f}"
+        told = f"at least {size}, above {tolerance:g}" if effect.size > tolerance else size
+        print(f"{effect.skip:4d}  {effect.sigma:6.3g}  {told}")
+    best = found[-1].skip
     calls, full = preset.calls(best), preset.calls(0)
-    end = ", the highest there is" if best == found[-1].skip else ""
+    end = ", the highest there is" if best == preset.steps - 1 else ""
     said = f"Skip {best} of {preset.steps} steps{end}: NFE {calls}, not {full}."
     print(said if best else "Skip nothing: the first step is above the tolerance already.")
+    print("It is careful: a change to the better counts like one to the worse.")
+    missed = (f"{(1 - p) ** seeds.count:.2g} for {100 * p:g} %" for p in UNSEEN)
+    print(
+        f"It cannot see a mode that none of {seeds.count} seeds is near: of weight p, this has "
+        f"probability (1 - p)^{seeds.count}, {', '.join(missed)}."
+    )
 
 
 def main() -> None:
-    """Compare, suggest, and name the measured knee."""
+    """Try, suggest, and name the measured knee."""
     typed = _parse()
-    if typed.count < 1 or not typed.tolerance > 0:
-        raise UsageError("--count and --tolerance must be above 0")
+    if not typed.tolerance > 0:
+        raise UsageError("--tolerance must be above 0")
     options.check_unused(typed, ("features", "reference"), "no distance is computed")
+    options.check_unused(typed, ("skips",), "skips are tried from the largest one down")
+    options.check_unused(typed, ("block",), "all seeds are sampled together")
     preset = options.chosen_preset(typed)
+    seeds = chosen_seeds(typed, preset)
     network = loading.load_network(preset, options.chosen_machine(typed, preset))
     teleport = loading.load_teleport(preset, network)
-    sampling = Sampling(network, grid_of(preset, network))
-    found = suggested(preset, sampling, teleport, typed.count, typed.tolerance)
-    show(preset, found, typed.tolerance)
+    sampling = Sampling(network, grid_of(preset, network), teleport)
+    show(preset, tried(sampling, seeds, typed.tolerance), seeds, typed.tolerance)
     settled = {
         "network": network.digest,
         "sigmas": sampling.sigmas.tolist(),

@@ -185,6 +185,11 @@ def write(path: str | Path, statistics: Statistics) -> None:
     write_arrays(Path(path), {**moments, "count": count, "features": features})
 
 
+def singular(count: int, dim: int) -> str:
+    """What to know of a distance of no more images than features."""
+    return f"{count} images give a singular covariance of {dim} features; compare at equal n only"
+
+
 def refuse_unequal(counts: Sequence[int]) -> None:
     """UsageError if distances at these n would be put side by side although some differ."""
     if len(set(counts)) > 1:

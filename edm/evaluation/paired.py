@@ -79,6 +79,24 @@ class Sample:
         return self.distance - self._expansion[1]
 
     @cached_property
+    def resampled(self) -> Tensor:
+        """Distances (R,), less tr S_r, of draws of n rows with replacement: of equal n, the same.
+
+        This takes seconds to minutes.
+        """
+        count, target = len(self.features), self.reference.gaussian
+        draws = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+        offsets = self.features.double() - target.mean
+        rooted = offsets @ (target.basis * target.eigenvalues.sqrt())
+
+        def distance(x: Tensor, y: Tensor) -> Tensor:  # f_i - mu_r, B'(f_i - mu_r): no covariance
+            overlap = torch.linalg.svdvals(y - y.mean(0)).sum() / math.sqrt(count - 1)
+            mean = x.mean(0)
+            return mean.square().sum() + (x - mean).square().sum() / (count - 1) - 2 * overlap
+
+        return torch.stack([distance(offsets[rows], rooted[rows]) for rows in draws])
+
+    @cached_property
     def _expansion(self) -> tuple[Tensor, float]:
         """Influence values and bias, in blocks of rows and the memory of a dozen (D, D)."""
         count, dim = self.features.shape
@@ -133,23 +151,8 @@ def change(sample: Sample, baseline: Sample) -> Change:
     if sample.has_influence:
         gaps = sample.influence - baseline.influence
         return Change(difference, float(gaps.std()) / math.sqrt(count), count, "influence")
-    draws = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
-    gaps = _resampled(sample, draws) - _resampled(baseline, draws)
+    gaps = sample.resampled - baseline.resampled
     return Change(difference, float(gaps.std()), count, "bootstrap")
-
-
-def _resampled(sample: Sample, draws: Tensor) -> Tensor:
-    """Distances (R,), less tr S_r, of the rows in each of the draws (R, n)."""
-    target = sample.reference.gaussian
-    offsets = sample.features.double() - target.mean
-    rooted = offsets @ (target.basis * target.eigenvalues.sqrt())
-    freedom = len(offsets) - 1
-
-    def distance(x: Tensor, y: Tensor) -> Tensor:  # of f_i - mu_r, B'(f_i - mu_r): no covariance
-        mean, overlap = x.mean(0), torch.linalg.svdvals(y - y.mean(0)).sum() / math.sqrt(freedom)
-        return mean.square().sum() + (x - mean).square().sum() / freedom - 2 * overlap
-
-    return torch.stack([distance(offsets[rows], rooted[rows]) for rows in draws])
 
 
 @dataclass(frozen=True)

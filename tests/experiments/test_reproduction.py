@@ -79,34 +79,37 @@ def test_all_figures_come_with_their_numbers_and_a_second_run_makes_none_again(r
 
 
 def test_a_skip_is_suggested_and_compared_with_a_sweep_of_the_same_settings(run, capsys):
-    words = ("--count", "4", "--steps", "10", "--skips", "0,2")
+    words = ("--count", "4", "--steps", "10")
     assert run("suggest_skip.py", *words) == 0
     said = capsys.readouterr().out
     assert "of 10 steps" in said and "Nothing measured to compare with: no result" in said
-    sweep = (*words[2:], "--seeds", "0-9", "--block", "10")
+    sweep = (*words[2:], "--skips", "0,2", "--seeds", "0-9", "--block", "10")
     assert run("run_experiments_with_skips.py", *sweep) == 0
     capsys.readouterr()
     assert run("suggest_skip.py", *words) == 0
-    assert "Measured: the distance stays within 1.1 times" in capsys.readouterr().out
-    assert run("suggest_skip.py", "--count", "4") == 0
-    assert "another sigmas" in capsys.readouterr().out
+    said = capsys.readouterr().out
+    assert "Measured: up to skip" in said and "4 finished samples (seeds 0-3)" in said
+    assert "(1 - p)^4, 0.81 for 5 %, 0.96 for 1 %" in said
+    assert run("suggest_skip.py", "--seeds", "5-8") == 0
+    said = capsys.readouterr().out
+    assert "another sigmas" in said and "4 finished samples (seeds 5-8)" in said
     assert run("suggest_skip.py", *words, "--sampler", "unipc") == 0
     said = capsys.readouterr().out
-    *_, above, best, _ = said.splitlines()
-    skip = int(re.fullmatch(r" +(\d+) .* above 0.02", above)[1]) - 1
+    *_, last, best, _, _, _ = said.splitlines()
+    skip = int(re.fullmatch(r" +(\d+) +[\d.]+  [\d.]+", last)[1])
     assert best == f"Skip {skip} of 10 steps: NFE {10 - skip}, not 10."
     assert "another sampler" in said
 
 
 def test_a_sweep_is_quoted_only_where_both_teleport_by_class_or_neither(run, files, capsys):
     own = ("--network", CONDITIONAL, "--parameters", str(files / "by-class"))
-    words = (*own, "--steps", "10", "--skips", "0,2")
-    sweep = (*words, "--seeds", "0-9", "--block", "10")
+    words = (*own, "--steps", "10")
+    sweep = (*words, "--skips", "0,2", "--seeds", "0-9", "--block", "10")
     for swept, other in (((), ("--by-class",)), (("--by-class",), ())):
         assert run("run_experiments_with_skips.py", *sweep, *swept) == 0
         capsys.readouterr()
         assert run("suggest_skip.py", *words, "--count", "4", *swept) == 0
-        assert "Measured: the distance" in capsys.readouterr().out
+        assert "Measured: up to skip" in capsys.readouterr().out
         assert run("suggest_skip.py", *words, "--count", "4", *other) == 0
         assert "The latest sweep was of another by_class:" in capsys.readouterr().out
 
@@ -114,11 +117,12 @@ def test_a_sweep_is_quoted_only_where_both_teleport_by_class_or_neither(run, fil
 def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
     run, files, capsys, monkeypatch
 ):
-    words = ("--parameters", str(files / "points"), "--steps", "10", "--skips", "0,2")
-    assert run("run_experiments_with_skips.py", *words, "--seeds", "0-9", "--block", "10") == 0
+    words = ("--parameters", str(files / "points"), "--steps", "10")
+    sweep = (*words, "--skips", "0,2", "--seeds", "0-9", "--block", "10")
+    assert run("run_experiments_with_skips.py", *sweep) == 0
     capsys.readouterr()
     assert run("suggest_skip.py", *words, "--count", "4") == 0
-    assert "Measured: the distance" in capsys.readouterr().out
+    assert "Measured: up to skip" in capsys.readouterr().out
     monkeypatch.setattr("linear_structure.teleport.SOLVER_STEPS", 16)
     assert run("suggest_skip.py", *words, "--count", "4") == 0
     assert "The latest sweep was of another solver_steps:" in capsys.readouterr().out
@@ -127,7 +131,10 @@ def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
 @pytest.mark.parametrize(
     "script, words, said",
     [
-        ("suggest_skip.py", ("--count", "0"), "must be above 0"),
+        ("suggest_skip.py", ("--count", "0"), "must be above 1"),
+        ("suggest_skip.py", ("--count", "4", "--seeds", "0-9"), "--count would change nothing"),
+        ("suggest_skip.py", ("--skips", "0,2"), "--skips would change nothing"),
+        ("suggest_skip.py", ("--block", "4"), "--block would change nothing"),
         ("suggest_skip.py", ("--tolerance", "nan"), "must be above 0"),
         ("suggest_skip.py", ("--by-class",), "this one has no classes"),
         ("reproduce_figures.py", ("--count", "1"), "quartiles need 2 or more"),

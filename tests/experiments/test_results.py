@@ -197,7 +197,7 @@ def test_rows_of_unequal_ranges_say_so(tmp_path, incomplete):
     assert "| 0 | 80 | 35 | 0% | 2.000 | 1.000 | 3.000 | 2 |" in table
     assert "| 4 | 16 | 27 | 23% | 5.000 | 5.000 | 5.000 | 1 |" in table
     assert "over 1 to 2 disjoint ranges" in table and said in table
-    tables.write_two_columns(tmp_path / "t.txt", incomplete)
+    tables.write_columns(tmp_path / "t.txt", incomplete)
     *_, last = (tmp_path / "t.txt").read_text().splitlines()
     assert last.startswith("# ") and last.endswith(said)
     whole = [*incomplete, make(4, 5.0, SeedRange(10, 19))]
@@ -236,7 +236,7 @@ def test_results_made_elsewhere_share_a_csv(tmp_path, incomplete):
 
 def test_tables(tmp_path):
     found = [make(skip, 1.0 + skip, SeedRange(0, 9)) for skip in (0, 4)]
-    tables.write_two_columns(tmp_path / "t.txt", found)
+    tables.write_columns(tmp_path / "t.txt", found)
     assert (tmp_path / "t.txt").read_text().split() == ["n_skip", "FD-digits", "0", "1", "4", "5"]
     tables.write_csv(tmp_path / "t.csv", found, {4: 1.934})
     header, first, second = (tmp_path / "t.csv").read_text().splitlines()
@@ -246,7 +246,7 @@ def test_tables(tmp_path):
     assert tables.table(found).endswith("One range of 10 images.")
     assert "| 4 | 16 | 27 | 23% | 5.000 |\n" in tables.table(found)
     fid = [make(0, 1.0, SeedRange(0, 9), distance_name="FID")]
-    tables.write_two_columns(tmp_path / "f.txt", fid)
+    tables.write_columns(tmp_path / "f.txt", fid)
     assert (tmp_path / "f.txt").read_text().startswith("n_skip  fid\n")
 
 
