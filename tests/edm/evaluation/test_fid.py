@@ -329,3 +329,17 @@ def test_precision_and_recall_at_their_ends():
     assert precision_recall(x[:5], x).precision == 1
     with pytest.raises(UsageError, match="more than 3 images"):
         precision_recall(x[:3], x)
+
+
+@pytest.mark.parametrize("scale", [1, 1e-3, 1e4])
+def test_repeated_images_are_points_that_cover_their_like(scale):
+    """Balls of radius 0: of a collapsed set, of one whose images come in fours, of a memory."""
+    x = (scale * normal(400, 64)).float().numpy()
+    collapsed = np.repeat(x[:1], 40, 0)
+    assert precision_recall(collapsed, collapsed.copy()) == (1, 1)
+    assert precision_recall(collapsed, np.repeat(x[1:2], 40, 0)) == (0, 0)
+    fours = np.repeat(x[:100], 4, 0)
+    shuffled = fours[np.random.default_rng(0).permutation(400)]
+    assert precision_recall(shuffled, fours) == (1, 1)
+    assert precision_recall(x[100:200], fours).precision == 0
+    assert precision_recall(x[:200], fours, 1) == (0.5, 1)
