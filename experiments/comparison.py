@@ -5,14 +5,20 @@ Scores are compared through denoised images, since `s = (D - x) / sigma^2`:
 
     relative error     |s_model - s_network| / |s_network| = |D_model - D_network| / |D_network - x|
     explained share    1 - sum |s_model - s_network|^2 / sum |s_network - mean s_network|^2
+    share of a sample  1 - |s_model - s_network|^2 / |s_network|^2, and its mean over the samples
+
+At pure noise x = sigma z the mean score is taken as 0, so the unexplained share is a ratio of mean
+squares: what the figures of Wang and Vastola 2023 show. Their text of 2024 has the share of a
+sample, at noised images.
 
 Solutions start in the state of the network's trajectory at sigma_T. A Gaussian's is closed; that
 of another model is Heun's on a grid with `REFINEMENT` steps for each of the network's.
 
 The models, all of the same images:
 
-    isotropic      the mean alone: every direction shrinks alike
+    isotropic      the mean alone: every direction shrinks alike; and with one variance, trace / D
     Gaussian       mean and covariance
+    classes        a mixture of the Gaussian of each class
     mixture of K   k-means clusters, each a Gaussian; also of low rank r, so with nothing beside it
     point cloud    every image, as a point
 
@@ -49,7 +55,7 @@ REFINEMENT = 4
 LEVELS = 24  # of noised images, evenly in log sigma over the grid's range
 NOISE_SEED = 2**32 - 1  # no sample's seed: samples may be the images that are noised
 QUARTILES = (0.25, 0.5, 0.75)
-PARTS = ("noised", "trajectory", "solution")
+PARTS = ("noised", "noise", "trajectory", "solution")
 
 
 @dataclass(frozen=True)
@@ -66,6 +72,8 @@ class Key:
         names = {
             "gaussian": "Gaussian",
             "by_class": "Gaussian of each class",
+            "spherical": "isotropic with variance",
+            "classes": "mixture of the classes",
             "mixture": f"mixture of {self.components}",
             "pointcloud": "point cloud",
         }
@@ -79,7 +87,8 @@ class Key:
 
 
 ISOTROPIC, GAUSSIAN, POINTS = Key("isotropic"), Key("gaussian"), Key("pointcloud")
-BY_CLASS = Key("by_class")  # a Gaussian for each class
+BY_CLASS = Key("by_class")  # a Gaussian for each class, which is known
+SPHERICAL, CLASSES = Key("spherical"), Key("classes")
 Makers = Mapping[Key, Callable[[], Model]]
 """What makes each model; one is made when it is called, so few are held at a time."""
 
@@ -108,7 +117,10 @@ def low_rank(gaussian: Gaussian) -> int:
 
 
 def models(
-    gaussian: Gaussian, images: Tensor | None, components: Sequence[int] = COMPONENTS
+    gaussian: Gaussian,
+    images: Tensor | None,
+    components: Sequence[int] = COMPONENTS,
+    labels: Tensor | None = None,
 ) -> Makers:
     """The analytic models of some images.
 
@@ -116,11 +128,16 @@ def models(
         gaussian: of the images.
         images: uint8 (n, C, H, W), or None: the models that need them are left out.
         components: of the mixtures; those above n are left out, as is the full-rank one of 1.
+        labels: classes (n,) of the images, if they have any, for a mixture of them.
     """
+    variance = float(gaussian.eigenvalues.sum()) / gaussian.dim
     makers: dict[Key, Callable[[], Model]] = {
         ISOTROPIC: lambda: Isotropic(gaussian.mean),
+        SPHERICAL: lambda: Isotropic(gaussian.mean, variance**0.5),
         GAUSSIAN: lambda: gaussian,
     }
+    if images is not None and labels is not None and labels.unique(return_counts=True)[1].min() > 1:
+        makers[CLASSES] = partial(_of_classes, images, labels)
     if images is not None:
         rank = low_rank(gaussian)
         for count in (count for count in components if count <= len(images)):
@@ -128,7 +145,14 @@ def models(
                 makers[Key("mixture", count)] = partial(fit.mixture_of, images, count)
             makers[Key("mixture", count, rank)] = partial(fit.mixture_of, images, count, rank)
         makers[POINTS] = lambda: PointCloud(images.flatten(1))
-    return {key: Made(key, gaussian, images, make) for key, make in makers.items()}
+    return {
+        key: make if key == CLASSES else Made(key, gaussian, images, make)  # it has labels, too
+        for key, make in makers.items()
+    }
+
+
+def _of_classes(images: Tensor, labels: Tensor) -> Model:
+    return fit.fit_mixture(from_uint8(images.flatten(1)), labels)
 
 
 def quartiles(values: Tensor) -> Tensor:
@@ -154,26 +178,32 @@ def _known(steps: Iterable[Step]) -> list[Step]:
     return [step for step in steps if step.sigma > 0]
 
 
-def scores(steps: Iterable[Step], denoise: Denoiser) -> Tensor:
+def scores(steps: Iterable[Step], denoise: Denoiser, centred: bool = True) -> Tensor:
     """A model's score at the states where the network's is known: (n, L, 3) float64.
 
     Of each sample and level: the relative error, the squared difference of the denoised images, and
-    the squared distance of the network's score, in those units, to its mean over the samples.
+    the squared distance of the network's score, in those units, to its mean over the samples; or
+    to 0, where it is not `centred`.
     """
     found = []
     for x, sigma, denoised in _known(steps):
         score, difference = denoised - x, denoise(x, sigma) - denoised
-        error, about = norms(difference) / norms(score), norms(score - score.mean(0))
+        about = norms(score - score.mean(0) if centred else score)
+        error = norms(difference) / norms(score)
         found.append(torch.stack([error, norms(difference) ** 2, about**2], 1))
     return torch.stack(found, 1).double().cpu()
 
 
 def agreement(measured: Tensor) -> dict[str, Any]:
-    """What `scores` measured, over all samples, by level: quartiles of the relative error, and the
-    explained share of the network's score."""
+    """What `scores` measured, over all samples, by level: quartiles of the relative error, the
+    explained share of the network's score, and the mean share of a sample."""
     error, difference, spread = measured.unbind(2)
-    explained = 1 - difference.sum(0) / spread.sum(0)
-    return {"error": quartiles(error).tolist(), "explained": explained.tolist()}
+    explained, share = 1 - difference.sum(0) / spread.sum(0), 1 - error.square().mean(0)
+    return {
+        "error": quartiles(error).tolist(),
+        "explained": explained.tolist(),
+        "share": share.tolist(),
+    }
 
 
 def solution(model: Model, x: Tensor, sigmas: Tensor) -> Iterator[Step]:
@@ -247,22 +277,43 @@ class States:
         final(steps)
         return steps
 
+    @property
+    def where(self) -> dict[str, str]:
+        """What the states of each part are, for titles."""
+        own = self.clean is None
+        return {
+            "noised": "the network's own samples, noised" if own else "noised images",
+            "noise": "pure noise, x = sigma z",
+            "trajectory": "the network's trajectories",
+        }
+
+    @property
+    def clean(self) -> Tensor | None:
+        """The images (n, C, H, W) that are noised, spread over the data; None: own samples."""
+        images, count = self.images, len(self.seeds)
+        if images is None or len(images) < count or self.sampling.network.label_dim:
+            return None
+        return from_uint8(images[:: len(images) // count][:count])
+
     @cached_property
     def noised(self) -> list[Step]:
-        """The network at noised images."""
-        images, count, network = self.images, len(self.seeds), self.sampling.network
-        if images is None or len(images) < count or network.label_dim:
-            clean = self.trajectory[-1].x
-        else:  # spread over the data
-            clean = from_uint8(images[:: len(images) // count][:count])
-        denoise = self.sampling.drawn(self.seeds).denoise
+        """The network at noised images, or at its own samples, noised."""
+        return self._at(self.trajectory[-1].x if self.clean is None else self.clean)
+
+    @cached_property
+    def noise(self) -> list[Step]:
+        """The network at pure noise."""
+        return self._at(torch.zeros_like(self.trajectory[-1].x))
+
+    def _at(self, clean: Tensor) -> list[Step]:
+        denoise, network = self.sampling.drawn(self.seeds).denoise, self.sampling.network
         with torch.inference_mode():
             return list(on_noised(denoise, clean.to(network.device), self.levels("noised")))
 
     def levels(self, part: str) -> Tensor:
         """The noise levels of a part, float64: the grid's, or evenly in log sigma."""
         levels = self.sampling.sigmas[:-1]
-        if part != "noised":
+        if part not in ("noised", "noise"):
             return levels
         first, last = levels[[0, -1]].log().tolist()
         return torch.linspace(first, last, LEVELS, dtype=torch.float64).exp()
@@ -274,7 +325,7 @@ class States:
         with torch.inference_mode():
             if part == "solution":
                 return solutions(self.trajectory, model, self.sampling.sigmas)
-            return scores(getattr(self, part), model.denoise)
+            return scores(getattr(self, part), model.denoise, centred=part != "noise")
 
 
 @dataclass(frozen=True)

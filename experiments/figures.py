@@ -1,6 +1,5 @@
 """Figures, drawn from numbers that are on disk; one function for each."""
 
-import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -9,7 +8,6 @@ from typing import Any
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import NullFormatter
 from torch import Tensor
 from torch.nn.functional import pad
 
@@ -23,6 +21,7 @@ Numbers = Mapping[Key, Mapping[str, Any]]
 """A model -> what `comparison.compared` gives."""
 Interval = tuple[int, float, float, float]
 """Network calls, a change, and the ends of its 95 % interval."""
+MIXTURES = (1, 2, 10, 100)  # components of those that are drawn: more cannot be told apart
 FEW = (ISOTROPIC, GAUSSIAN, Key("mixture", 10), POINTS)
 LINE = 110  # characters of small print across a figure, and
 WIDE_LINE = 150  # across a wide one
@@ -39,11 +38,13 @@ def distance_against_skips(
     published: Mapping[int, float],
     title: str,
     pool: Pool | None = None,
+    source: str = "",
 ) -> None:
     """Distance against skipped steps; above it, the NFE and sigma of each; the published curve.
 
     Of all seeds together, with the interval of the change against skip 0, where there is a pool;
-    else means of ranges of seeds, and below it stands what is missing, if these differ.
+    else means of ranges of seeds. Below it stand what is missing, if these differ, and the source
+    of the published curve.
     """
     with drawn(path, title, 7.2, 4.6) as figure:
         axes, rows = figure.subplots(), [row for row in rows if row.nfe]
@@ -65,8 +66,9 @@ def distance_against_skips(
         above.set_xticks(skips)
         above.set_xticklabels([f"{row.nfe}\n{row.sigma:.3g}" for row in rows], fontsize=8)
         above.set_xlabel("network calls (NFE), and noise level sigma where the network takes over")
-        if missing := gaps(rows):
-            figure.supxlabel(textwrap.fill(missing, LINE), fontsize=8)
+        small = [gaps(rows), f"published: {source}" if shown and source else ""]
+        if any(small):
+            figure.supxlabel(textwrap.fill(" ".join(filter(None, small)), LINE), fontsize=8)
 
 
 Curve = tuple[str, list[float], str, tuple[list[float], list[float]]]
@@ -157,28 +159,40 @@ def overview(path: Path, numbers: Numbers, title: str) -> None:
         left.legend(title="median, quartiles")
 
 
-def score_comparison(path: Path, numbers: Numbers, title: str) -> None:
-    """Figure 3: relative error and unexplained share of the score, for each kind of states."""
-    rows = {"noised": "noised images", "trajectory": "the network's trajectories"}
-    with drawn(path, title, WIDE, 2 * TALL) as figure:
-        panels = figure.subplots(2, 2)
-        for (left, right), (states, where) in zip(panels, rows.items(), strict=True):
-            for key, parts in numbers.items():
+def score_comparison(path: Path, numbers: Numbers, places: Mapping[str, str], title: str) -> None:
+    """Figure 3: relative error and unexplained share of the score, for each kind of states.
+
+    Args:
+        places: kind of states -> what they are.
+    """
+    with drawn(path, title, WIDE, 0.85 * TALL * len(places)) as figure:
+        panels = figure.subplots(len(places), 2)
+        for (left, right), (states, where) in zip(panels, places.items(), strict=True):
+            for key, parts in _told_apart(numbers).items():
                 agreement, style, label = parts[states], style_of(key), key.title
                 median = np.array(agreement["error"])[:, 1]
                 left.plot(agreement["sigma"], median, **style, label=label)
                 right.plot(agreement["sigma"], 1 - np.array(agreement["explained"]), **style)
-            _noise_axis(left, "relative error of the score, median", f"at {where}")
-            _noise_axis(right, "share of the score not explained", f"at {where}")
+            pure = states == "noise"  # whose mean score is 0
+            share = "ratio of mean squares" if pure else "unexplained share"
+            squares = f"sum |difference|² / sum |score{'' if pure else ' - mean'}|²"
+            _noise_axis(left, "|difference| / |score|, median", f"relative error at {where}")
+            _noise_axis(right, squares, f"{share} at {where}")
             right.set_ylim(top=3)
         _legend_beside(figure, panels[0, 0])
+
+
+def _told_apart(numbers: Numbers) -> Numbers:
+    """Without some of the mixtures."""
+    kept = (key for key in numbers if key.kind != "mixture" or key.components in MIXTURES)
+    return {key: numbers[key] for key in kept}
 
 
 def solution_deviation(path: Path, numbers: Numbers, part: str, label: str, title: str) -> None:
     """Figures 4 and 5: how far a model's solution is from the network's, "state" or "denoised"."""
     with drawn(path, title, WIDE, TALL) as figure:
         axes = figure.subplots()
-        for key, parts in numbers.items():
+        for key, parts in _told_apart(numbers).items():
             _band(axes, parts["solution"], part, key)
         _noise_axis(axes, label)
         _legend_beside(figure, axes)
@@ -190,12 +204,15 @@ def settling_order(path: Path, settled: Mapping[str, Any], title: str) -> None:
         left, right = figure.subplots(1, 2)
         ends = (min(settled["expected_half"]) / 1.5, max(settled["expected_half"]) * 1.5)
         left.plot(ends, ends, color="#888888", linewidth=1, label="Gaussian: sqrt(3 variance)")
-        left.plot(settled["expected_half"], settled["half"], "o", color=COLORS[0], label="network")
+        top, bottom = max(settled["sigma"]), min(settled["sigma"])
+        points = list(zip(settled["expected_half"], settled["half"], strict=True))
+        inside = [point for point in points if bottom < point[1] < top]
+        outside = [point for point in points if point not in inside]
+        for chosen, marker, label in ((inside, "o", "network"), (outside, "x", "not in the grid")):
+            if chosen:
+                left.plot(*zip(*chosen, strict=True), marker, color=COLORS[0], label=label)
         left.set(xscale="log", yscale="log", xlabel="sqrt(3 variance) of the component (pixels)")
         left.set_ylabel("sigma where it has half its final size")
-        for axis, half in ((left.xaxis, "expected_half"), (left.yaxis, "half")):
-            axis.set_minor_formatter(NullFormatter())
-            axis.set_ticks(*_ticks(settled[half]))
         left.legend()
         left.set_title(f"rank correlation with the variance {settled['order']:.3f}", fontsize=10)
         count = len(settled["gain"])
@@ -217,12 +234,13 @@ def image_rows(
     with drawn(path, title, WIDE, height, grid=False) as figure:
         panels = figure.subplots(len(rows), 1, squeeze=False)[:, 0]
         for axes, (name, images) in zip(panels, rows.items(), strict=True):
-            tiled = grid(to_uint8(images.cpu()), len(images)).permute(1, 2, 0)
-            axes.imshow(tiled.expand(-1, -1, 3).numpy(), interpolation="nearest")
+            edge = max(1, images.shape[-1] // 32)
+            tiled = grid(to_uint8(pad(images.cpu(), [edge] * 4, value=1)), len(images))  # 1: white
+            axes.imshow(tiled.permute(1, 2, 0).expand(-1, -1, 3).numpy(), interpolation="nearest")
             axes.set(xticks=[], yticks=[])
             axes.spines[:].set_visible(False)
             axes.set_ylabel(name, rotation=0, ha="right", va="center")
-        width = rows[next(iter(rows))].shape[-1]
+        width = rows[next(iter(rows))].shape[-1] + 2 * edge
         panels[-1].set_xticks((np.arange(len(columns)) + 0.5) * width - 0.5, columns)
         panels[-1].set_xlabel(above)
 
@@ -302,14 +320,6 @@ def _band(axes: Axes, numbers: Mapping[str, Any], part: str, key: Key) -> None:
     axes.plot(sigma, median[shown], **style, label=key.title)
     if key.kind != "mixture":
         axes.fill_between(sigma, low[shown], high[shown], color=style["color"], alpha=0.15)
-
-
-def _ticks(values: Sequence[float]) -> tuple[list[float], list[str]]:
-    """1, 2, 5 of every decade that the values span, and how they are written."""
-    decades = range(math.floor(math.log10(min(values))), math.ceil(math.log10(max(values))) + 1)
-    places = [mantissa * 10.0**decade for decade in decades for mantissa in (1, 2, 5)]
-    shown = [place for place in places if min(values) / 2 < place < max(values) * 2]
-    return shown, [f"{place:g}" for place in shown]
 
 
 def _noise_axis(axes: Axes, label: str, title: str = "") -> None:

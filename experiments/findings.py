@@ -116,11 +116,14 @@ def equal_above(one: Mapping[str, Any], other: Mapping[str, Any]) -> float | Non
     return held[-1] if held else None
 
 
-def summary(numbers: Mapping[Key, Mapping[str, Any]], settled: Settling) -> dict[str, Any]:
-    """The findings of one preset, from the numbers of each model."""
+def summary(
+    numbers: Mapping[Key, Mapping[str, Any]], settled: Settling, where: str = "noised images"
+) -> dict[str, Any]:
+    """The findings of one preset, from the numbers of each model at the `noised` states."""
     on_data = {key: parts["noised"] for key, parts in numbers.items()}
     gaussian = on_data[GAUSSIAN]
     found: dict[str, Any] = {
+        "states": where,
         "score explained by the Gaussian": _by_sigma(gaussian),
         "score explained by the isotropic model": _by_sigma(on_data[ISOTROPIC]),
         "mixtures beat the Gaussian at sigmas from, to": {
@@ -133,6 +136,7 @@ def summary(numbers: Mapping[Key, Mapping[str, Any]], settled: Settling) -> dict
     if POINTS in on_data:
         equal = equal_above(on_data[POINTS], gaussian)
         found["the point cloud equals the Gaussian above sigma"] = equal
+        found["score explained by the point cloud"] = _by_sigma(on_data[POINTS])
     return found
 
 

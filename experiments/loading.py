@@ -29,10 +29,36 @@ from linear_structure.teleport import Teleport, check_classes
 REFERENCE_BATCH = 500
 
 
+def check_reference(preset: Preset) -> None:
+    """Refuse a network of the user's whose samples would be compared with the preset's images.
+
+    What images it is of, only the parameters that were named with it can tell.
+
+    Raises:
+        UsageError: they are of others, and neither images nor their statistics were named.
+    """
+    named = set(preset.replaced)
+    if not {"network", "parameters"} <= named or {"dataset", "reference"} & named:
+        return
+    story, own = parameters.read_story(preset.parameters), preset.defined.parameters
+    known = parameters.read_story(own) if own.exists() else {}
+    if known:
+        same = story.get("digest") == known["digest"]
+    else:
+        same = story.get("dataset") in (preset.dataset, Path(str(preset.dataset)).stem)
+    if story and not same:
+        raise UsageError(
+            f"{preset.parameters} is of {story['dataset']}, and samples of the network would be "
+            f"compared with {preset.reference or preset.dataset}, which is not: name those images "
+            "with --dataset, or their statistics, which scripts/fid.py ref makes, with --reference"
+        )
+
+
 def load_sweep(
     preset: Preset, machine: Machine, save_images: bool = False, alone: bool = False
 ) -> Sweep:
     """Load everything a sweep needs; a missing default parameter directory is made."""
+    check_reference(preset)
     network = load_network(preset, machine)
     extractor = features.load(download.located(preset.features), device=machine.device)
     check_features(extractor, network)
@@ -111,6 +137,15 @@ def images_at_hand(preset: Preset, network: Network) -> Tensor | None:
             print(f"{preset.name} comes without images: {needed}")
         return None
     return load_images(preset, network)
+
+
+def labels_at_hand(preset: Preset, network: Network) -> Tensor | None:
+    """Classes (n,) of the preset's images, int64; None where it has no images, or they have none.
+
+    Raises:
+        UsageError: as `load_dataset`.
+    """
+    return None if preset.dataset is None else load_dataset(preset, network).labels()
 
 
 def load_images(preset: Preset, network: Network) -> Tensor:

@@ -26,6 +26,7 @@ from linear_structure.system.store import kept
 from linear_structure.teleport import Teleport
 
 SHOWN = 9  # images in a row of a figure
+ROWS = 4  # of skips that are all shown; of more, every second one
 
 
 @dataclass(frozen=True)
@@ -37,6 +38,7 @@ class Reproduction:
         images: uint8 (n, C, H, W), or None: then models that need images are left out.
         count: trajectories, of the first seeds of the preset, and noised images.
         folder: of all numbers and pictures.
+        labels: classes (n,) of the images, if they have any.
     """
 
     sweep: Sweep
@@ -44,6 +46,7 @@ class Reproduction:
     images: Tensor | None
     count: int
     folder: Path
+    labels: Tensor | None = None
 
     @property
     def preset(self) -> Preset:
@@ -71,7 +74,7 @@ class Reproduction:
     @cached_property
     def makers(self) -> Makers:
         """What makes each analytic model."""
-        return comparison.models(self.gaussian, self.images)
+        return comparison.models(self.gaussian, self.images, labels=self.labels)
 
     @cached_property
     def study(self) -> Study:
@@ -100,12 +103,13 @@ class Reproduction:
 def write_comparisons(r: Reproduction) -> None:
     """Figures 1, 3, 4 and 5, each with its numbers as CSV, the components, and the findings."""
     numbers, settled = r.numbers(), r.settled()
-    name, count = r.preset.name, f"{r.count} seeds"
+    name, count = r.preset.title, f"{r.count} seeds"
     figures.overview(r.folder / "figure1.png", numbers, f"{name}: network and theory, {count}")
-    for states in ("noised", "trajectory"):
-        _write(r.folder / f"figure3_{states}.csv", numbers, states, "error", "explained")
+    where = r.states.where
+    for states in where:
+        _write(r.folder / f"figure3_{states}.csv", numbers, states, "error", "explained", "share")
     title = f"{name}: analytic scores against the network's, {count}"
-    figures.score_comparison(r.folder / "figure3.png", numbers, title)
+    figures.score_comparison(r.folder / "figure3.png", numbers, where, title)
     parts = {"figure4": ("state", "state x"), "figure5": ("denoised", "denoised image D(x)")}
     for figure, (part, what) in parts.items():
         _write(r.folder / f"{figure}.csv", numbers, "solution", part)
@@ -114,26 +118,27 @@ def write_comparisons(r: Reproduction) -> None:
         figures.solution_deviation(r.folder / f"{figure}.png", numbers, part, label, title)
     title = f"{name}: principal components along the network's trajectories, {count}"
     figures.settling_order(r.folder / "components.png", asdict(settled), title)
-    write_json(r.folder / "findings.json", summary(numbers, settled))
+    write_json(r.folder / "findings.json", summary(numbers, settled, where["noised"]))
 
 
 def write_pictures(r: Reproduction) -> None:
     """Figures 2 A, B and C: what the network, the models and the teleported sampler make."""
     levels = torch.linspace(0, len(r.sigmas) - 2, SHOWN).round().long().tolist()
-    title = f"{r.preset.name}: denoised images of one trajectory, from noise to image"
+    title = f"{r.preset.title}: denoised images of one trajectory, from noise to image"
     columns = [f"{r.sigmas[i]:.2g}" for i in levels]
     steps = r.states.trajectory
     rows = {"network": torch.cat([steps[i].denoised[:1] for i in levels])}
     ours = list(solution(r.gaussian, steps[0].x[:1], r.sigmas))
     rows["Gaussian"] = torch.cat([ours[i].denoised for i in levels])
     figures.image_rows(r.folder / "figure2a.png", rows, columns, "sigma", title)
-    title = f"{r.preset.name}: samples from the same noise"
+    title = f"{r.preset.title}: samples from the same noise"
     shown = min(SHOWN, r.count)
     seeds = [str(r.preset.seeds.first + i) for i in range(shown)]
     figures.image_rows(r.folder / "figure2b.png", _model_samples(r), seeds, "seed", title)
-    skips = [0, *[k for k in r.preset.skips if k][1::2]]
+    skipped = [k for k in r.preset.skips if k]
+    skips = [0, *(skipped[1::2] if len(skipped) > ROWS else skipped)]
     rows = {f"{k} skipped": r.samples(k, shown) for k in skips}
-    title = f"{r.preset.name}: samples whose first steps are teleported"
+    title = f"{r.preset.title}: samples whose first steps are teleported"
     figures.image_rows(r.folder / "figure2c.png", rows, seeds, "seed", title)
 
 

@@ -21,6 +21,7 @@ from pathlib import Path
 from types import UnionType
 from typing import Any
 
+from experiments.presets import titled
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import read_sealed, write_sealed
@@ -63,6 +64,11 @@ class Result:
     @property
     def distance(self) -> float:
         return self.outputs["distance"]
+
+    @property
+    def title(self) -> str:
+        """The preset's name, and which of its parts were others, as far as that was recorded."""
+        return titled(self.inputs["preset"], self.made.get("replaced", ()))
 
     @property
     def settings(self) -> dict[str, Any]:

@@ -1,9 +1,10 @@
 """From seeds to images: latents, the teleport, the rest of the sampler's steps, pixels."""
 
-from collections.abc import Iterable, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field, replace
 from typing import Any, NamedTuple
 
+import torch
 from torch import Tensor
 
 from edm.network import Network
@@ -19,6 +20,16 @@ from linear_structure.teleport import Teleport, carry
 def grid_of(preset: Preset, network: Network) -> Tensor:
     """The preset's grid, (N + 1,) float64, within the range that the network was made for."""
     return preset.ablation.grid(network.sigma_min, network.sigma_max, network.round_sigma)
+
+
+def restarts_of(preset: Preset, network: Network) -> dict[int, Tensor]:
+    """Full grids (N + 1,) by skipped steps, which go on from where the preset's teleports end."""
+    sigmas, found = grid_of(preset, network), {}
+    for skip, level in zip(preset.skips, preset.sigma_skip, strict=False):
+        left = replace(preset.ablation, steps=preset.steps - skip, sigma_max=level)
+        tail = left.grid(network.sigma_min, network.sigma_max, network.round_sigma)
+        found[skip] = torch.cat([sigmas[:skip], tail])
+    return found
 
 
 def computed_in(network: Network) -> dict[str, Any]:
@@ -66,6 +77,7 @@ class Sampling:
         sigmas: the full grid, (N + 1,) float64.
         teleport: what carries states past skipped steps.
         sampler: of the steps that are left, and its settings.
+        restarts: grids that take the place of the full one, by skipped steps.
     """
 
     network: Network
@@ -73,16 +85,22 @@ class Sampling:
     teleport: Teleport | None = None
     sampler: Sampler = SAMPLERS["heun"]
     settings: Settings = field(default_factory=Settings)
+    restarts: Mapping[int, Tensor] = field(default_factory=dict)
 
-    def drawn(self, seeds: Iterable[int]) -> Drawn:
+    def grid(self, skip: int) -> Tensor:
+        """The full grid of samples that skip so many steps."""
+        return self.restarts.get(skip, self.sigmas)
+
+    def drawn(self, seeds: Iterable[int], skip: int = 0) -> Drawn:
         """What the seeds decide, at the first level of the grid."""
-        return drawn(self.network, self.sigmas[0], seeds)
+        return drawn(self.network, self.grid(skip)[0], seeds)
 
     def steps(self, seeds: Iterable[int], skip: int = 0) -> Iterator[Step]:
         """The Steps that are left after `skip` of them; errors as in `carry`."""
-        denoise, start, labels, noise = self.drawn(seeds)
-        x = carry(start, self.sigmas, skip, self.teleport, labels)
-        return self.sampler.run(denoise, x, self.sigmas, skip, noise, self.settings)
+        denoise, start, labels, noise = self.drawn(seeds, skip)
+        sigmas = self.grid(skip)
+        x = carry(start, sigmas, skip, self.teleport, labels)
+        return self.sampler.run(denoise, x, sigmas, skip, noise, self.settings)
 
     def pixels(self, seeds: Iterable[int], skip: int = 0) -> Tensor:
         """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`.

@@ -7,7 +7,9 @@ from pathlib import Path
 from typing import Any
 
 import matplotlib as mpl
+from matplotlib.axis import Axis
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter
 
 from experiments.comparison import Key
 from linear_structure.system.files import replacing
@@ -26,12 +28,15 @@ MODEL_COLORS = {
     "isotropic": COLORS[4],
     "gaussian": COLORS[0],
     "by_class": COLORS[2],
+    "spherical": COLORS[3],
+    "classes": COLORS[2],
     "pointcloud": "#000000",
     "network": COLORS[1],
 }
 OTHER = "#888888"  # of a kind without a colour of its own
 MIXTURES = "RdPu"  # the colour map in which they darken with the number of components, up to 100
 DPI = 150
+FEW_DECADES = 100  # from the lowest to the highest value of an axis
 
 
 def style_of(key: Key) -> dict[str, Any]:
@@ -52,5 +57,22 @@ def drawn(
         figure = Figure(figsize=(width, height), layout="constrained")
         figure.suptitle(title)
         yield figure
+        for axes in figure.axes:
+            for axis in (axes.xaxis, axes.yaxis):
+                if axis.get_scale() == "log":
+                    _number(axis)
         with replacing(path) as beside:
             figure.savefig(beside, dpi=DPI, format="png")
+
+
+def _number(axis: Axis) -> None:
+    """Numbers that do not meet on a logarithmic axis: 1, 2, 5 where it spans few decades."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_minor_formatter(NullFormatter())
+    if high > FEW_DECADES * low:
+        return
+    decades = range(math.floor(math.log10(low)), math.ceil(math.log10(high)) + 1)
+    places = [digit * 10.0**decade for decade in decades for digit in (1, 2, 5)]
+    shown = [place for place in places if low <= place <= high]
+    if len(shown) > 1:
+        axis.set_ticks(shown, [f"{place:g}" for place in shown])

@@ -23,9 +23,9 @@ from edm.evaluation import fid
 from edm.evaluation.features import Features
 from edm.network import Network
 from experiments import results
-from experiments.presets import Preset
+from experiments.presets import PARTS, Preset
 from experiments.results import Result
-from experiments.sampling import Sampling, computed_in, grid_of
+from experiments.sampling import Sampling, computed_in, grid_of, restarts_of
 from linear_structure.images import save_png
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
@@ -75,7 +75,8 @@ class Sweep:
     def sampling(self) -> Sampling:
         """How seeds become images."""
         preset, sigmas = self.preset, grid_of(self.preset, self.network)
-        return Sampling(self.network, sigmas, self.teleport, preset.row, preset.settings)
+        restarts = restarts_of(preset, self.network)
+        return Sampling(self.network, sigmas, self.teleport, preset.row, preset.settings, restarts)
 
     @cached_property
     def network_digest(self) -> str:
@@ -106,12 +107,13 @@ class Sweep:
         return {
             "preset": self.preset.name,
             "n_skip": skip,
-            "sigma_skip": float(sigmas[skip]),
+            "sigma_skip": float(self.sampling.grid(skip)[skip]),
             "block": self.preset.block,
             "sampler": self.preset.sampler,
             "sigmas": sigmas.tolist(),
             **self.preset.row.inputs(sigmas, self.preset.settings),
             "network": self.network_digest,
+            **({"restarted": True} if self.preset.sigma_skip else {}),
             **self.teleport.inputs,
             **self.machine.inputs,
             **computed_in(self.network),
@@ -293,7 +295,11 @@ def _settled(sweep: Sweep, skip: int, seconds: float, until: float) -> Result:
             "count": statistics.count,
             "nfe": preset.calls(skip),
         },
-        made={"seconds": round(seconds, 3), **results.surroundings()},
+        made={
+            "seconds": round(seconds, 3),
+            **results.surroundings(),
+            "replaced": [name for name in preset.replaced if name in PARTS],
+        },
     )
     results.write(path, result)
     return result

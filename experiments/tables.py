@@ -125,6 +125,7 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
     settings = inputs.pop("settings", {})
     versions = result.made.get("versions", {})
     made = {name: value for name, value in result.made.items() if name != "versions"}
+    made |= {"replaced": " ".join(made["replaced"])} if "replaced" in made else {}
     return {
         "n_skip": inputs.pop("n_skip"),
         "sigma_skip": inputs.pop("sigma_skip"),
@@ -142,7 +143,8 @@ def _flat(result: Result, published: Mapping[int, float]) -> dict[str, object]:
 def published_beside(preset: Preset, results: Sequence[Result]) -> Mapping[int, float]:
     """The preset's published figures, or none if the results do not compare with them.
 
-    Those are FIDs of as many images as the preset's, by its sampler on its grid.
+    Those are FIDs of as many images as the preset's, by its sampler, on its grid but for what the
+    preset's `source` says.
     """
     inputs, count = results[0].inputs, results[0].outputs["count"]
     theirs = ("FID", preset.seeds.count, preset.sampler, preset.grid.tolist())

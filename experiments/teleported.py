@@ -171,4 +171,4 @@ def write_images(preset: Preset, sampling: Sampling, path: Path) -> None:
             images = final(sampling.steps(seeds, skip))
         start = f"from sigma {float(sampling.sigmas[skip]):.3g}"
         panels[f"{start}: {preset.calls(skip)} calls"] = images
-    figures.image_panels(path, panels, SHOWN, f"{preset.name}: {preset.row.title}")
+    figures.image_panels(path, panels, SHOWN, f"{preset.title}: {preset.row.title}")

@@ -58,7 +58,7 @@ def write_solvers(plain: Sweep, folder: Path) -> None:
     curves, name = solvers(plain, folder / "sweeps"), plain.features.distance_name
     _write(folder / "figure2d.csv", curves, name)
     preset = plain.preset
-    title = f"{preset.name}: quality of teleported samples, {preset.seeds.count:,} images"
+    title = f"{preset.title}: quality of teleported samples, {preset.seeds.count:,} images"
     figures.solver_quality(folder / "figure2d.png", curves, name, title)
 
 
@@ -67,7 +67,7 @@ def write_teleports(plain: Sweep, images: Tensor | None, folder: Path) -> None:
     curves, name = teleports(plain, images, folder / "sweeps"), plain.features.distance_name
     _write(folder / "teleports.csv", {key.title: rows for key, rows in curves.items()}, name)
     preset = plain.preset
-    title = f"{preset.name}: teleport by different models, {preset.seeds.count:,} images"
+    title = f"{preset.title}: teleport by different models, {preset.seeds.count:,} images"
     figures.teleport_quality(folder / "teleports.png", curves, name, title)
 
 

@@ -78,8 +78,11 @@ def chosen_schedule(typed: argparse.Namespace, preset: Preset | None) -> Ablatio
     if typed.discretization not in (None, "edm"):
         values |= {"sigma_min": None, "sigma_max": None}
     values |= given(typed, (*GRID, *ABLATED))
+    churn = Churn(**given(typed, CHURN))
+    if not churn.s_churn:
+        options.check_unused(typed, CHURN[1:], "without --s-churn no noise is added")
     solver = "euler" if typed.solver == "euler" else "heun"
-    return Ablation(solver=solver, churn=Churn(**given(typed, CHURN)), **values)
+    return Ablation(solver=solver, churn=churn, **values)
 
 
 def chosen_network(typed: argparse.Namespace, preset: Preset | None) -> Preconditioned:
@@ -99,6 +102,7 @@ def chosen_teleport(
     """What to teleport with, if steps are skipped."""
     options.check_scale(typed)
     if not typed.skip:
+        options.check_unused(typed, ("parameters", "eigenvalue_scale"), "no step is skipped")
         return None
     if preset is not None:
         own = options.changed(preset, typed, ("parameters", "eigenvalue_scale"))

@@ -62,7 +62,7 @@ def inputs_of(
 def main() -> None:
     """Compare or continue; then write the numbers, their settings, and the picture of them."""
     typed = options.command(__doc__, "run_plot_scores").parse_args()
-    unused = ("sampler", *options.SETTINGS, "by_class", "features", "reference")
+    unused = ("sampler", *options.SETTINGS, "by_class", "skips", "features", "reference")
     options.check_unused(typed, unused, "scores are compared along Heun's whole trajectory")
     preset = options.chosen_preset(typed)
     machine = options.chosen_machine(typed, preset)
@@ -85,7 +85,7 @@ def main() -> None:
     made = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
     write_json(record, made)
     count = f"{preset.seeds.count:,} trajectories"
-    title = f"{preset.name}: analytic scores against the network's, {count}"
+    title = f"{preset.title}: analytic scores against the network's, {count}"
     figures.score_errors(picture, errors, sigmas, title)
     print(f"wrote {table}, {record} and {picture}")
 

@@ -38,6 +38,7 @@ def main() -> None:
         images=loading.images_at_hand(preset, sweep.network),
         count=min(typed.count, preset.seeds.count),
         folder=typed.out / preset.name,
+        labels=loading.labels_at_hand(preset, sweep.network),
     )
     reproduction.write_comparisons(made)
     reproduction.write_pictures(made)

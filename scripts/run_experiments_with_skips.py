@@ -4,12 +4,14 @@ if __name__ == "__main__":
     import start  # noqa: F401
 
 import sys
+from dataclasses import replace
 
 from tqdm import tqdm
 
 from edm.evaluation.fid import singular
 from experiments import forecast, options, sweep
 from experiments.loading import load_sweep
+from experiments.presets import parse_levels
 from linear_structure.system.errors import run_command
 from linear_structure.system.machine import rank
 
@@ -19,10 +21,12 @@ def main() -> None:
     parser = options.command(__doc__, "run_experiments_with_skips")
     options.add_tf32(parser)
     add = parser.add_argument
+    levels = "where teleports end, a level for each of --skips, in place of the grid's"
+    add("--sigma-skip", type=parse_levels, default=(), metavar="S,S", help=levels)
     add("--save-images", action="store_true", help="write the images as PNG")
     add("--dry-run", action="store_true", help="say what all of it costs, touch nothing")
     typed = parser.parse_args()
-    preset = options.chosen_preset(typed)
+    preset = replace(options.chosen_preset(typed), sigma_skip=typed.sigma_skip)
     sweep.check_seeds(preset.seeds)
     options.check_images_count(preset)
     machine = options.chosen_machine(typed, preset)

@@ -70,6 +70,8 @@ def recipe_of(arguments: argparse.Namespace) -> Recipe:
     if recipe.loss != "own" or recipe.preconditioning != "edm":
         reason = "it is of the loss that belongs to --preconditioning edm, with --loss own"
         check_unused(arguments, OF_EDM, reason)
+    if recipe.preconditioning != "edm":
+        check_unused(arguments, ("sigma_data",), "it belongs to --preconditioning edm")
     if recipe.architecture == "mlp":
         check_unused(arguments, OF_UNETS, "an mlp has --model-channels and --num-blocks alone")
     return recipe

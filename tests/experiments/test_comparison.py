@@ -10,7 +10,9 @@ import torch
 from edm.network import network_of
 from experiments import comparison
 from experiments.comparison import (
+    CLASSES,
     PARTS,
+    SPHERICAL,
     Key,
     States,
     compared,
@@ -146,12 +148,53 @@ def test_where_a_model_beats_another_and_where_they_are_equal():
 def test_the_models_are_those_that_the_images_allow():
     known, rank = models(GAUSSIAN, IMAGES), low_rank(GAUSSIAN)
     titles = [key.title for key in known]
-    assert titles[:3] == ["isotropic", "Gaussian", f"mixture of 1, rank {rank}"]
+    first = ["isotropic", "isotropic with variance", "Gaussian"]
+    assert titles[:4] == [*first, f"mixture of 1, rank {rank}"]
     assert Key("mixture", 50) in known and "mixture of 50" in titles
     assert Key("mixture", 100) not in known
-    assert [key.title for key in models(GAUSSIAN, None)] == ["isotropic", "Gaussian"]
+    assert [key.title for key in models(GAUSSIAN, None)] == first
     held = GAUSSIAN.eigenvalues[:rank].sum() / GAUSSIAN.eigenvalues.sum()
     assert 0.95 <= held < 0.95 + float(GAUSSIAN.eigenvalues[rank - 1])
+
+
+def test_the_isotropic_model_with_variance_has_that_of_the_data():
+    spherical = models(GAUSSIAN, None)[SPHERICAL]()
+    assert spherical.s0**2 * 16 == pytest.approx(float(GAUSSIAN.eigenvalues.sum()))
+
+
+def test_the_mixture_of_the_classes_is_theirs_and_needs_two_images_of_each():
+    labels = torch.arange(60) % 3
+    mixture = models(GAUSSIAN, IMAGES, labels=labels)[CLASSES]()
+    own = Gaussian.from_samples(from_uint8(IMAGES.flatten(1))[labels == 1])
+    assert mixture.weights.tolist() == pytest.approx([1 / 3] * 3)
+    assert torch.equal(mixture.components[1].mean, own.mean)
+    assert CLASSES not in models(GAUSSIAN, IMAGES, labels=torch.arange(60))
+
+
+def test_at_pure_noise_the_unexplained_share_is_a_ratio_of_mean_squares():
+    network = network_of(GAUSSIAN.denoise, (1, 4, 4), dtype=torch.float64)
+    states, model = States(Sampling(network, SIGMAS), range(20)), Isotropic(GAUSSIAN.mean)
+    found = comparison.agreement(states.measure("noise", model))
+    for level, sigma in enumerate(states.levels("noise")):
+        x = states.noise[level].x
+        ours, theirs = model.denoise(x, sigma) - x, GAUSSIAN.denoise(x, sigma) - x
+        squares = [each.flatten(1).square().sum(1) for each in (ours - theirs, theirs)]
+        assert 1 - found["explained"][level] == pytest.approx(
+            float(squares[0].sum() / squares[1].sum())
+        )
+        assert 1 - found["share"][level] == pytest.approx(float((squares[0] / squares[1]).mean()))
+    assert float(states.noise[0].x.std() / states.noise[0].sigma) == pytest.approx(1, rel=0.1)
+
+
+def test_states_say_whether_they_are_noised_images():
+    network = network_of(GAUSSIAN.denoise, (1, 4, 4), dtype=torch.float64)
+    sampling, seeds = Sampling(network, sigma_grid(3)), range(40)
+    assert States(sampling, seeds, IMAGES).where["noised"] == "noised images"
+    own = "the network's own samples, noised"
+    assert States(sampling, seeds).where["noised"] == own
+    assert States(sampling, range(61), IMAGES).where["noised"] == own
+    conditional = network_of(GAUSSIAN.denoise, (1, 4, 4), dtype=torch.float64, label_dim=2)
+    assert States(Sampling(conditional, sigma_grid(3)), seeds, IMAGES).where["noised"] == own
 
 
 def test_findings_name_each_claim():
@@ -165,6 +208,8 @@ def test_findings_name_each_claim():
     assert set(found["score explained by the Gaussian"].values()) == {1.0}
     assert found["mixtures beat the Gaussian at sigmas from, to"] == {"mixture of 2": None}
     assert found["the point cloud equals the Gaussian above sigma"] is None
+    assert found["states"] == "noised images"
+    assert min(found["score explained by the point cloud"].values()) < 0
 
 
 def test_numbers_of_another_model_are_not_reused_under_its_key(tmp_path):

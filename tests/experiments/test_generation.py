@@ -390,6 +390,12 @@ def test_an_eigenvalue_scale_is_that_of_the_directory(run, files, tmp_path):
         ((*PLAIN, "--solver", "annealed", "--discretization", "edm"), "evenly spaced in log sigma"),
         ((*PLAIN, "--alpha", "2"), "alpha is 2.0: expected 0 < alpha <= 1"),
         ((*PLAIN, "--s-noise", "-1"), "not negative"),
+        ((*PLAIN, "--s-noise", "1.007"), "--s-noise would change nothing: without --s-churn"),
+        ((*PLAIN, "--s-max", "50", "--s-churn", "0"), "--s-max would change nothing"),
+        (
+            (*PLAIN, "--parameters", "gaussian", "--eigenvalue-scale", "4"),
+            "--parameters would change nothing: no step is skipped",
+        ),
         ((*PLAIN, "--dtype", "float16"), "float16 is for GPUs"),
         ((*PLAIN, "--tf32", "--device", "cpu"), "--tf32 is for GPUs"),
         ((*PLAIN, "--eigenvalue-scale", "4"), "--eigenvalue-scale goes with --parameters"),

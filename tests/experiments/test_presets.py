@@ -3,6 +3,7 @@
 import argparse
 import dataclasses
 import zipfile
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,6 +15,8 @@ from experiments import loading, options, sweep
 from experiments.presets import Preset, find
 from linear_structure import parameters
 from linear_structure.data import datasets
+from linear_structure.data.datasets import Dataset
+from linear_structure.fit import fit_gaussian
 from linear_structure.images import save_png
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
@@ -94,7 +97,7 @@ def titles(preset, network):
 
 def test_without_images_the_models_that_need_them_are_left_out(capsys):
     network = loading.load_network(SMALL, CPU)
-    assert titles(SMALL, network) == ["isotropic", "Gaussian"]
+    assert titles(SMALL, network) == ["isotropic", "isotropic with variance", "Gaussian"]
     assert "give --dataset" in capsys.readouterr().out
     with pytest.raises(UsageError, match="comes without images: give --dataset"):
         loading.load_dataset(SMALL, network)
@@ -104,7 +107,7 @@ def test_images_that_the_parameters_are_not_of_are_named(tmp_path, capsys):
     network = loading.load_network(SMALL, CPU)
     np.save(tmp_path / "others.npy", np.zeros((2, 3, 32, 32), np.uint8))
     others = dataclasses.replace(SMALL, dataset=str(tmp_path / "others.npy"))
-    assert titles(others, network)[2:] == ["point cloud"]
+    assert titles(others, network)[3:] == ["point cloud"]
     assert "was made from other images than those of" in capsys.readouterr().out
 
 
@@ -163,3 +166,30 @@ def test_the_truncated_covariance_teleports_as_the_whole_one_to_a_stated_error()
     eigenvalues = parameters.load(SMALL.parameters).model.eigenvalues
     assert len(eigenvalues) == 300
     assert float(eigenvalues[-1]) / (2 * 3.26**2) < 0.0052
+
+
+def test_a_title_names_what_was_replaced():
+    assert SMALL.title == "cifar10-small"
+    other = dataclasses.replace(SMALL, network=Path("mine"), steps=20, reference=Path("mine.npz"))
+    assert other.title == "cifar10-small with another network, reference"
+
+
+def test_a_network_of_other_images_is_not_compared_with_the_presets(tmp_path):
+    """Unless the images are named: what it is of, the parameters beside it tell."""
+    others, same = Path(tmp_path / "others"), Path(tmp_path / "same")
+    dataset = Dataset.of("mine", torch.arange(200, dtype=torch.uint8).view(50, 1, 2, 2))
+    parameters.save(others, *fit_gaussian(dataset))
+    model, story = fit_gaussian(dataset)
+    digest = parameters.read_story(SMALL.parameters)["digest"]
+    parameters.save(same, model, dataclasses.replace(story, digest=digest))
+    mine = dataclasses.replace(SMALL, network=Path("mine.safetensors"))
+    loading.check_reference(mine)
+    loading.check_reference(dataclasses.replace(mine, parameters=same))
+    loading.check_reference(dataclasses.replace(SMALL, parameters=others))
+    odd = dataclasses.replace(mine, parameters=others)
+    with pytest.raises(UsageError, match="is of mine, and samples of the network would be"):
+        loading.check_reference(odd)
+    loading.check_reference(dataclasses.replace(odd, reference=Path("mine.npz")))
+    digits = dataclasses.replace(find("digits"), network=Path("mine"), parameters=others)
+    with pytest.raises(UsageError, match="compared with digits, which is not"):
+        loading.check_reference(digits)

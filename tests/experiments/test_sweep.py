@@ -27,9 +27,11 @@ from experiments.forecast import _seconds_of_call, forecast
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
 from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.images import to_uint8
 from linear_structure.mixture import GaussianMixture
 from linear_structure.parameters import Story
 from linear_structure.points import PointCloud
+from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import SeedRange, Seeds
 from linear_structure.sampling.table import SAMPLERS, Settings
@@ -262,6 +264,36 @@ def test_a_chain_is_swept_and_continued_to_the_bit(small, sampler):
     (chained.folder / "2.json").unlink()
     assert [result.outputs for result in sweep.run(chained)] == [each.outputs for each in first]
     assert lost.read_bytes() == whole
+
+
+def test_a_sweep_that_teleports_to_rounded_levels_goes_on_from_them(small):
+    """Those of the grid give the grid's own samples; rounded ones restart it, and are told."""
+    sigmas = small.sampling.sigmas
+    exact = with_preset(small, sigma_skip=(float(sigmas[0]), float(sigmas[2])))
+    torch.testing.assert_close(exact.sampling.grid(2), sigmas, rtol=1e-12, atol=0)
+    (_, plain), (_, own) = sweep.run(small), sweep.run(exact)
+    assert own.distance == pytest.approx(plain.distance, rel=1e-4)
+    rounded = with_preset(small, sigma_skip=(80.0, 8.0))
+    grid = rounded.sampling.grid(2)
+    assert grid[2:].tolist() == pytest.approx(sigma_grid(3, 0.002, 8.0).tolist())
+    (_, other) = sweep.run(rounded)
+    assert other.inputs["sigma_skip"] == 8 and other.distance != plain.distance
+    assert other.settings != plain.settings  # they stand in no table together
+    for levels in ((80.0,), (8.0, 80.0), (80.0, 0.001)):
+        with pytest.raises(UsageError, match="levels"):
+            with_preset(small, sigma_skip=levels)
+
+
+def test_all_steps_skipped_are_the_models_own_samples(small):
+    alone = dataclasses.replace(small, alone=True)
+    (*_, last) = sweep.run(alone)
+    assert (last.skip, last.inputs["sigma_skip"], last.outputs["nfe"]) == (5, 0.0, 0)
+    x = 80 * Seeds.of(range(20)).latents((1, 8, 8)).double()
+    ended = small.teleport.model.flow(x, 80.0, 0.0)
+    wanted = fid.frechet(fid.measure([Corners()(to_uint8(ended))]), small.reference)
+    assert last.distance == pytest.approx(wanted, rel=1e-3)
+    small.network.model.forward = None  # a call would raise
+    assert small.sampling.pixels(range(2), 5).shape == (2, 1, 8, 8)
 
 
 def test_other_settings_of_a_sampler_are_sampled_anew(small):
@@ -568,15 +600,17 @@ def test_images_of_another_size_are_refused_as_points(call, tmp_path, capsys):
 
 def test_scores_continue_and_say_what_they_are_of(call, tmp_path, monkeypatch):
     """The second run makes the one block that is missing, and ends with the same numbers."""
-    words = ("digits", "--seeds", "0-9", "--block", "5", "--steps", "4", "--skips", "0")
+    words = ("digits", "--seeds", "0-9", "--block", "5", "--steps", "4")
+    assert call(*words, "--skips", "0", script="plot_scores.py") == 2
     assert call(*words, script="plot_scores.py") == 0
     table, record = (tmp_path / "scores" / f"scores.{end}" for end in ("csv", "json"))
     first, inputs = table.read_text(), json.loads(record.read_text())["inputs"]
     assert (inputs["preset"], inputs["seeds"], len(inputs["sigmas"])) == ("digits", [0, 9], 5)
-    assert [name for name, _ in inputs["models"]] == ["isotropic", "Gaussian", "point cloud"]
+    named = ["isotropic", "isotropic with variance", "Gaussian", "point cloud"]
+    assert [name for name, _ in inputs["models"]] == named
 
     blocks = sorted((tmp_path / "scores" / "blocks").rglob("*.npy"))
-    models = ("Gaussian", "isotropic", "point-cloud")
+    models = ("Gaussian", "isotropic", "isotropic-with-variance", "point-cloud")
     ends = ("000000-000004.npy", "000005-000009.npy")
     assert [path.name for path in blocks] == [
         f"{m}-trajectory-{end}" for m in models for end in ends

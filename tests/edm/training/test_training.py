@@ -377,6 +377,7 @@ def test_a_recipe_keeps_its_own_values_where_another_loss_has_no_use_for_them(
         ),
         (("--loss", "log-uniform", "--log-uniform", "0.1"), "--log-uniform would change nothing"),
         (("--preconditioning", "vp", "--sigma-std", "1"), "--sigma-std would change nothing"),
+        (("--preconditioning", "ve", "--sigma-data", "1"), "--sigma-data would change nothing"),
         (
             ("--recipe", "plane", "--channel-mult", "1", "2"),
             "--channel-mult would change nothing: an mlp has --model-channels and --num-blocks",
