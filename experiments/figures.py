@@ -21,7 +21,7 @@ Numbers = Mapping[Key, Mapping[str, Any]]
 """A model -> what `comparison.compared` gives."""
 Interval = tuple[int, float, float, float]
 """Network calls, a change, and the ends of its 95 % interval."""
-MIXTURES = (1, 2, 10, 100)  # components of those that are drawn: more cannot be told apart
+MIXTURES = (2, 10, 100)  # components of those that are drawn: more cannot be told apart
 FEW = (ISOTROPIC, GAUSSIAN, Key("mixture", 10), POINTS)
 LINE = 110  # characters of small print across a figure, and
 WIDE_LINE = 150  # across a wide one
@@ -184,8 +184,8 @@ def score_comparison(path: Path, numbers: Numbers, places: Mapping[str, str], ti
 
 def _told_apart(numbers: Numbers) -> Numbers:
     """Without some of the mixtures."""
-    kept = (key for key in numbers if key.kind != "mixture" or key.components in MIXTURES)
-    return {key: numbers[key] for key in kept}
+    drawn = (0, *MIXTURES)  # 0: of what is no mixture
+    return {key: each for key, each in numbers.items() if key.components in drawn}
 
 
 def solution_deviation(path: Path, numbers: Numbers, part: str, label: str, title: str) -> None:
@@ -324,7 +324,7 @@ def _band(axes: Axes, numbers: Mapping[str, Any], part: str, key: Key) -> None:
 
 def _noise_axis(axes: Axes, label: str, title: str = "") -> None:
     axes.set(xscale="log", yscale="log", ylabel=label)
-    axes.set_title(title, fontsize=10)
+    axes.set_title(title, fontsize=9)
     axes.set_xlabel(NOISE_LEVEL, fontsize=8)
     axes.invert_xaxis()
 

@@ -4,6 +4,7 @@ Everything starts from the same seeds: the network's trajectories, then each ana
 them, one at a time, so that a stop loses one model's numbers at most.
 """
 
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from pathlib import Path
@@ -135,11 +136,15 @@ def write_pictures(r: Reproduction) -> None:
     shown = min(SHOWN, r.count)
     seeds = [str(r.preset.seeds.first + i) for i in range(shown)]
     figures.image_rows(r.folder / "figure2b.png", _model_samples(r), seeds, "seed", title)
-    skipped = [k for k in r.preset.skips if k]
-    skips = [0, *(skipped[1::2] if len(skipped) > ROWS else skipped)]
-    rows = {f"{k} skipped": r.samples(k, shown) for k in skips}
+    rows = {f"{k} skipped": r.samples(k, shown) for k in shown_skips(r.preset.skips)}
     title = f"{r.preset.title}: samples whose first steps are teleported"
     figures.image_rows(r.folder / "figure2c.png", rows, seeds, "seed", title)
+
+
+def shown_skips(skips: Sequence[int]) -> list[int]:
+    """0 and all others of a few skips, every second one of many."""
+    others = [skip for skip in skips if skip]
+    return [0, *(others[1::2] if len(others) > ROWS else others)]
 
 
 def _model_samples(r: Reproduction) -> dict[str, Tensor]:

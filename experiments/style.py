@@ -28,7 +28,7 @@ MODEL_COLORS = {
     "isotropic": COLORS[4],
     "gaussian": COLORS[0],
     "by_class": COLORS[2],
-    "spherical": COLORS[3],
+    "spherical": COLORS[5],
     "classes": COLORS[2],
     "pointcloud": "#000000",
     "network": COLORS[1],
@@ -36,7 +36,7 @@ MODEL_COLORS = {
 OTHER = "#888888"  # of a kind without a colour of its own
 MIXTURES = "RdPu"  # the colour map in which they darken with the number of components, up to 100
 DPI = 150
-FEW_DECADES = 100  # from the lowest to the highest value of an axis
+FEW_DECADES = 300  # from the lowest to the highest value of an axis
 
 
 def style_of(key: Key) -> dict[str, Any]:

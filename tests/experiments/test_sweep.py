@@ -277,7 +277,7 @@ def test_a_sweep_that_teleports_to_rounded_levels_goes_on_from_them(small):
     grid = rounded.sampling.grid(2)
     assert grid[2:].tolist() == pytest.approx(sigma_grid(3, 0.002, 8.0).tolist())
     (_, other) = sweep.run(rounded)
-    assert other.inputs["sigma_skip"] == 8 and other.distance != plain.distance
+    assert other.inputs["sigma_skip"] == pytest.approx(8) and other.distance != plain.distance
     assert other.settings != plain.settings  # they stand in no table together
     for levels in ((80.0,), (8.0, 80.0), (80.0, 0.001)):
         with pytest.raises(UsageError, match="levels"):
