@@ -208,9 +208,9 @@ def settling_order(path: Path, settled: Mapping[str, Any], title: str) -> None:
         points = list(zip(settled["expected_half"], settled["half"], strict=True))
         inside = [point for point in points if bottom < point[1] < top]
         outside = [point for point in points if point not in inside]
-        for chosen, marker, label in ((inside, "o", "network"), (outside, "x", "not in the grid")):
-            if chosen:
-                left.plot(*zip(*chosen, strict=True), marker, color=COLORS[0], label=label)
+        for group, marker, label in ((inside, "o", "network"), (outside, "x", "not in the grid")):
+            if group:
+                left.plot(*zip(*group, strict=True), marker, color=COLORS[0], label=label)
         left.set(xscale="log", yscale="log", xlabel="sqrt(3 variance) of the component (pixels)")
         left.set_ylabel("sigma where it has half its final size")
         left.legend()

@@ -4,7 +4,7 @@ Results are a number for each range of seeds; the features that they leave on di
 images of equal seeds are compared with each other (`edm.evaluation.paired`).
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -139,7 +139,7 @@ def _sample(root: Path, results: Sequence[Result], reference: Statistics) -> Sam
     return Sample(torch.cat(parts), reference)
 
 
-def _compared(samples: Iterator[tuple[int, Sample]]) -> Iterator[tuple[int, Pooled]]:
+def _compared(samples: Iterable[tuple[int, Sample]]) -> Iterator[tuple[int, Pooled]]:
     """Rows in order; the first sample is that of skip 0."""
     baseline: Sample | None = None
     for skip, sample in samples:
