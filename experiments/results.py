@@ -112,7 +112,7 @@ def read(path: Path) -> Result:
     except ValueError as error:
         fault = f"it does not consist of {', '.join(PARTS)} as they were written: {error}"
     if fault:
-        raise UsageError(f"{path} is no result file, {fault}: remove it and run the sweep")
+        raise UsageError(f"{path} is no result file, {fault}: move it elsewhere and run the sweep")
     return Result(**content)
 
 

@@ -22,9 +22,11 @@ import pytest
 import tiny
 import torch
 from PIL import Image
+from torch import Tensor
 
 from edm.checkpoints import checkpoint
 from edm.evaluation import features, fid
+from edm.training.state import State, read_state
 from linear_structure import parameters
 from linear_structure.data import archives, datasets
 from linear_structure.gaussian import Gaussian
@@ -86,7 +88,7 @@ def snapshot(folder: Path, published: ModuleType) -> Case:
 
 def safetensors(folder: Path, _: ModuleType) -> Case:
     checkpoint.save(tiny.network(**NETWORK), path := folder / "a.safetensors", {"seed": 0})
-    return Case(path, lambda: checkpoint.load(path).digest, 100, sealed=False)
+    return Case(path, lambda: checkpoint.load(path).digest, 100)
 
 
 def npy(folder: Path, _: ModuleType) -> Case:
@@ -154,7 +156,13 @@ def directory(name: str) -> Callable[[Path, ModuleType], Case]:
     def make(folder: Path, _: ModuleType) -> Case:
         cloud = PointCloud(torch.from_numpy(PIXELS))
         parameters.save(folder / "p", cloud if name == "points.npy" else gaussian(), STORY)
-        return Case(folder / "p" / name, lambda: parameters.load(folder / "p").digest, 80)
+        known = parameters.read_story(folder / "p").keys()  # a checksum's damaged name is none
+
+        def read() -> tuple[Any, ...]:
+            found = parameters.load(folder / "p")
+            return found.digest, {name: found.story.get(name) for name in known}
+
+        return Case(folder / "p" / name, read, 80)
 
     return make
 
@@ -169,6 +177,18 @@ def weights(folder: Path, _: ModuleType) -> Case:
     values = {"a": torch.arange(9.0), "b": torch.ones(2, 2)}
     torch.save(values, path := folder / "a.pth")
     return Case(path, lambda: digest_of_state({}, features._state_dict(path)), 200)
+
+
+def training(folder: Path, _: ModuleType) -> Case:
+    state = State.start(tiny.network(**NETWORK).requires_grad_(True))
+    state.write(path := folder / "training-state.pt", {"seed": 0})
+
+    def read() -> str:
+        found = read_state(path, torch.device("cpu"))
+        tensors = {k: v for k, v in found["average"].items() if isinstance(v, Tensor)}
+        return digest_of_state([found["identity"], found["images_seen"]], tensors)
+
+    return Case(path, read, 150)
 
 
 def block(name: str) -> Callable[[Path, ModuleType], Case]:
@@ -202,6 +222,7 @@ FORMATS: dict[str, Callable[[Path, ModuleType], Case]] = {
     **{f"parameters: {n}": directory(n) for n in ("mu.pt", "U.pt", "points.npy", parameters.STORY)},
     "bare parameters": bare,
     "state dict": weights,
+    "training state": training,
     **{f"block: {name}": block(name) for name in ("0.npy", "0.sha256")},
 }
 

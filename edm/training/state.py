@@ -50,7 +50,7 @@ def read_state(path: Path, device: torch.device) -> dict[str, Any]:
     try:
         return dict(read_torch(path, device))
     except (UsageError, TypeError, ValueError) as error:
-        sentence = f"{path} is not a training state, or damaged: remove it to start anew"
+        sentence = f"{path} is not a training state, or damaged: write elsewhere to start anew"
         raise UsageError(sentence) from error
 
 
@@ -105,7 +105,7 @@ class State(Generic[AnyModule]):
             return
         saved = read_state(path, next(self.network.parameters()).device)
         if not {"identity", *PARTS, *VALUES} <= saved.keys():
-            raise UsageError(f"{path} is a state of another form: remove it to start anew")
+            raise UsageError(f"{path} is a state of another form: write elsewhere to start anew")
         before = json.loads(saved["identity"])
         told = [*identity, *before.keys() - identity.keys()]
         if changed := [name for name in told if before.get(name) != identity.get(name)]:

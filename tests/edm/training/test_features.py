@@ -77,7 +77,7 @@ def test_a_state_of_the_earlier_form_is_refused_in_a_sentence(tmp_path: Path) ->
     digest = "1e5" + 61 * "0"
     saved = {"network": {}, "optimizer": {}, "cycle": {}, "epochs": 2, "identity": digest}
     torch.save(saved, tmp_path / "unfinished.pt")
-    with pytest.raises(UsageError, match=r"unfinished\.pt is a state of another form: remove it"):
+    with pytest.raises(UsageError, match=r"unfinished\.pt is a state of another form: write else"):
         training(tmp_path).run()
 
 
