@@ -19,7 +19,7 @@ from experiments.generation import Generation, generate
 from experiments.loading import load_sweep
 from experiments.reproduction import Reproduction
 from experiments.sampling import Sampling
-from experiments.suggestion import offsets
+from experiments.suggestion import Trial, effects
 from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.denoise import Posterior
@@ -120,8 +120,10 @@ def test_a_plain_module_goes_through_every_experiment(machine, gaussian, images,
     assert len(list(made.folder.glob("*.png"))) == 10
 
     denoise, start, labels, _ = swept.sampling.drawn(range(4))
-    found = list(offsets(denoise, swept.teleport, start, swept.sampling.sigmas, labels))
-    assert found[0].median == 0 and len(found) == 6
+    trial = Trial(lambda own: denoise, swept.teleport, start, swept.sampling.sigmas, labels)
+    with torch.inference_mode():
+        found = list(effects(trial, 1e-30))
+    assert [effect.skip for effect in found] == [5, 4, 3, 2, 1, 0] and found[-1].size == 0
 
 
 def test_sampling_a_plain_module_keeps_no_graph(machine):
