@@ -20,7 +20,7 @@ from experiments import loading, options, results
 from experiments.pooled import pool
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of
-from experiments.suggestion import STRESSES, TOLERANCE, Effect, Trial, effects
+from experiments.suggestion import STRESS, TOLERANCE, Effect, Trial, effects
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError, run_command
 
@@ -77,9 +77,8 @@ def measured(preset: Preset, settled: dict[str, Any]) -> str:
 
 def show(preset: Preset, found: list[Effect], seeds: SeedRange, tolerance: float) -> None:
     """Print each skip's effect, the suggestion, and what it is worth."""
-    pushes = " and ".join(f"{stress:g}" for stress in STRESSES)
     print(f"Change of {seeds.count} finished samples (seeds {seeds}) whose states are pushed")
-    print(f"{pushes} times as far as the teleport misses, in units of their spread:")
+    print(f"{STRESS:g} times as far as the teleport misses, in units of their spread:")
     print("skip   sigma  change")
     for effect in found:
         size = f"{effect.size:.3f}"
