@@ -61,7 +61,12 @@ class Sample:
     @cached_property
     def distance(self) -> float:
         """Squared Frechet distance; raises as `fid.measure` and `fid.frechet`."""
-        return fid.frechet(self.statistics, self.reference)
+        few = 1 < len(self.features) <= self.features.shape[1]
+        if not (few and bool(torch.isfinite(self.features).all())):
+            return fid.frechet(self.statistics, self.reference)
+        self.reference.refuse_other(self.features.shape[1], None)
+        spread = self.reference.gaussian.eigenvalues.sum()
+        return max(float(_apart(*self._centred) + spread), 0.0)  # no covariance of few images
 
     @property
     def has_influence(self) -> bool:
@@ -84,17 +89,16 @@ class Sample:
 
         This takes seconds to minutes.
         """
-        count, target = len(self.features), self.reference.gaussian
+        count, (offsets, rooted) = len(self.features), self._centred
         draws = torch.randint(count, (RESAMPLES, count), generator=torch.Generator().manual_seed(0))
+        return torch.stack([_apart(offsets[rows], rooted[rows]) for rows in draws])
+
+    @property
+    def _centred(self) -> tuple[Tensor, Tensor]:
+        """f_i - mu_r (n, D), and B'(f_i - mu_r)."""
+        target = self.reference.gaussian
         offsets = self.features.double() - target.mean
-        rooted = offsets @ (target.basis * target.eigenvalues.sqrt())
-
-        def distance(x: Tensor, y: Tensor) -> Tensor:  # f_i - mu_r, B'(f_i - mu_r): no covariance
-            overlap = torch.linalg.svdvals(y - y.mean(0)).sum() / math.sqrt(count - 1)
-            mean = x.mean(0)
-            return mean.square().sum() + (x - mean).square().sum() / (count - 1) - 2 * overlap
-
-        return torch.stack([distance(offsets[rows], rooted[rows]) for rows in draws])
+        return offsets, offsets @ (target.basis * target.eigenvalues.sqrt())
 
     @cached_property
     def _expansion(self) -> tuple[Tensor, float]:
@@ -115,6 +119,13 @@ class Sample:
         bias = float(self.statistics.sigma.trace() + (curvature * fourth).sum() / 2) / count
         psi = torch.cat(values)
         return psi - psi.mean(), bias
+
+
+def _apart(x: Tensor, y: Tensor) -> Tensor:
+    """The distance, less tr S_r, of x (n, D) = f_i - mu_r and y = B'x, without a covariance."""
+    mean, freedom = x.mean(0), len(x) - 1
+    overlap = torch.linalg.svdvals(y - y.mean(0)).sum() / math.sqrt(freedom)
+    return mean.square().sum() + (x - mean).square().sum() / freedom - 2 * overlap
 
 
 @dataclass(frozen=True)
