@@ -163,11 +163,11 @@ def table(results: Sequence[Result], pool: Pool | None = None) -> str:
     settings = parse(Settings, inputs.get("settings", {}), "settings")
     steps, name = len(inputs["sigmas"]) - 1, distance_name(results)
     full = find(inputs["sampler"]).calls(steps, 0, settings)
-    head = ["skipped steps", "sigma", "NFE", "calls saved", name]
+    head = ["skipped steps", "sigma", "NFE", "calls saved"]
     if pool:
-        head += ["unbiased", "change", "95 % interval"]
-    elif range_count(by_skip) != "1":
-        head += ["min", "max", "ranges"]
+        head += [f"{name}, pooled", "unbiased", "change", "95 % interval"]
+    else:
+        head += [name] if range_count(by_skip) == "1" else [name, "min", "max", "ranges"]
     lines = [f"| {' | '.join(head)} |", "|---:" * len(head) + "|"]
     for row in (row for row in by_skip if not pool or row.skip in pool.rows):
         skip = f"{row.skip}" if row.skip < steps else f"{row.skip}, all"

@@ -92,6 +92,7 @@ def test_the_table_prints_change_and_interval(tmp_path):
     said, change = tables.table(found, together), together.rows[4].change
     low, high = change.interval
     row = f"{together.rows[4].distance:.3f} | {together.rows[4].unbiased:.3f}"
+    assert "| FD-digits, pooled | unbiased | change | 95 % interval |" in said
     assert f"| {row} | {change.difference:+.4f} | [{low:+.4f}, {high:+.4f}] |" in said
     assert "| 5, all | 0 | 0 | 100% |" in said and "Skip 5 is the teleport's model alone" in said
     assert "FD-digits of 80 images together, seeds 0-39, 40-79" in said
