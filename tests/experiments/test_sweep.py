@@ -361,7 +361,7 @@ def test_killed_at_any_point_and_resumed(uninterrupted, tmp_path):
 
 
 def test_two_processes(uninterrupted, tmp_path):
-    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc_per_node", "2")
+    launcher = (sys.executable, "-m", "torch.distributed.run", "--nproc-per-node", "2")
     subprocess.run([*launcher, *COMMAND[1:]], cwd=tmp_path, check=True, capture_output=True)
     assert outputs(tmp_path / "images_with_skips") == uninterrupted
 
