@@ -2,6 +2,7 @@
 says; the options of their commands are options; what they link is there."""
 
 import ast
+import csv
 import os
 import re
 import runpy
@@ -17,6 +18,7 @@ import pytest
 import torch
 from torch.distributed.run import get_args_parser
 
+from experiments import presets
 from linear_structure.sampling.table import SAMPLERS
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -175,3 +177,101 @@ def test_every_picture_page_and_heading_that_is_linked_is_there(page):
     for path, heading in ((path, heading) for path, heading in links if "://" not in path):
         target = page.parent / path if path else page
         assert target.exists() and (not heading or heading in headings(target)), (path, heading)
+
+
+def row_table(page: Path, start: str, top: str) -> tuple[list[str], list[list[str]]]:
+    """Head and rows of the first table below the line `start` whose head begins with `top`."""
+    below = page.read_text(encoding="utf-8").split(f"\n{start}\n", 1)[1]
+    lines = below[below.index(f"| {top}") :].split("\n\n")[0].splitlines()
+    head, _, *rows = ([cell.strip() for cell in line[1:-1].split("|")] for line in lines)
+    return head, rows
+
+
+def read_csv(path: str) -> list[dict[str, str]]:
+    with (ROOT / "results" / path).open(encoding="utf-8", newline="") as file:
+        return list(csv.DictReader(file))
+
+
+def agrees(cell: str, *values: float) -> bool:
+    """Whether the numbers of a cell are these, to the digits that it shows."""
+    told = NUMBER.findall(cell)
+    places = [len(number.partition(".")[2]) for number in told]
+    return len(told) == len(values) and all(
+        abs(float(number) - value) <= 0.5001 * 10**-place
+        for number, value, place in zip(told, values, places, strict=True)
+    )
+
+
+def of_files(preset: str) -> dict[int, dict[str, float]]:
+    """By skipped steps, what the two files of a sweep say, the ranges by their seeds."""
+    columns = ROOT / "results" / preset / "experiments_with_skip_results.txt"
+    head, *lines = (line.split() for line in columns.read_text(encoding="utf-8").splitlines())
+    found = {int(line[0]): dict(zip(head, map(float, line), strict=True)) for line in lines}
+    each = read_csv(f"{preset}/experiments_with_skip_results.csv")
+    full = max(float(row["nfe"]) for row in each)
+    for row in (row for row in each if int(row["n_skip"]) in found):
+        nfe, seeds = float(row["nfe"]), f"{row['first_seed']}-{row['last_seed']}"
+        said = {"sigma": float(row["sigma_skip"]), "NFE": nfe, "saved": 100 * (1 - nfe / full)}
+        found[int(row["n_skip"])] |= {**said, seeds: float(row["distance"])}
+    return found
+
+
+def changes_of(row: dict[str, float]) -> tuple[float, ...]:
+    """Change and ends of its interval; none of skip 0."""
+    return (row["change"], row["low"], row["high"]) if row["n_skip"] else ()
+
+
+def test_a_page_cannot_contradict_the_result_files():
+    """Each number of the skip tables, to the digits printed; every skip that was measured."""
+    measured = {preset: of_files(preset) for preset in ("digits", "cifar10-small")}
+    for preset, rows in measured.items():
+        head, table = row_table(RESULTS, f"## `{preset}`", "skipped steps")
+        assert [int(cells[0]) for cells in table] == [*rows] and len(head) == 11
+        for cells, row in zip(table, rows.values(), strict=True):
+            plain = [row["sigma"], row["NFE"], row["saved"], row["pooled"], row["unbiased"]]
+            pairs = [*zip(cells[1:6], plain, strict=True)]
+            pairs += zip(cells[8:], (row[seeds] for seeds in head[8:]), strict=True)
+            assert all(agrees(cell, value) for cell, value in pairs), cells
+            assert agrees(" ".join(cells[6:8]), *changes_of(row)), cells
+    published = presets.find("cifar10").published
+    (_, *skips), ((_, *fids),) = row_table(RESULTS, "## CIFAR-10, published", "skipped steps")
+    assert dict(zip(map(int, skips), map(float, fids), strict=True)) == published
+    for skip, sigma, nfe, saved, *cells, fid in row_table(README, "## Results", "skipped")[1]:
+        row = measured["digits"][int(skip)]
+        assert agrees(sigma, row["sigma"]) and agrees(nfe, row["NFE"])
+        assert agrees(saved, *[row["saved"]] * (skip != "0"))
+        assert agrees(fid, *[published[k] for k in published if k == int(skip)])
+        for cell, rows in zip(cells, measured.values(), strict=True):
+            own = rows.get(int(skip))
+            told = () if own is None else changes_of(own) or (own["pooled"],)
+            assert agrees(cell, *told), (skip, cell)
+
+
+def curves(network: str, *names: str) -> list[tuple[str, str]]:
+    return [(network, name) for name in names]
+
+
+GAUSSIAN = "Heun, Gaussian"
+COMPARED = {
+    "### Other models in the Gaussian's place": curves(
+        "digits-denoiser", "Heun, isotropic", GAUSSIAN, "Heun, mixture of 10"
+    ),
+    "### Other solvers": curves(
+        "digits-denoiser", GAUSSIAN, "DPM-Solver++(2M), Gaussian", "UniPC-2, Gaussian"
+    ),
+    "### By class": curves("digits-conditional", GAUSSIAN, "Heun, Gaussian of each class"),
+}
+
+
+@pytest.mark.parametrize(("start", "columns"), COMPARED.items())
+def test_tables_of_changes_are_those_of_their_file(start, columns):
+    """Columns are a distance, its change, and half the width of its interval."""
+    found = {}
+    for row in read_csv("digits/changes.csv"):
+        values = [float(row[name]) for name in ("distance", "change", "low", "high") if row[name]]
+        told = [*values[:2], (values[3] - values[2]) / 2] if len(values) == 4 else values
+        if row["images"] == "1000":
+            found[row["network"], row["sampler_and_teleport"], row["skipped_steps"]] = told
+    for skip, *cells in row_table(RESULTS, start, "skipped steps")[1]:
+        for column, cell in zip(columns, cells, strict=True):
+            assert agrees(cell.replace("±", ""), *found[(*column, skip)]), (skip, cell)
