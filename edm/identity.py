@@ -3,10 +3,10 @@
 A function is its place in the file that it is in, with its defaults, and with what it names:
 globals, what it closes over, what it imports, and what is within modules of these. A class is its
 file, its bases and its attributes; any other object its class, its attributes, and what pickle
-would keep of it. What comes with Python or was installed counts by its name and version. Where
-something has no such identity (an open file, code that was typed at a prompt), the whole has none,
-unless its author states a version. Not seen is what code finds by a name that it makes up as it
-runs, and of a module that an object keeps, all but the file.
+would keep of it. What comes with Python or was installed, wherever, counts by its name and
+version. Where something has no such identity (an open file, code that was typed at a prompt), the
+whole has none, unless its author states a version. Not seen is what code finds by a name that it
+makes up as it runs, and of a module that an object keeps, all but the file.
 """
 
 import copyreg
@@ -22,7 +22,7 @@ import types
 from abc import ABC
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import suppress
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from types import BuiltinFunctionType, FunctionType, MethodType, ModuleType
 from typing import Any
@@ -34,7 +34,8 @@ from linear_structure.system.files import digest_of, digest_of_file, digest_of_t
 
 PLAIN = (types.NoneType, bool, int, float, complex, str, bytes, torch.dtype, torch.device)
 CODE = (type, FunctionType, BuiltinFunctionType, ModuleType)
-PLACES = (sysconfig.get_path("stdlib"), *site.getsitepackages(), site.getusersitepackages())
+SITES = (*site.getsitepackages(), site.getusersitepackages())
+PLACES = (sysconfig.get_path("stdlib"), *SITES, str(Path(torch.__file__).parent))
 EMPTY = tuple(map(type, (threading.Lock(), threading.RLock(), vars(ABC)["_abc_impl"])))
 UNKEPT = (TypeError, AttributeError, ValueError, LookupError, RuntimeError, pickle.PickleError)
 
@@ -47,13 +48,20 @@ def digest_of_callable(call: Callable[..., Any], version: str | None, said: Any)
     """SHA-256 (64 hexadecimal digits) of a callable, as it is now.
 
     Args:
-        version: of what is not found; with one, what has no identity is left out.
+        version: of what is not found; with one, what has no identity is left out, and where it
+            reaches too deep, all but the version.
         said: JSON values that count too.
 
     Raises:
         Unidentified: it has no identity, and no version.
     """
-    parts = [digest_of(said), f"version {version}", *_parts(call, {}, version is not None)]
+    parts = [digest_of(said), f"version {version}"]
+    try:
+        parts += [*_parts(call, {}, version is not None)]
+    except RecursionError as error:
+        if version is None:
+            name = getattr(call, "__qualname__", type(call).__qualname__)
+            raise Unidentified(f"what {name} reaches is too deep, and") from error
     return hashlib.sha256("\n".join(parts).encode()).hexdigest()
 
 
@@ -111,7 +119,17 @@ def _is_installed(code: Any) -> bool:
 
 
 def _is_in_place(file: str) -> bool:
-    return any(Path(file).is_relative_to(place) for place in PLACES)
+    path = Path(file)
+    return any(path.is_relative_to(place) for place in PLACES) or any(
+        path.relative_to(folder).parts[0] in _recorded(folder) for folder in path.parents
+    )
+
+
+@cache
+def _recorded(folder: Path) -> frozenset[str]:
+    """What was installed into a folder, by the records beside it; of an editable one, nothing."""
+    records = [each.read_text().splitlines() for each in folder.glob("*.dist-info/RECORD")]
+    return frozenset(line.split(",")[0].split("/")[0] for lines in records for line in lines)
 
 
 def _inside(value: Any, lenient: bool) -> list[Any]:

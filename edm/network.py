@@ -103,24 +103,44 @@ class Adapted:
         return replace(self, labels=labels)
 
     def __call__(self, x: Tensor, sigma: Tensor) -> Tensor:
-        """`D(x, sigma)` in x's dtype and on its device; UsageError if the callable fails."""
+        """`D(x, sigma)` in x's dtype and on its device.
+
+        Raises:
+            UsageError: images of another shape, or a callable that fails, or that would take
+                one sigma for each image for one for each channel, row or column.
+        """
+        made = getattr(self.denoise, "shape", self.shape)
+        if isinstance(made, tuple) and len(made) == 3 and tuple(made) != self.shape:
+            raise UsageError(f"shape {self.shape} of a network that makes {tuple(made)}")
+        if tuple(x.shape[1:]) != self.shape:
+            raise UsageError(f"x {tuple(x.shape)}: expected (B, {str(self.shape)[1:]}")
         inputs = x.to(self.device, self.dtype)
         levels = torch.as_tensor(sigma).to(inputs).expand(len(x))
         labels = () if self.labels is None else (self.labels.to(self.device),)
+        if 1 < len(x) in self.shape and "_tried" not in vars(self):
+            other = next(size for size in range(3, 7) if size not in self.shape)
+            some = (each[:1].expand(other, *each.shape[1:]) for each in (inputs, levels, *labels))
+            self._call(*some)
+            vars(self)["_tried"] = True
+        return self._call(inputs, levels, *labels).to(x)
+
+    def _call(self, x: Tensor, sigma: Tensor, *labels: Tensor) -> Tensor:
+        """The callable's images, of x's shape."""
         name = getattr(self.denoise, "__qualname__", type(self.denoise).__qualname__)
         said = f"x {tuple(x.shape)} {str(self.dtype)[6:]}, sigma ({len(x)},)"
         call = f"{name}({said}{', labels' if labels else ''})"
         with torch.set_grad_enabled(self.gradients and torch.is_grad_enabled()):
             try:
-                denoised = self.denoise(inputs, levels, *labels)
+                denoised = self.denoise(x, sigma, *labels)
             except torch.OutOfMemoryError:
                 raise
             except (TypeError, ValueError, RuntimeError, LookupError) as error:
                 raise UsageError(f"{call} fails: {error}") from error
         if not isinstance(denoised, Tensor) or denoised.shape != x.shape:
-            found = tuple(denoised.shape) if isinstance(denoised, Tensor) else denoised
-            raise UsageError(f"{call} gives {found!r}: expected {tuple(x.shape)}")
-        return denoised.to(x)
+            kind = None if denoised is None else f"a {type(denoised).__name__}"
+            found = tuple(denoised.shape) if isinstance(denoised, Tensor) else kind
+            raise UsageError(f"{call} gives {found}: expected {tuple(x.shape)}")
+        return denoised
 
 
 def network_of(
@@ -157,6 +177,7 @@ def network_of(
     if isinstance(denoise, nn.Module):
         like = next((p for p in denoise.eval().parameters() if p.is_floating_point()), like)
     wanted = torch.device(device or like.device), dtype or like.dtype
+    shape = (*shape,)
     return Adapted(
         denoise, shape, label_dim, sigma_min, sigma_max, *wanted, round_sigma, version, gradients
     )

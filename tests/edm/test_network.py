@@ -86,11 +86,36 @@ def test_classes_are_the_third_argument():
         (lambda x: x, "fails: .*takes 1 positional argument"),
         (lambda x, sigma: x[:, 0], r"gives \(3, 4, 4\): expected \(3, 1, 4, 4\)"),
         (lambda x, sigma: None, "gives None: expected"),
+        (lambda x, sigma: (x, sigma), r"gives a tuple: expected \(3, 1, 4, 4\)$"),
     ],
 )
 def test_what_fails_is_named(function, said):
     with pytest.raises(UsageError, match=said):
         network_of(function, SHAPE)(X, torch.tensor(1.0))
+
+
+@pytest.mark.parametrize(
+    ("shape", "wrong"),
+    [
+        ((1, 4, 4), lambda x, s: x / s),
+        ((3, 5, 4), lambda x, s: x / s),
+        ((3, 4, 5), lambda x, s: x / s[:, None]),
+        ((4, 5, 6), lambda x, s: x / s[:, None, None]),
+    ],
+)
+def test_one_sigma_for_each_image_is_not_one_for_each_column_or_row(shape, wrong):
+    x, sigma = torch.zeros(4, *shape), torch.tensor(1.0)
+    with pytest.raises(UsageError, match=r"sigma \(.,\)\) fails"):
+        network_of(wrong, shape)(x, sigma)
+    assert network_of(lambda x, s: x / s[:, None, None, None], shape)(x, sigma).shape == x.shape
+
+
+def test_images_of_another_shape_than_was_said_are_refused():
+    with pytest.raises(UsageError, match=r"x \(2, 3, 4, 4\): expected \(B, 1, 4, 4\)"):
+        network_of(scaled, SHAPE)(torch.zeros(2, 3, 4, 4), torch.tensor(1.0))
+    network = network_of(load(shipped("digits-denoiser.safetensors")), SHAPE)
+    with pytest.raises(UsageError, match=r"shape \(1, 4, 4\) of a network that makes \(1, 8, 8\)"):
+        network(X, torch.tensor(1.0))
 
 
 def digest(call, **settings):
@@ -291,6 +316,46 @@ def test_a_changed_line_of_what_the_source_uses_counts(tmp_path, monkeypatch, ch
     before, again = fresh(), fresh()
     files[changed] += "# another\n"
     assert before == again != fresh()
+
+
+def installed(root, version, monkeypatch, body="X = 1\n"):
+    """A network of source that uses a package in a folder of its own, as `--target` leaves it."""
+    (root / "other").mkdir(parents=True)
+    (root / "other/__init__.py").write_text(f"__version__ = '{version}'\n{body}")
+    (root / f"other-{version}.dist-info").mkdir()
+    (root / f"other-{version}.dist-info/RECORD").write_text("other/__init__.py,sha256=,1\n")
+    monkeypatch.setattr(sys, "dont_write_bytecode", True)
+    monkeypatch.syspath_prepend(root)
+    monkeypatch.delitem(sys.modules, "other", raising=False)
+    importlib.invalidate_caches()
+    text = "import other\nimport mine\ndef denoise(x, sigma): return mine.f(other.X * x)"
+    return imported(root.parent / "written.py", text)
+
+
+def test_what_is_installed_in_a_folder_of_its_own_counts_by_its_version(tmp_path, monkeypatch):
+    """And what lies beside it, which nobody installed, by its source."""
+    digests = []
+    versions = [("1", "X = 1\n"), ("1", "X = 2\n"), ("2", "X = 1\n"), ("1", "X = 1\n")]
+    for index, (version, body) in enumerate(versions):
+        root = tmp_path / str(index) / "site"
+        root.mkdir(parents=True)
+        (root / "mine.py").write_text("def f(x): return x\n" + "# more\n" * (index == 3))
+        monkeypatch.delitem(sys.modules, "mine", raising=False)
+        digests.append(digest(installed(root, version, monkeypatch, body)))
+    assert digests[0] == digests[1] and len(set(digests)) == 3
+
+
+def test_what_is_too_deep_is_told_and_a_version_keeps_it(capsys):
+    def deep(x, sigma):
+        return chain
+
+    chain = []
+    for _ in range(sys.getrecursionlimit()):
+        chain = [chain]
+    assert digest(deep) != digest(deep)
+    assert "deep reaches is too deep, and cannot be told from another" in capsys.readouterr().err
+    assert digest(deep, version="1") == digest(deep, version="1") != digest(deep, version="2")
+    assert capsys.readouterr().err == ""
 
 
 def test_the_version_of_what_is_installed_counts(monkeypatch):
