@@ -137,7 +137,12 @@ class Preconditioned(nn.Module):
 
         Returns:
             (B, C, H, W) in x's dtype and on its device.
+
+        Raises:
+            UsageError: x is of integers.
         """
+        if not x.is_floating_point():
+            raise UsageError(f"x is {str(x.dtype)[6:]}: expected floats, of uint8 `from_uint8(x)`")
         images = x.to(torch.float32)
         c = self.coefficients(expand(sigma, images))
         half = self.options.use_fp16 and x.device.type == "cuda"

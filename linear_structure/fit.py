@@ -49,8 +49,9 @@ def fit(
         batch: images that are read at a time for the Gaussian.
 
     Raises:
-        UsageError: more components are asked for than there are images.
+        UsageError: more components are asked for than there are images, or it is no `Dataset`.
     """
+    _check(dataset)
     if kind == "gaussian":
         return fit_gaussian(dataset, rank, batch)
     images = dataset.images()
@@ -100,7 +101,11 @@ def fit_gaussian(
 
     The images pass once, `batch` at a time; only where they are fewer than the pixels of one are
     they held in memory, instead of the D x D covariance.
+
+    Raises:
+        UsageError: it is no `Dataset`.
     """
+    _check(dataset)
     if dataset.count >= math.prod(dataset.shape):
         moments, digest = measure(dataset, batch)
         story = Story(dataset.name, digest, dataset.count, dataset.shape, moments.sigma_data)
@@ -110,6 +115,14 @@ def fit_gaussian(
     images = dataset.images()
     samples = from_uint8(images.flatten(1), torch.float64)
     return Gaussian.from_samples(samples, rank), _story_of_images(dataset, images)
+
+
+def _check(dataset: Dataset) -> None:
+    if not isinstance(dataset, Dataset):
+        raise UsageError(
+            f"images of type {type(dataset).__name__}: expected a Dataset, which "
+            "load_dataset(path) gives, or Dataset.of(name, images) in memory"
+        )
 
 
 def cluster(samples: Tensor, components: int, seed: int = 0) -> Tensor:

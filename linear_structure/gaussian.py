@@ -21,6 +21,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from linear_structure.denoise import Model, Posterior, expand
+from linear_structure.images import from_uint8
 from linear_structure.moments import Moments
 
 RANK_TOLERANCE = 1e-12  # directions with lam <= 1e-12 lam_max are dropped
@@ -77,6 +78,8 @@ class Gaussian(Model):
     def from_samples(cls, samples: Tensor, rank: int | None = None) -> "Gaussian":
         """Mean and covariance (over n - 1) of samples (n, D), or (n, *S), in float64.
 
+        uint8 stands for [-1, 1]; floats, which may be in any units, are taken as they are.
+
         With fewer samples than dimensions the n x n Gram matrix of the centred samples X gives
         the same eigenvalues, and the axes as `X' v / |X' v|`: exact, and far cheaper.
 
@@ -86,6 +89,8 @@ class Gaussian(Model):
         if not len(samples) or not bool(torch.isfinite(samples.double().sum())):
             raise ValueError("samples are needed, without NaN and infinity")
         samples = samples.flatten(1)
+        if samples.dtype == torch.uint8:
+            samples = from_uint8(samples, torch.float64)
         if len(samples) > samples.shape[1]:
             moments = Moments.of(samples)
             return cls.from_covariance(moments.mean, moments.covariance, rank, overwrite=True)

@@ -37,6 +37,7 @@ class PointCloud(Model):
     """The uniform distribution over `points`; a ValueError where there is none.
 
     Points of any shape (N, *S), such as images (N, C, H, W), are taken as rows (N, D).
+    uint8 stands for [-1, 1]; floats, which may be in any units, are taken as they are.
     """
 
     kind: ClassVar[str] = "pointcloud"

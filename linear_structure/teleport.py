@@ -47,11 +47,18 @@ def flow(model: Model, x: Tensor, start: Tensor | float, stop: Tensor | float) -
 
     Closed where the model has a formula; else float64, by `SOLVER_STEPS` steps between the two
     levels, both above 0.
+
+    Raises:
+        UsageError: the model has no formula and nothing to solve by.
     """
     if has_flow(model):
         return model.flow(x, start, stop)  # type: ignore[attr-defined]
     sigmas, x = sigma_grid(SOLVER_STEPS + 1, float(stop), float(start))[:-1], x.double()
-    *_, last = heun(model.to(x).denoise, x, sigmas)
+    moved = model.to(x) if hasattr(model, "to") else None  # and None of one that leaves it out
+    if moved is None or not hasattr(moved, "denoise"):
+        name = type(model).__name__
+        raise UsageError(f"{name} cannot teleport: expected `flow`, or `denoise` and `to`")
+    *_, last = heun(moved.denoise, x, sigmas)
     return last.x
 
 

@@ -45,7 +45,15 @@ class Dataset:
 
     @classmethod
     def of(cls, name: str, images: Tensor, labels: Tensor | None = None) -> "Dataset":
-        """Images in memory: uint8 (n, C, H, W), labels (n,) or (n, L) as of `labels`."""
+        """Images in memory: uint8 (n, C, H, W), labels (n,) or (n, L) as of `labels`.
+
+        Raises:
+            UsageError: images of another type or order of axes.
+        """
+        last = images.ndim == 4 and images.shape[1] not in (1, 3) and images.shape[3] in (1, 3)
+        if images.ndim != 4 or images.dtype != torch.uint8 or last:
+            found = f"{str(images.dtype)[6:]} {tuple(images.shape)}"
+            raise UsageError(f"images of {name} are {found}: expected uint8 (n, C, H, W)")
         count, channels, height, width = images.shape
         shape = (channels, height, width)
         return cls(name, count, shape, lambda start, stop: images[start:stop], lambda: labels)

@@ -36,6 +36,11 @@ def relative(a: Tensor, b: Tensor) -> float:
     return float((a - b).abs().max() / b.abs().max())
 
 
+def test_images_of_integers_are_refused():
+    with pytest.raises(UsageError, match="x is uint8: expected floats, of uint8 `from_uint8"):
+        network()(images().to(torch.uint8), torch.tensor(1.0))
+
+
 # Coefficients
 
 

@@ -8,6 +8,7 @@ import torch
 from linear_structure.data.datasets import Dataset
 from linear_structure.fit import cluster, fit, fit_classes, fit_mixture
 from linear_structure.gaussian import Gaussian
+from linear_structure.system.errors import UsageError
 
 DIM = 8
 IMAGES = torch.randint(
@@ -31,6 +32,20 @@ def test_fit_recovers_separate_clusters():
     for label, part in enumerate(by_label.components):
         direct = Gaussian.from_samples(samples[labels == label], 2)
         assert torch.equal(part.mean, direct.mean) and part.basis.shape == (DIM, 2)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "isotropic", "pointcloud", "mixture"])
+@pytest.mark.parametrize("images", ["digits", IMAGES])
+def test_what_is_no_dataset_is_told_how_to_become_one(kind, images):
+    with pytest.raises(UsageError, match=r"of type (str|Tensor): .* load_dataset.*Dataset\.of"):
+        fit(images, kind)
+
+
+def test_uint8_samples_are_pixels_and_floats_are_taken_as_they_are():
+    pixels = Gaussian.from_samples(IMAGES)
+    assert torch.allclose(pixels.mean, fit(DATASET)[0].mean)
+    floats = Gaussian.from_samples(IMAGES.double())
+    assert torch.allclose(floats.mean / 127.5 - 1, pixels.mean)
 
 
 def test_more_components_than_samples_are_refused():

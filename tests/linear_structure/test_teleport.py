@@ -1,10 +1,13 @@
 """What carries latents past the first steps: closed flows, solved ones, one for each class."""
 
+from types import SimpleNamespace
+
 import pytest
 import tiny
 import torch
 
 from experiments.sampling import Sampling
+from linear_structure.denoise import Model
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
@@ -32,6 +35,20 @@ def test_the_flow_of_one_point_is_a_straight_line():
     cloud = PointCloud(torch.full((1, 16), 255, dtype=torch.uint8))
     expected = 1 + (X - 1) * (2 / 80)
     assert torch.allclose(Teleport(cloud).flow(X, 80.0, 2.0), expected, rtol=1e-6)
+
+
+class Nowhere(Model):
+    """A model that leaves out how it moves to another device."""
+
+    def denoise(self, x, sigma):
+        return x
+
+
+@pytest.mark.parametrize("model", [Nowhere(), SimpleNamespace(denoise=None), (GAUSSIAN, "story")])
+def test_a_model_that_cannot_teleport_is_told_what_it_needs(model):
+    said = f"{type(model).__name__} cannot teleport: expected `flow`, or `denoise` and `to`"
+    with pytest.raises(UsageError, match=said):
+        Teleport(model).flow(X, 80.0, 2.0)
 
 
 def test_each_sample_moves_by_the_flow_of_its_class():

@@ -96,6 +96,15 @@ def label_complaint(path: object) -> str:
     return str(caught.value)
 
 
+@pytest.mark.parametrize("images", [(5, 8, 9), (5, 8, 9, 3), (5, 8, 9, 1), (2, 3, 4, 5, 6)])
+def test_images_in_memory_of_another_shape_or_type_are_refused(images):
+    with pytest.raises(UsageError, match=r"mine are uint8 \(.*: expected uint8 \(n, C, H, W\)"):
+        Dataset.of("mine", torch.zeros(images, dtype=torch.uint8))
+    with pytest.raises(UsageError, match="mine are float32 "):
+        Dataset.of("mine", torch.zeros(5, 3, 8, 8))
+    assert Dataset.of("mine", torch.zeros(5, 3, 8, 3, dtype=torch.uint8)).shape == (3, 8, 3)
+
+
 def channels_first(pixels: np.ndarray) -> torch.Tensor:
     return torch.from_numpy(pixels[:, None] if pixels.ndim == 3 else pixels.transpose(0, 3, 1, 2))
 
