@@ -9,7 +9,7 @@ import argparse
 import sys
 from pathlib import Path
 
-from linear_structure.system.errors import importing, run_command
+from linear_structure.system.errors import UsageError, importing, run_command
 
 TABLE = Path("experiments_with_skip_results.txt")
 EVERYTHING = Path("experiments_with_skip_results.csv")
@@ -23,11 +23,13 @@ def main() -> None:
     name = parser.parse_args().preset
     with importing():  # not before: --help needs none of it
         from experiments import figures, pooled, presets, results, tables
-    if name is not None and not (results.ROOT / name).exists():
-        presets.find(name)
+    known = presets.presets()
+    if name is not None and name not in known and not (results.ROOT / name).exists():
+        none = f"no result in {results.ROOT / name}, and no preset {name!r}"
+        raise UsageError(f"{none}: expected one of {', '.join(known)}, or a sweep of yours")
     found = results.latest_sweep(results.ROOT, name)
     name, count = found[0].inputs["preset"], found[0].outputs["count"]
-    preset = presets.presets().get(name)  # None: of a sweep from Python
+    preset = known.get(name)  # None: of a sweep from Python
     rows, published = tables.rows(found), tables.published_beside(preset, found) if preset else {}
     together = pooled.pool_or_say(results.ROOT, found)
     tables.write_columns(TABLE, found, together)

@@ -105,7 +105,15 @@ def test_a_wheel_holds_types_and_weights_and_no_experiments(wheel):
 @pytest.mark.parametrize(
     ("command", "said"),
     [
-        ("process_experiments_with_skips.py", "error: no result in images_with_skips"),
+        ("process_experiments_with_skips.py", "error: no result in images_with_skips: run"),
+        (
+            "process_experiments_with_skips.py digits",
+            "error: no result in images_with_skips/digits: ",
+        ),
+        (
+            "process_experiments_with_skips.py mine",
+            "error: no result in images_with_skips/mine, and no",
+        ),
         ("scripts/suggest_skip.py nonsense", "error: unknown preset 'nonsense'"),
     ],
 )
