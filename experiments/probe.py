@@ -5,8 +5,8 @@
     table.txt         both, to be read, and a verdict of each task
 
 A task is a factor of the images, a seed that of a pair and of the heads that read its codes. Every
-number is kept in the folder of its pair. A head that reads K levels learns faster than one that
-reads a single level, so beside each stands the same head on the best level alone: repeated K
+number is kept in the folder of its pair. A head that reads K levels does not learn as fast as one
+that reads a single level, so beside each stands the same head on the best level alone: repeated K
 times, or with all others hidden. Rivals of equal size: principal components, a pair whose codes
 have K d numbers, and what the denoiser itself makes of the noised image.
 """

@@ -1,8 +1,8 @@
 #!/usr/bin/env bash
-# bash scripts/representations.sh [--seeds N]: codes of coloured digits at d = 2 and 8, what heads
-# read of them, and pictures. About 10 CPU minutes a seed (5 seeds by default), on one core; it can
-# be stopped at any moment, and given again it continues. It installs first, into the active
-# environment or .venv.
+# bash scripts/representations.sh [--seeds N]: codes of coloured digits at d = 1, 2 and 8, what heads
+# read of them, and pictures. At most 10 CPU minutes a seed (5 seeds by default), on one core; it can
+# be stopped at any moment, and given again it continues. It installs first,
+# into the active environment or .venv.
 set -euo pipefail
 source "$(dirname "$0")/help.sh"
 seeds=5
@@ -22,25 +22,37 @@ pair() {  # numbers in a code, seed
     "$PYTHON" scripts/represent.py encode "$folder" --threads 1
 }
 
-read_codes() {  # numbers in a code, number of all levels together, factor, another for the pictures
-    local folders=()
-    for ((seed = 0; seed < seeds; seed++)); do folders+=("$out/d$1-s$seed"); done
-    "$PYTHON" scripts/represent.py probe "${folders[@]}" --wide "$out/d$2-s0" --tasks "$3" --threads 1
-    "$PYTHON" scripts/represent.py analyse "${folders[@]}" --tasks "$3" "$4" --threads 1
+of_seeds() {  # numbers in a code
+    for ((seed = 0; seed < seeds; seed++)); do echo "$out/d$1-s$seed"; done
 }
 
-echo "1/3  $seeds pairs at d = 2, as many at d = 8, and one each with 11 times the numbers; about 1 CPU minute each"
-for ((seed = 0; seed < seeds; seed++)); do
-    pair 2 "$seed"
-    pair 8 "$seed"
+probe() {  # numbers in a code, number of all levels together, factor, rows: all, if none is named
+    local dim=$1 wide=$2 task=$3
+    shift 3
+    "$PYTHON" scripts/represent.py probe $(of_seeds "$dim") --wide "$out/d$wide-s0" --tasks "$task" --threads 1 "$@"
+}
+
+analyse() {  # numbers in a code, factors
+    local dim=$1
+    shift
+    "$PYTHON" scripts/represent.py analyse $(of_seeds "$dim") --tasks "$@" --threads 1
+}
+
+echo "1/4  $seeds pairs at d = 1, 2 and 8, and one each with 11 times the numbers; about 1 CPU minute each"
+for dim in 1 2 8; do
+    for ((seed = 0; seed < seeds; seed++)); do pair "$dim" "$seed"; done
+    pair $((11 * dim)) 0
 done
-pair 22 0
-pair 88 0
-echo "2/3  d = 2: the foreground; about 4 CPU minutes a seed"
-read_codes 2 22 foreground background
-echo "3/3  d = 8: the digit; about 4 CPU minutes a seed"
-read_codes 8 88 digit foreground
+echo "2/4  d = 1: the foreground"
+probe 1 11 foreground --heads "one level" concatenated "concatenated, one level repeated" \
+    "neighbours, one level" "neighbours, all levels" "principal components, d" "principal components, K d"
+echo "3/4  d = 2: the foreground"
+probe 2 22 foreground
+analyse 2 foreground background
+echo "4/4  d = 8: the digit"
+probe 8 88 digit
+analyse 8 digit foreground
 cat <<DONE
 
-Done. Tables, verdicts and pictures are in $out/d2 and $out/d8.
+Done. Tables, verdicts and pictures are in $out/d1, $out/d2 and $out/d8.
 DONE

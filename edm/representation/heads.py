@@ -8,6 +8,10 @@
 
 Codes (B, K, d) are standardised (`probing.Split`). A hidden level tells nothing: its code is 0, the
 mean, or it is left out. Every head is made as `head(levels, dim, classes, dropout)`.
+
+Few numbers may hold many factors, in a pattern finer than one hidden layer learns to follow: every
+head but the linear one has two layers or more behind each code. Dropout comes before the last
+layer alone: between the others it costs such a pattern its edges.
 """
 
 import math
@@ -19,8 +23,9 @@ from torch.nn import functional as F
 from edm.networks.layers import Init, kaiming_uniform
 from linear_structure.system.errors import UsageError
 
-WIDTH = 256  # of a hidden layer
+WIDTH = 128  # of a hidden layer
 STATE = 64  # numbers of a recurrent state, and of a level that is attended to
+UNIFORM = Init(kaiming_uniform, bias=1.0)  # biases that are 0 would fold all codes at one place
 
 
 class Head(nn.Module):
@@ -76,8 +81,8 @@ class LevelLinear(nn.Module):
     def __init__(self, levels: int, in_features: int, out_features: int) -> None:
         super().__init__()
         shape, fans = (levels, in_features, out_features), (in_features, out_features)
-        self.weight = Init(kaiming_uniform).parameter(shape, fans, 1)
-        self.bias = nn.Parameter(torch.zeros(levels, 1, out_features))
+        self.weight = UNIFORM.parameter(shape, fans, UNIFORM.weight)
+        self.bias = UNIFORM.parameter((levels, 1, out_features), fans, UNIFORM.bias)
 
     def forward(self, x: Tensor) -> Tensor:
         return torch.baddbmm(self.bias, x, self.weight)
@@ -95,24 +100,26 @@ class Linear(Head):
 
 
 class PerLevel(Head):
-    """`z_k -> 256 -> classes` for each level: (B, K, classes).
+    """`z_k -> 128 -> 128 -> classes` for each level: (B, K, classes).
 
-    Dropout hides the same hidden units from all levels, those that a level alone would miss.
+    Dropout hides the same units from all levels, those that a level alone would miss.
     """
 
     def __init__(self, levels: int, dim: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__(levels, dim, classes, dropout)
-        self.hidden = LevelLinear(levels, dim, WIDTH)
+        self.first = LevelLinear(levels, dim, WIDTH)
+        self.second = LevelLinear(levels, WIDTH, WIDTH)
         self.out = LevelLinear(levels, WIDTH, classes)
 
     def scores(self, z: Tensor, visible: Tensor) -> Tensor:
-        hidden = F.relu(self.hidden((z * visible[:, None]).transpose(0, 1)))
+        first = F.relu(self.first((z * visible[:, None]).transpose(0, 1)))
+        hidden = F.relu(self.second(first))
         kept = F.dropout(hidden.new_ones(hidden.shape[1:]), self.dropout, self.training)
         return self.out(hidden * kept).transpose(0, 1)
 
 
 class Concatenated(Head):
-    """`(z_1 .. z_K) -> 256 -> classes`: (B, classes)."""
+    """`(z_1 .. z_K) -> 128 -> 128 -> classes`: (B, classes)."""
 
     def __init__(self, levels: int, dim: int, classes: int, dropout: float = 0.0) -> None:
         super().__init__(levels, dim, classes, dropout)
@@ -138,10 +145,11 @@ class Recurrent(Head):
 class Attentive(Head):
     """One block of attention, in which a learned token asks and the levels answer -> classes.
 
-        h_k = P z_k + p_k,   t' = t + O sum_k w_k V h_k,   scores = C n(t' + MLP(n(t')))
+        h_k = P_k(z_k) + p_k,   t' = t + O sum_k w_k V h_k,   scores = C n(t' + MLP(n(t')))
 
-    with w the softmax of the token's query with the levels' keys, and normalised inputs n of every
-    part. What levels would ask each other is not read by the token, and so left out.
+    with P_k of one hidden layer, w the softmax of the token's query with the levels' keys, and
+    normalised inputs n of every part. What levels would ask each other is not read by the token,
+    and so left out.
 
     Args:
         heads: of attention.
@@ -160,7 +168,7 @@ class Attentive(Head):
     ) -> None:
         super().__init__(levels, dim, classes, dropout)
         self.heads, self.sees_itself = heads, sees_itself
-        self.project = nn.Linear(dim, STATE)
+        self.first, self.project = LevelLinear(levels, dim, WIDTH), nn.Linear(WIDTH, STATE)
         self.token = nn.Parameter(torch.randn(STATE) * STATE**-0.5)
         self.position = nn.Parameter(torch.randn(levels, STATE) * STATE**-0.5)
         self.norm_in, self.norm_mid, self.norm_out = (nn.LayerNorm(STATE) for _ in range(3))
@@ -171,11 +179,14 @@ class Attentive(Head):
         self.out = nn.Linear(STATE, classes)
 
     def scores(self, z: Tensor, visible: Tensor) -> Tensor:
-        weights, values = self._attend(z, visible)
-        mixed = torch.einsum("hbk,hbkc->bhc", weights, values).flatten(1)
-        h = self.token + self._dropped(self.merge(mixed))
-        h = h + self.narrow(self._dropped(F.gelu(self.wide(self.norm_mid(h)))))
-        return self.out(self._dropped(self.norm_out(h)))
+        weights, levels = self._attend(z, visible)
+        _, value = self._parts(self.key_value.weight)
+        _, bias = self._parts(self.key_value.bias)
+        seen = torch.einsum("hbk,bks->hbs", weights, levels)
+        mixed = torch.einsum("hbs,hcs->bhc", seen, value) + bias
+        h = self.token + self.merge(mixed.flatten(1))
+        h = h + self.narrow(F.gelu(self.wide(self.norm_mid(h))))
+        return self.out(F.dropout(self.norm_out(h), self.dropout, self.training))
 
     def weights(self, z: Tensor, visible: Tensor | None = None) -> Tensor:
         """How much the token takes from each level: (heads, B, K), 0 of a hidden one.
@@ -183,28 +194,35 @@ class Attentive(Head):
         They sum to 1 over the levels, unless the token sees itself. Arguments and errors are those
         of `forward`.
         """
-        weights, _ = self._attend(z, self._checked(z, visible))
-        return weights[..., -self.levels :]
+        shown = self._checked(z, visible)
+        weights, _ = self._attend(z, shown)
+        found = weights.new_zeros(*weights.shape[:2], self.levels)
+        found[..., shown] = weights[..., int(self.sees_itself) :]
+        return found
 
     def extra_repr(self) -> str:
         return f"{super().extra_repr()}, {self.heads}, {self.sees_itself}"
 
     def _attend(self, z: Tensor, visible: Tensor) -> tuple[Tensor, Tensor]:
-        """Weights (heads, B, K) and values (heads, B, K, C), the token's before if it sees itself.
+        """Weights (heads, B, k) and levels (B, k, C), visible ones; the token before them if it
+        sees itself.
 
-        It asks the same of all images.
+        It asks the same of all images, so its query meets the keys' weights but once; their bias
+        would add the same to all levels.
         """
-        token, levels = self.norm_in(self.token), self.norm_in(self.project(z) + self.position)
+        first = F.relu(self.first(z.transpose(0, 1)))[visible].transpose(0, 1)
+        levels, token = self.project(first) + self.position[visible], self.norm_in(self.token)
+        levels = self.norm_in(levels)
         if self.sees_itself:
             levels = torch.cat([token.expand(len(z), 1, -1), levels], dim=1)
-            visible = F.pad(visible, (1, 0), value=True)
         query = self.query(token).unflatten(0, (self.heads, -1))
-        key, value = self.key_value(levels).unflatten(2, (2, self.heads, -1)).permute(2, 3, 0, 1, 4)
-        products = torch.einsum("hc,hbkc->hbk", query, key) / math.sqrt(query.shape[-1])
-        return products.masked_fill(~visible, -math.inf).softmax(-1), value
+        key, _ = self._parts(self.key_value.weight)
+        asked = torch.einsum("hc,hcs->sh", query, key) / math.sqrt(query.shape[-1])
+        return (levels @ asked).permute(2, 0, 1).softmax(-1), levels
 
-    def _dropped(self, h: Tensor) -> Tensor:
-        return F.dropout(h, self.dropout, self.training)
+    def _parts(self, parameter: Tensor) -> Tensor:
+        """That of keys and that of values: (2, heads, C / heads, ...)."""
+        return parameter.unflatten(0, (2, self.heads, -1))
 
 
 def cross_entropy(scores: Tensor, labels: Tensor) -> Tensor:

@@ -60,8 +60,10 @@ def test_a_head_of_each_level_is_one_network_for_each(head):
 def test_a_perceptron_of_a_level_is_that_of_torch():
     head, z = PerLevel(4, 3, 5, 0.0), codes()
     for level in range(4):
-        hidden = F.linear(z[:, level], head.hidden.weight[level].T, head.hidden.bias[level, 0])
-        expected = F.linear(hidden.relu(), head.out.weight[level].T, head.out.bias[level, 0])
+        expected = z[:, level]
+        for layer in (head.first, head.second, head.out):
+            inputs = expected if layer is head.first else expected.relu()
+            expected = F.linear(inputs, layer.weight[level].T, layer.bias[level, 0])
         assert torch.allclose(head(z)[:, level], expected, atol=1e-6)
 
 
@@ -95,7 +97,8 @@ def test_attention_is_that_of_torch():
         parts = [getattr(head.query, name), getattr(head.key_value, name)]
         getattr(theirs, f"in_proj_{name}").data.copy_(ours(parts))
         getattr(theirs.out_proj, name).data.copy_(getattr(head.merge, name))
-    levels = head.norm_in(head.project(z) + head.position)
+    first = head.first(z.transpose(0, 1)).relu().transpose(0, 1)
+    levels = head.norm_in(head.project(first) + head.position)
     token = head.norm_in(head.token.expand(7, 1, -1))
     mixed, weights = theirs(
         token, levels, levels, key_padding_mask=~HIDDEN.expand(7, -1), average_attn_weights=False
