@@ -20,6 +20,7 @@ CLASSES = "tab10"  # the colour map of classes
 SHOWN = (0.6, 2.5, 20.0)  # noise levels of denoised images, and
 SPREAD = (0.02, 0.3, 2.5, 20.0)  # of codes
 COLUMNS = 12
+ALL = 100.5  # percent, where an axis ends
 HEADS = {MIXED: COLORS[1], GRU: COLORS[2], ATTENTION: COLORS[3], REPEATED: OTHER}
 LINES = {MIXED: "-", GRU: "--", ATTENTION: "-.", REPEATED: ":"}
 
@@ -60,6 +61,7 @@ def accuracies(path: Path, numbers: Mapping[str, Any]) -> None:
                 mean = 100 * np.mean(read[head])
                 panel.axhline(mean, color=color, linestyle=LINES[head], label=head)
             panel.set(title=factor, xscale="log", xlabel=SIGMA, ylabel="accuracy in percent")
+            panel.set_ylim(top=min(panel.get_ylim()[1], ALL))
         handles, labels = panel.get_legend_handles_labels()
         figure.legend(handles, labels, loc="outside lower center", ncols=3)
 
