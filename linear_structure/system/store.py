@@ -57,7 +57,9 @@ class Block:
         try:
             seal = self._seal.read_text(errors="replace")
         except FileNotFoundError:  # of an earlier version: whoever writes now begins with it
-            write_text(self._seal, seal := digest)
+            seal = digest
+            with suppress(OSError):  # a reader need not be able to write
+                write_text(self._seal, digest)
         return values if seal == digest else None
 
     def write(self, values: Tensor) -> None:
@@ -107,7 +109,8 @@ def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: 
         found = read_kept(path)
         if found.get("inputs") == json.loads(json.dumps(inputs)):
             if DIGEST not in found:
-                _write_kept(path, found)
+                with suppress(OSError):  # of a full or read-only disk: what is there is good
+                    _write_kept(path, found)
             return found["outputs"]
     outputs = make()
     with suppress(OSError, ValueError):

@@ -1,5 +1,6 @@
 """Blocks on disk: made once, and again when damaged or gone; old ones are taken as they are."""
 
+import errno
 import json
 import threading
 import time
@@ -75,6 +76,18 @@ def test_a_block_without_a_checksum_is_taken_once_and_given_one(block):
     block.path.write_bytes(flipped(block.path.read_bytes(), -2))
     block.obtain(make)
     assert len(calls) == 1
+
+
+def read_only(*_):
+    raise OSError(errno.EROFS, "Read-only file system")
+
+
+def test_a_block_without_a_checksum_is_read_where_nothing_can_be_written(block, monkeypatch):
+    block.path.parent.mkdir()
+    np.save(block.path, VALUES.numpy())
+    monkeypatch.setattr(store, "write_text", read_only)
+    assert torch.equal(block.read(), VALUES)
+    assert list(block.path.parent.iterdir()) == [block.path]
 
 
 @pytest.mark.parametrize("values", [VALUES.double(), VALUES[:3]])
@@ -183,3 +196,13 @@ def test_what_is_kept_of_other_settings_is_put_aside_and_said(tmp_path, capsys):
     path.write_text(path.read_text().replace("22", "23"))  # damaged: worth nothing
     assert kept(path, {"n": 2}, lambda: {"levels": 22}) == {"levels": 22}
     assert set(tmp_path.iterdir()) == {path, aside}
+
+
+def test_what_is_kept_without_a_digest_is_taken_where_nothing_can_be_written(
+    tmp_path, monkeypatch, capsys
+):
+    path = tmp_path / "kept.json"
+    path.write_text(json.dumps({"inputs": {"n": 1}, "outputs": {"levels": 21}}))
+    monkeypatch.setattr(store, "write_json", read_only)
+    assert kept(path, {"n": 1}, pytest.fail) == {"levels": 21}
+    assert list(tmp_path.iterdir()) == [path] and not capsys.readouterr().err
