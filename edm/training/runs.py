@@ -87,7 +87,8 @@ class Job:
     def run(self) -> State:
         """Train from where it stopped, or from the start, to the end of the recipe.
 
-        SIGINT and SIGTERM take effect after the step that they come in, when its state is kept.
+        SIGINT and SIGTERM take effect after the step that they come in, when its state is kept; a
+        second one, at once.
 
         Raises:
             UsageError: the recipe does not fit the data, or the folder holds another run.
@@ -95,7 +96,7 @@ class Job:
         """
         identity = self.identity  # loads the data, which may be stopped at any moment
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
-        with stoppable() as stopped, gathered(backend, patience=None) as meet:
+        with gathered(backend, patience=None) as meet:
             torch.manual_seed(self.recipe.seed)
             state: State[Any] = State.start(self.recipe.build(self.dataset).to(self.device))
             state.read(self.folder / STATE, identity)
@@ -104,10 +105,11 @@ class Job:
             several = world_size() > 1
             forward = DistributedDataParallel(state.network) if several else state.network
             objective = self.recipe.objective(state.network)
-            self._train(Trainer(self.recipe, self.source, objective, forward), state, stopped)
-            # DDP keeps gloo's threads alive. One that still has to free a tensor of the last
-            # reduction needs Python for it, and aborts a process that is ending.
-            meet()
+            with stoppable() as stopped:
+                self._train(Trainer(self.recipe, self.source, objective, forward), state, stopped)
+                # DDP keeps gloo's threads alive. One that still has to free a tensor of the last
+                # reduction needs Python for it, and aborts a process that is ending.
+                meet()
         return state
 
     @cached_property

@@ -4,10 +4,14 @@ import os
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from io import TextIOWrapper
 from types import FrameType
+from typing import Any
+
+ECHO = 1.0  # seconds in which a launcher may hand on a signal that its processes got, too
 
 
 class UsageError(Exception):
@@ -50,23 +54,44 @@ class _Terminated(KeyboardInterrupt):
 
 @contextmanager
 def stoppable() -> Iterator[Callable[[], bool]]:
-    """Hold SIGINT and SIGTERM back in the block; yield a call that says whether one came.
+    """Hold SIGINT and SIGTERM back in a loop; yield a call that says whether one came.
 
-    The first takes effect where the block ends: it never ends as if all were done.
+    The first is said on standard error, and takes effect where the block ends: it never ends as if
+    all were done. An error of the block comes before it. One that follows takes effect at once.
     """
-    came: list[int] = []
-    with _handling((signal.SIGINT, signal.SIGTERM), lambda number, _: came.append(number)):
+    came: list[tuple[int, float]] = []
+
+    def hold(number: int, frame: FrameType | None) -> None:
+        if not came:
+            came.append((number, time.monotonic()))
+            with suppress(OSError):  # print would fail within another print
+                os.write(2, b"\nstopping after this step; once more to stop at once\n")
+        elif time.monotonic() - came[0][1] > ECHO:
+            signal.signal(number, before[number])
+            signal.raise_signal(number)
+
+    with _handling((signal.SIGINT, signal.SIGTERM), hold) as before:
         yield lambda: bool(came)
     if came:
-        signal.raise_signal(came[0])
+        signal.raise_signal(came[0][0])
         raise KeyboardInterrupt
 
 
 @contextmanager
+def abrupt() -> Iterator[None]:
+    """SIGINT and SIGTERM end the process in the block, which may be C++ that never looks at them.
+
+    In silence, and without cleaning up.
+    """
+    with _handling((signal.SIGINT, signal.SIGTERM), signal.SIG_DFL):
+        yield
+
+
+@contextmanager
 def _handling(
-    numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], None]
-) -> Iterator[None]:
-    """Other handlers of signals in the block, which only the main thread may set.
+    numbers: tuple[int, ...], handler: Callable[[int, FrameType | None], None] | signal.Handlers
+) -> Iterator[dict[int, Any]]:
+    """Other handlers of signals in the block, which only the main thread may set; yield the former.
 
     What is ignored, as in a shell's background, stays so.
     """
@@ -77,7 +102,7 @@ def _handling(
     for number in before:
         signal.signal(number, handler)
     try:
-        yield
+        yield before
     finally:
         for number, found in before.items():
             signal.signal(number, found)

@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 import torch
 from threadpoolctl import threadpool_limits
 
-from linear_structure.system.errors import UsageError, WorkError
+from linear_structure.system.errors import UsageError, WorkError, abrupt
 from linear_structure.system.precision import set_tf32
 
 Item = TypeVar("Item")
@@ -162,7 +162,8 @@ def gathered(
     if world_size() == 1:
         yield lambda: None
         return
-    torch.distributed.init_process_group(backend, timeout=patience)
+    with abrupt():  # others may never come
+        torch.distributed.init_process_group(backend, timeout=patience)
     try:
         yield torch.distributed.barrier
     finally:

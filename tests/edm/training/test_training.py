@@ -10,6 +10,7 @@ import re
 import resource
 import runpy
 import signal
+import socket
 import subprocess
 import sys
 import time
@@ -218,6 +219,32 @@ def test_two_processes_take_the_steps_of_one(whole: Path, tmp_path: Path) -> Non
     rows = [(folder / "loss.csv").read_text().splitlines()[1:] for folder in (whole, tmp_path)]
     for one, other in zip(*rows, strict=True):
         assert float(other.split(",")[1]) == pytest.approx(float(one.split(",")[1]), rel=1e-3)
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_process_whose_partner_never_comes(number: signal.Signals) -> None:
+    program = (
+        "import sys\n"
+        "from linear_structure.system.errors import run_command\n"
+        "from linear_structure.system.machine import gathered\n"
+        "def main():\n"
+        "    print('waits', flush=True)\n"
+        "    with gathered(patience=None): pass\n"
+        "sys.exit(run_command(main))\n"
+    )
+    with socket.create_server(("127.0.0.1", 0)) as free:
+        port = free.getsockname()[1]
+    told = {"RANK": "0", "WORLD_SIZE": "2", "MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(port)}
+    environment = os.environ | told | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
+    line = [sys.executable, "-c", program]
+    with subprocess.Popen(
+        line, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
+        assert process.stdout is not None and process.stdout.readline() == b"waits\n"
+        time.sleep(0.5)  # it is in C++ by now
+        process.send_signal(number)
+        _, said = process.communicate(timeout=60)
+    assert process.returncode in (-number, 128 + number) and b"Traceback" not in said
 
 
 def test_a_longer_duration_continues_the_same_run(whole: Path, tmp_path: Path) -> None:

@@ -2,11 +2,12 @@
 
 import errno
 import io
+import signal
 import sys
 
 import pytest
 
-from linear_structure.system.errors import UsageError, WorkError, run_command
+from linear_structure.system.errors import UsageError, WorkError, run_command, stoppable
 
 
 def raising(error):
@@ -42,6 +43,35 @@ def test_a_failure_is_an_exit_code_and_one_sentence(capsys, error, code, sentenc
 def test_an_interrupted_command_says_that_it_continues(capsys):
     assert run_command(raising(KeyboardInterrupt())) == 130
     assert "the same command continues" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_waits_for_the_end_and_a_second_one_does_not(capfd, monkeypatch, number):
+    done, now = [], [0.0]
+    monkeypatch.setattr("time.monotonic", lambda: now[0])
+
+    def main() -> None:
+        with stoppable() as stopped:
+            for now[0] in (0.0, 0.5, 2.0):  # the second is the first, handed on by a launcher
+                signal.raise_signal(number)
+                done.append(stopped())
+
+    assert run_command(main) == 128 + number
+    assert done == [True, True]
+    said, last = capfd.readouterr().err.strip().splitlines()
+    assert said.startswith("stopping after this step") and last.startswith("interrupted")
+
+
+def test_an_error_after_a_signal_is_an_error_and_the_signal_was_said(capfd):
+    def main() -> None:
+        with stoppable():
+            signal.raise_signal(signal.SIGTERM)
+            raise WorkError("the disk is full")
+
+    before = signal.getsignal(signal.SIGTERM)
+    assert run_command(main) == 1 and signal.getsignal(signal.SIGTERM) is before
+    said, last = capfd.readouterr().err.strip().splitlines()
+    assert said.startswith("stopping") and last == "error: the disk is full"
 
 
 def test_a_bug_keeps_its_traceback():
