@@ -34,7 +34,7 @@ from tqdm import tqdm
 from edm.evaluation.paired import HALF_WIDTH
 from edm.network import Network
 from edm.training.loss import EDM
-from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, Makers, models
+from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, SPHERICAL, Key, Makers, models
 from experiments.presets import Preset
 from linear_structure import parameters
 from linear_structure.denoise import Denoiser, Model
@@ -345,7 +345,7 @@ def study_of(
     own = labels[chosen] if labels is not None else None
     isotropic = Isotropic(gaussian.mean, float(gaussian.eigenvalues.sum() / gaussian.dim) ** 0.5)
     every = models(gaussian, images, COMPONENTS).items()
-    makers = {key: make for key, make in every if key.rank is None}
+    makers = {key: make for key, make in every if key.rank is None and key != SPHERICAL}
     makers[ISOTROPIC] = lambda: isotropic
     inputs = {
         "network": network.digest,

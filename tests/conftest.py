@@ -1,6 +1,7 @@
 """Fixtures that several files of tests share; of several test processes, each has a core."""
 
 import os
+import signal
 from types import ModuleType
 
 import numpy as np
@@ -10,7 +11,12 @@ import torch
 
 
 def pytest_configure() -> None:
-    """Commands that tests start inherit the core, and so take one thread."""
+    """Commands that tests start inherit the core, and so take one thread; and that SIGINT counts.
+
+    In the background of a shell it is ignored, and so would be by what tests interrupt.
+    """
+    if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
+        signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")
     if worker and hasattr(os, "sched_setaffinity"):
         cores = sorted(os.sched_getaffinity(0))

@@ -307,7 +307,7 @@ def test_every_name_of_data_is_loaded(name):
             2,
             "is a network of images 1 x 8 x 8 without classes: expected one of points in the plane",
         ),
-        (("mixture", "--count", 9, "--out", "file"), 1, "file"),
+        (("mixture", "--count", 9, "--out", "file"), 2, "file"),
     ],
 )
 def test_misuse_is_one_sentence(command, tmp_path, words, code, message):
