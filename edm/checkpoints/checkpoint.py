@@ -29,6 +29,7 @@ from linear_structure.system.unpickle import Malformed, quote
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 LONGEST_VALUE = 64
+MOST_READ = 1 << 20  # bytes of a foreign pickle, to say what it is
 TENSORS_PER_BLOCK = 20  # at least, of one block on either path
 ALIGNMENT = snapshot.ALIGNMENT
 WRAPPERS = ("module.", "_orig_mod.")  # what DistributedDataParallel and torch.compile put before
@@ -150,11 +151,12 @@ def _zipped(path: Path) -> str | None:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
             pickled = next((name for name in names if name.endswith("/data.pkl")), None)
-            content = archive.read(pickled) if pickled else b""
+            if pickled is None:
+                return "it is a zip of other files"
+            with archive.open(pickled) as file:
+                content = file.read(MOST_READ)
     except UNREADABLE_ARRAYS:
         return None
-    if pickled is None:
-        return "it is a zip of other files"
     if any(name.endswith("/constants.pkl") for name in names):
         return "it is TorchScript, a program"
     if b"images_seen" in content:

@@ -9,6 +9,7 @@ import pickle
 import re
 import runpy
 import sys
+import tracemalloc
 import zipfile
 from collections import OrderedDict
 from collections.abc import Callable, Mapping
@@ -504,6 +505,19 @@ def test_what_is_no_network_is_named_and_nothing_is_to_be_removed(
     with pytest.raises(UsageError, match=re.escape(told)) as caught:
         load(tmp_path / "a.pkl")
     assert "remove" not in str(caught.value) and "\n" not in str(caught.value)
+
+
+def test_little_of_a_foreign_pickle_is_unpacked_to_name_it(tmp_path: Path) -> None:
+    path, size = tmp_path / "a.pkl", 1 << 26
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        archive.writestr("a/data.pkl", b"images_seen" + bytes(size))
+    tracemalloc.start()
+    try:
+        with pytest.raises(UsageError, match="a training state of this project"):
+            load(path)
+        assert tracemalloc.get_traced_memory()[1] < size // 8
+    finally:
+        tracemalloc.stop()
 
 
 @pytest.mark.parametrize("prefix", ["module.", "_orig_mod."])
