@@ -120,8 +120,10 @@ def _class_name(module: nn.Module) -> str:
 
 
 def _same(found: Any, expected: float) -> bool:
-    numeric = isinstance(found, int | float)
-    return numeric and math.isclose(found, expected, rel_tol=PRECISION)
+    try:
+        return isinstance(found, int | float) and math.isclose(found, expected, rel_tol=PRECISION)
+    except OverflowError:  # a whole number beyond all floats
+        return False
 
 
 def notice(snapshot: Snapshot) -> str:
