@@ -155,10 +155,24 @@ def stored_features(root: Path, result: Result, dim: int) -> Tensor | None:
 def stored_reference(root: Path, result: Result) -> fid.Statistics | None:
     """What a result was compared with; None where it is not on disk, or damaged."""
     try:
-        found = fid.read(_reference_path(root, result.inputs["preset"], result.inputs["reference"]))
-    except (UsageError, KeyError):
+        return _reference(root, result.inputs["preset"], result.inputs["reference"])
+    except KeyError:
         return None
-    return found if found.digest == result.inputs["reference"] else None
+
+
+def _reference(root: Path, preset: str, digest: str) -> fid.Statistics | None:
+    try:
+        found = fid.read(_reference_path(root, preset, digest))
+    except UsageError:
+        return None
+    return found if found.digest == digest else None
+
+
+def _keep_reference(sweep: Sweep) -> None:
+    """Put what a sweep is compared with on disk, unless it is there and whole."""
+    preset, digest = sweep.preset.name, sweep.reference.digest
+    if _reference(sweep.root, preset, digest) is None:
+        fid.write(_reference_path(sweep.root, preset, digest), sweep.reference)
 
 
 def _reference_path(root: Path, preset: str, digest: str) -> Path:
@@ -214,9 +228,8 @@ def run(sweep: Sweep) -> Iterator[Result]:
     """
     sweep.folder.mkdir(parents=True, exist_ok=True)
     unsettled = list(sweep.skips) if machine.rank() == 0 else []
-    kept = _reference_path(sweep.root, sweep.preset.name, sweep.reference.digest)
-    if unsettled and not kept.exists():
-        fid.write(kept, sweep.reference)
+    if unsettled:
+        _keep_reference(sweep)
     clock = began = time.monotonic()
     for _ in chain([None], _sampled(sweep)):
         while unsettled and not any(_is_missing(sweep, b) for b in blocks_of(sweep, unsettled[0])):

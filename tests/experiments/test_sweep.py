@@ -106,6 +106,22 @@ def test_a_finished_sweep_is_reused_without_a_call(small):
     assert list(sweep.run(small)) == first
 
 
+@pytest.mark.parametrize("damage", ["gone", "cut short", "of another sweep"])
+def test_a_damaged_reference_is_kept_again_and_nothing_is_sampled(small, damage):
+    first = list(sweep.run(small))
+    (path,) = (small.root / "digits" / "references").iterdir()
+    if damage == "gone":
+        path.unlink()
+    elif damage == "cut short":
+        path.write_bytes(path.read_bytes()[:-50])
+    else:
+        fid.write(path, fid.measure([torch.randn(50, 4)]))
+    assert sweep.stored_reference(small.root, first[0]) is None
+    small.network.model.forward = None  # a call would raise
+    assert list(sweep.run(small)) == first
+    assert sweep.stored_reference(small.root, first[0]).digest == small.reference.digest
+
+
 def test_other_settings_are_sampled_anew(small):
     list(sweep.run(small))
     model = Isotropic(torch.zeros(64).double())
