@@ -109,10 +109,10 @@ def pool(root: Path, results: Sequence[Result]) -> Pool:
     by_skip: dict[int, dict[SeedRange, Result]] = {}
     for result in results:
         by_skip.setdefault(result.skip, {})[result.seeds] = result
-    ranges = set.intersection(*(set(row) for skip, row in by_skip.items() if skip < steps))
-    skips = [skip for skip in sorted(by_skip) if ranges <= by_skip[skip].keys()]
-    if 0 not in by_skip or not ranges:
+    common = (set(row) for skip, row in by_skip.items() if skip < steps)
+    if 0 not in by_skip or not (ranges := set.intersection(*common)):
         raise Unpooled("no range of seeds has skip 0 and all other skips to compare with it")
+    skips = [skip for skip in sorted(by_skip) if ranges <= by_skip[skip].keys()]
     reference = sweep.stored_reference(root, first)
     if reference is None:
         raise Unpooled(

@@ -108,6 +108,8 @@ def test_what_is_missing_is_said(tmp_path):
     found = stored(tmp_path, 0)
     with pytest.raises(Unpooled, match="no range of seeds has skip 0"):
         pool(tmp_path, found[1:])
+    with pytest.raises(Unpooled, match="no range of seeds has skip 0"):
+        pool(tmp_path, found[-1:])  # the model alone
     *_, last = sorted((tmp_path / "digits" / "features").rglob("000020.npy"))
     whole = last.read_bytes()
     last.write_bytes(whole[:-1] + bytes([whole[-1] ^ 1]))
