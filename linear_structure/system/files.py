@@ -195,7 +195,8 @@ def alone(path: Path, doing: str) -> Iterator[None]:
     except Timeout:
         print(f"waiting for another process that {doing}", file=sys.stderr)
         held = lock.acquire()
-    except (OSError, NotImplementedError) as error:  # the second is filelock's ENOSYS
+    except (OSError, NotImplementedError) as error:
+        # The second is ENOSYS in early versions of filelock; later ones warn, and lock by a file.
         if isinstance(error, OSError) and error.errno not in NO_LOCKS:
             raise
         print(
