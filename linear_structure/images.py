@@ -77,7 +77,10 @@ def grid(images: Tensor, columns: int) -> Tensor:
 
 
 def save_png(path: str | Path, image: Tensor) -> None:
-    """Write one uint8 image (C, H, W), C = 1 or 3, as PNG, whole or not at all."""
+    """Write one uint8 image (C, H, W), C = 1 or 3, as PNG, whole or not at all.
+
+    A power cut may damage it: the disk is not waited for, image after image.
+    """
     pixels = image.permute(1, 2, 0).squeeze(2).numpy()
-    with replacing(Path(path)) as beside:
+    with replacing(Path(path), lasting=False) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")

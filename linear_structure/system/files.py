@@ -45,12 +45,16 @@ UNREADABLE_TENSORS = (
 
 
 @contextmanager
-def replacing(path: Path) -> Iterator[Path]:
+def replacing(path: Path, lasting: bool = True) -> Iterator[Path]:
     """Yield a temporary path beside `path`; move it there if the block ends well, else remove it.
 
     The parent folder is made, and links are followed; what is written to a device, a pipe or this
     process's own output goes through it. The temporary name keeps the suffix, which some writers
     look at. An OSError that names no file, as that of a full disk, is given the name of `path`.
+
+    Args:
+        path: what is written.
+        lasting: whole after a power cut, too, which takes some milliseconds.
 
     Raises:
         UsageError: at `path` is a folder, a disk or a socket.
@@ -64,8 +68,10 @@ def replacing(path: Path) -> Iterator[Path]:
             yield beside
             if stream:
                 _pour(beside, path)
-            else:
+            elif lasting:
                 keep(beside, place)
+            else:
+                beside.replace(place)
     finally:
         beside.unlink(missing_ok=True)
 

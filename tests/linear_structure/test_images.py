@@ -1,10 +1,14 @@
 """Pixels: the one conversion, grey levels, and grids."""
 
+import os
+
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 
 from linear_structure.data.datasets import load
-from linear_structure.images import dequantize, from_uint8, grey_levels, grid, to_uint8
+from linear_structure.images import dequantize, from_uint8, grey_levels, grid, save_png, to_uint8
 
 LEVELS = torch.arange(256, dtype=torch.uint8)
 
@@ -12,6 +16,13 @@ LEVELS = torch.arange(256, dtype=torch.uint8)
 def test_every_grey_level_survives_both_conversions():
     for dtype in (torch.float32, torch.float64):
         assert to_uint8(from_uint8(LEVELS, dtype)).equal(LEVELS)
+
+
+def test_a_png_is_written_whole_and_the_disk_is_not_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr(os, "fsync", pytest.fail)
+    save_png(tmp_path / "a.png", LEVELS.reshape(1, 16, 16))
+    assert np.array_equal(np.asarray(Image.open(tmp_path / "a.png")), LEVELS.reshape(16, 16))
+    assert [path.name for path in tmp_path.iterdir()] == ["a.png"]
 
 
 def test_pixels_span_minus_one_to_one_evenly():
