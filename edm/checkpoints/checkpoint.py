@@ -220,9 +220,8 @@ def _fitted(name: str, tensor: Tensor, like: Tensor) -> Tensor:
     if tensor.shape != like.shape or not (floats or tensor.dtype == like.dtype):
         other = " or another float" if like.is_floating_point() else ""
         raise UsageError(f"{name!r} is {_described(tensor)}: expected {_described(like)}{other}")
-    flat = (
-        tensor.to(like.dtype).reshape(-1).contiguous()
-    )  # of one axis, for the strides of axes of 1
+    # Of one axis, for the strides of axes of 1.
+    flat = tensor.to(like.dtype).reshape(-1).contiguous()
     values = (flat.clone() if flat.data_ptr() % ALIGNMENT else flat).view(like.shape)
     if not values.isfinite().all():
         raise UsageError(f"{name!r} holds NaN or infinity")

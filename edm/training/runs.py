@@ -140,7 +140,7 @@ class Job:
                 ends = state.images_seen >= recipe.duration
                 writes = ends or _passed(recipe.snapshot, state.images_seen, batch)
                 if writes or _passed(recipe.tick, state.images_seen, batch):
-                    mean = self._mean(total, state)
+                    mean = self._check(self._mean(total, state))
                     bar.set_postfix(loss=f"{mean:.4f}")
                     state.curve.append((state.images_seen, mean))
                     total = torch.zeros_like(total)
@@ -160,7 +160,7 @@ class Job:
         """Keep what was done since the last snapshot, unless its loss is not finite."""
         if not state.curve or state.curve[-1][0] < state.images_seen:
             state.pending = _of_each_process(total)
-            self._mean(total, state)
+            self._check(self._mean(total, state))
         if rank() == 0:
             state.write(self.folder / STATE, self.identity)
 
@@ -169,7 +169,10 @@ class Job:
         if world_size() > 1:
             distributed.all_reduce(total)
         images = state.images_seen - (state.curve[-1][0] if state.curve else 0)
-        mean = float(total) / (images * math.prod(self.dataset.shape))
+        return float(total) / (images * math.prod(self.dataset.shape))
+
+    def _check(self, mean: float) -> float:
+        """The mean loss; WorkError where it is not finite."""
         if not math.isfinite(mean):
             networks = sorted(self.folder.glob(self.weights.format(images="*")))
             raise WorkError(

@@ -134,6 +134,9 @@ def run_command(main: Callable[[], None]) -> int:
         print(f"error: {error.strerror or error}{where}", file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
-        print("interrupted: what is finished is kept; the same command continues", file=sys.stderr)
+        print(
+            "interrupted: the same command continues from what it has kept, if anything",
+            file=sys.stderr,
+        )
         return 128 + (signal.SIGTERM if isinstance(stop, _Terminated) else signal.SIGINT)
     return 0
