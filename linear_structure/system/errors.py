@@ -61,7 +61,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
     """
     came: list[tuple[int, float]] = []
 
-    def hold(number: int, frame: FrameType | None) -> None:
+    def _hold(number: int, frame: FrameType | None) -> None:
         if not came:
             came.append((number, time.monotonic()))
             with suppress(OSError):  # print would fail within another print
@@ -70,7 +70,7 @@ def stoppable() -> Iterator[Callable[[], bool]]:
             signal.signal(number, before[number])
             signal.raise_signal(number)
 
-    with _handling((signal.SIGINT, signal.SIGTERM), hold) as before:
+    with _handling((signal.SIGINT, signal.SIGTERM), _hold) as before:
         yield lambda: bool(came)
     if came:
         signal.raise_signal(came[0][0])
