@@ -179,6 +179,7 @@ class Attentive(Head):
         self.out = nn.Linear(STATE, classes)
 
     def scores(self, z: Tensor, visible: Tensor) -> Tensor:
+        """Of what the token gathers."""
         weights, levels = self._attend(z, visible)
         _, value = self._parts(self.key_value.weight)
         _, bias = self._parts(self.key_value.bias)
