@@ -6,7 +6,6 @@ processes, end with the bytes of one that was not. `generation.json` beside the 
 that they depend on: a folder with other settings is refused, so nothing stale is ever reused.
 """
 
-import json
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import asdict, dataclass, field
 from functools import cached_property
@@ -26,7 +25,7 @@ from linear_structure.sampling.seeds import check_class, format_seeds
 from linear_structure.sampling.table import SAMPLERS, Settings, find
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import write_json
+from linear_structure.system.files import read_json, write_json
 from linear_structure.system.machine import Machine
 from linear_structure.teleport import Teleport, carry
 
@@ -198,7 +197,7 @@ def _claim(generation: Generation) -> None:
     machine.wait_for([path])
     inputs = generation.inputs
     try:
-        found = dict(json.loads(path.read_text()))
+        found = dict(read_json(path))
     except (ValueError, TypeError) as error:
         raise UsageError(f"{path} is damaged: expected another folder") from error
     other = [name for name in inputs | found if found.get(name) != inputs.get(name)]

@@ -13,7 +13,6 @@ Nothing that is fetched is executed or unpacked here.
 """
 
 import hashlib
-import json
 import os
 import re
 import socket
@@ -34,7 +33,14 @@ import urllib3
 from tqdm import tqdm
 
 from linear_structure.system.errors import UsageError, WorkError
-from linear_structure.system.files import alone, digest_of, digest_of_file, keep, write_json
+from linear_structure.system.files import (
+    alone,
+    digest_of,
+    digest_of_file,
+    keep,
+    read_json,
+    write_json,
+)
 
 SIZE_LIMIT = 4 << 30  # bytes, of what somebody names; the largest published file has 1.2e9
 CHUNK = 1 << 16  # bytes, the most that a cut connection loses
@@ -110,7 +116,7 @@ def _redirected(source: Source) -> Source:
     if not chosen:
         return source
     try:
-        entry = json.loads(Path(chosen).read_text()).get(Path(source.name).name)
+        entry = read_json(Path(chosen)).get(Path(source.name).name)
         if entry is None:
             return source
         wrong = [name for name, value in entry.items() if not isinstance(value, REPLACED[name])]
@@ -208,7 +214,7 @@ def _note(path: Path) -> Path:
 
 def _recall(kind: type[Noted], path: Path) -> Noted | None:
     try:
-        return kind(**json.loads(_note(path).read_text()))
+        return kind(**read_json(_note(path)))
     except (FileNotFoundError, ValueError, TypeError):
         return None
 

@@ -242,6 +242,19 @@ def write_json(path: Path, value: Any) -> None:
     write_text(path, json.dumps(value, indent=1, sort_keys=True) + "\n")
 
 
+def read_json(path: Path) -> Any:
+    """The value in a file of JSON.
+
+    Raises:
+        OSError: it cannot be read.
+        ValueError: it is not JSON, or nested too deeply to be read.
+    """
+    try:
+        return json.loads(path.read_text(encoding="utf-8"))
+    except RecursionError as error:
+        raise ValueError("it is nested too deeply") from error
+
+
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
     """Write JSON as `write_json`, with the SHA-256 of its values among them."""
     plain = json.loads(json.dumps(value))  # as they are read: keys are strings
@@ -255,10 +268,7 @@ def read_sealed(path: Path) -> Any:
         OSError: it cannot be read.
         ValueError: it is not JSON, or its values are not those that were written.
     """
-    try:
-        value = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+    value = read_json(path)
     seal = value.pop(SEAL, None) if isinstance(value, dict) else None
     if seal is not None and seal != digest_of(value):
         raise ValueError(f"its values are not those of its {SEAL}: it is damaged, or was changed")

@@ -25,6 +25,7 @@ from linear_structure.system.files import (
     digest_of,
     digest_of_file,
     digest_of_tensor,
+    read_json,
     write_array,
     write_json,
     write_text,
@@ -129,10 +130,7 @@ def read_kept(path: Path) -> dict[str, Any]:
         OSError: it cannot be read.
         ValueError: it is something else, or its outputs are not those that were written.
     """
-    try:
-        found = json.loads(path.read_text(encoding="utf-8"))
-    except RecursionError as error:
-        raise ValueError(str(error)) from error
+    found = read_json(path)
     if not isinstance(found, dict) or "outputs" not in found:
         raise ValueError("it has no outputs")
     if found.get(DIGEST, digest := digest_of(found["outputs"])) != digest:

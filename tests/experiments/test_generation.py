@@ -240,9 +240,10 @@ def test_chains_record_what_they_were_told_and_continue_to_the_bit(
 def test_images_of_unknown_origin_are_left_alone(run, tmp_path, capsys):
     out = tmp_path / "out"
     assert run(*PLAIN, "--seeds", "0-3") == 0
-    (out / "generation.json").write_text("[")
-    assert run(*PLAIN, "--seeds", "0-3") == 2
-    assert "generation.json is damaged" in capsys.readouterr().err
+    for text in ("[", "[" * 100_000):
+        (out / "generation.json").write_text(text)
+        assert run(*PLAIN, "--seeds", "0-3") == 2
+        assert "generation.json is damaged" in capsys.readouterr().err
     (out / "generation.json").unlink()
     assert run(*PLAIN, "--seeds", "3-4") == 2
     assert "no generation.json" in capsys.readouterr().err

@@ -536,7 +536,7 @@ def test_a_later_pin_is_compared_too(server: Server, folder: Path) -> None:
 
 def test_a_damaged_record_is_made_again(server: Server, folder: Path) -> None:
     path = fetch(server.source())
-    for text in ("", "[]", '{"sha256": 1}', "{"):
+    for text in ("", "[]", '{"sha256": 1}', "{", "[" * 100_000):
         (folder / "file.bin.json").write_text(text)
         assert fetch(server.source()) == path
 
@@ -563,7 +563,8 @@ def test_a_file_of_sources_puts_other_urls_and_digests_in_place(
     assert fetch(published).read_bytes() == CONTENT
     odd = ({}, {"urls": 3}, {"urls": "http://a"}, {"urls": [3]}, {"urls": [], "size_limit": "9"})
     odd = (*odd, {"urls": [], "sha256": 5}, {"urls": [], "name": "b"})
-    for text in ("{", "[]", *(json.dumps({"file.bin": entry}) for entry in odd)):
+    nested = "[" * 100_000
+    for text in ("{", "[]", nested, *(json.dumps({"file.bin": entry}) for entry in odd)):
         elsewhere.write_text(text)
         with pytest.raises(UsageError, match="LINEAR_STRUCTURE_SOURCES"):
             fetch(published)
