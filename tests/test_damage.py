@@ -10,13 +10,13 @@ import json
 import pickle
 import struct
 import tarfile
-import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import tiny
@@ -58,14 +58,6 @@ class Case:
 def told(dataset: datasets.Dataset) -> str:
     labels = dataset.labels()
     return digest_of_parts([dataset.images(), "" if labels is None else labels])
-
-
-def packed(**members: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
 
 
 def pngs() -> dict[str, bytes]:
@@ -118,7 +110,7 @@ def statistics(folder: Path, _: ModuleType) -> Case:
 
 
 def zipped(folder: Path, _: ModuleType) -> Case:
-    (path := folder / "a.zip").write_bytes(packed(**pngs()))
+    (path := folder / "a.zip").write_bytes(builders.zip_of(**pngs()))
     return Case(path, lambda: told(datasets.load(path)), 300)
 
 

@@ -1,13 +1,13 @@
 """Anything callable as D(x, sigma) as a network: casts, labels, gradients, names, identity."""
 
 import importlib
-import importlib.util
 import sys
 import threading
 from functools import cached_property, partial
 from pathlib import Path
 from types import ModuleType
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -268,10 +268,7 @@ def test_sets_have_no_order():
 
 def imported(path, text):
     path.write_text(text)
-    spec = importlib.util.spec_from_file_location("written", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module.denoise
+    return builders.module(path).denoise
 
 
 def test_one_changed_line_of_the_source_counts(tmp_path):

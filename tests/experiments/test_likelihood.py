@@ -1,7 +1,6 @@
 """Likelihoods: right where the truth is known, each image's own, continued when stopped."""
 
 import csv
-import importlib.util
 import json
 import math
 import sys
@@ -9,6 +8,7 @@ from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 import tiny
@@ -279,10 +279,7 @@ def test_one_probe_is_near_the_exact_trace_on_digits(tmp_path):
 
 def likelihood_script():
     """The command as a module."""
-    spec = importlib.util.spec_from_file_location("likelihood_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return builders.module(SCRIPT)
 
 
 @pytest.fixture

@@ -1,13 +1,13 @@
 """Heads on codes: the whole command on two tiny pairs, what it refuses, and what it concludes."""
 
 import csv
-import importlib.util
 import json
 import shutil
 import sys
 from dataclasses import replace
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 from scipy.stats import ttest_rel
@@ -43,10 +43,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("represent", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return builders.module(SCRIPT)
 
 
 @pytest.fixture(scope="module")

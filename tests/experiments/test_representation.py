@@ -1,10 +1,10 @@
 """Pairs and codes on disk: training that continues, codes that say what they are of."""
 
-import importlib.util
 import sys
 from pathlib import Path
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import tiny
@@ -28,11 +28,7 @@ pytestmark = pytest.mark.usefixtures("one_thread")
 
 @pytest.fixture(scope="module")
 def script() -> Any:
-    spec = importlib.util.spec_from_file_location("represent", ROOT / "scripts" / "represent.py")
-    assert spec is not None and spec.loader is not None
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return builders.module(ROOT / "scripts" / "represent.py")
 
 
 @pytest.fixture

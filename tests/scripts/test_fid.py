@@ -1,6 +1,5 @@
 """The command `fid.py`: equal bits however the work is divided; one sentence for each mistake."""
 
-import importlib.util
 import json
 import os
 import shutil
@@ -9,6 +8,7 @@ import sys
 from dataclasses import replace
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -29,10 +29,7 @@ SETTINGS = ("--features", str(WEIGHTS), "--batch", "100", "--threads", "1", "--d
 
 @pytest.fixture(scope="module")
 def script():
-    spec = importlib.util.spec_from_file_location("fid_script", SCRIPT)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return builders.module(SCRIPT)
 
 
 @pytest.fixture

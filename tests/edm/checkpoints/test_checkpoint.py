@@ -17,6 +17,7 @@ from pathlib import Path, PureWindowsPath
 from types import ModuleType
 from typing import Any
 
+import builders
 import numpy as np
 import pytest
 import tiny
@@ -454,14 +455,6 @@ def torch_zip(value: Any, **options: Any) -> bytes:
     return file.getvalue()
 
 
-def zip_of(**members: bytes) -> bytes:
-    file = io.BytesIO()
-    with zipfile.ZipFile(file, "w") as archive:
-        for name, content in members.items():
-            archive.writestr(name, content)
-    return file.getvalue()
-
-
 STATE = {"a.weight": torch.zeros(2), "a.bias": torch.zeros(2)}
 OTHERS: dict[str, tuple[bytes, str]] = {
     "nothing": (b"", "it is empty: copy or download it again"),
@@ -491,8 +484,8 @@ OTHERS: dict[str, tuple[bytes, str]] = {
         torch_zip({"identity": "{}", "network": STATE, "images_seen": 3}),
         "a training state of this project",
     ),
-    "TorchScript": (zip_of(**{"a/data.pkl": b"", "a/constants.pkl": b""}), "TorchScript"),
-    "images": (zip_of(**{"00000/img00000000.png": b""}), "zip of other files"),
+    "TorchScript": (builders.zip_of(**{"a/data.pkl": b"", "a/constants.pkl": b""}), "TorchScript"),
+    "images": (builders.zip_of(**{"00000/img00000000.png": b""}), "zip of other files"),
 }
 
 

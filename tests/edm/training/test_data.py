@@ -1,12 +1,12 @@
 """Points in the plane as what a training learns from."""
 
-import importlib.util
 import math
 import sys
 from dataclasses import replace
 from itertools import islice
 from pathlib import Path
 
+import builders
 import pytest
 import torch
 
@@ -76,9 +76,7 @@ def test_points_are_for_an_mlp(tmp_path: Path) -> None:
 
 
 def test_the_command_trains_on_the_mixture(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = builders.module(ROOT / "scripts" / "train.py")
     line = ["train.py", "mixture", "--recipe", "plane", "--device", "cpu", "--threads", "1"]
     line += ["--duration", "1024", "--out", str(tmp_path)]
     monkeypatch.setattr(sys, "argv", line)

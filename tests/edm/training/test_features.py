@@ -1,12 +1,12 @@
 """The classifier's training: it learns, stops and continues to the bit, and refuses mistakes."""
 
 import dataclasses
-import importlib.util
 import signal
 import sys
 from pathlib import Path
 from types import ModuleType
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -94,11 +94,7 @@ def stopping(epoch, number: int):
 
 @pytest.fixture
 def script() -> ModuleType:
-    path = ROOT / "scripts" / "train_features.py"
-    spec = importlib.util.spec_from_file_location("train_features", path)
-    module = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(module)
-    return module
+    return builders.module(ROOT / "scripts" / "train_features.py")
 
 
 @pytest.mark.parametrize(

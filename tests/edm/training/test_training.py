@@ -1,7 +1,6 @@
 """Training: order, accumulation, the step's rules, and runs that stop and continue to the bit."""
 
 import dataclasses
-import importlib.util
 import json
 import math
 import os
@@ -18,6 +17,7 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+import builders
 import pytest
 import torch
 from safetensors import safe_open
@@ -420,9 +420,7 @@ def test_mistakes_are_one_sentence_before_any_work(
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
 ) -> None:
-    spec = importlib.util.spec_from_file_location("train", ROOT / "scripts" / "train.py")
-    script = importlib.util.module_from_spec(spec)
-    spec.loader.exec_module(script)
+    script = builders.module(ROOT / "scripts" / "train.py")
     monkeypatch.setattr(sys, "argv", ["train.py", "digits", "--out", str(tmp_path / "run"), *words])
     assert run_command(script.main) == 2
     error = capsys.readouterr().err
