@@ -252,7 +252,7 @@ def read_json(path: Path) -> Any:
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:
-        raise ValueError("it is nested too deeply") from error
+        raise ValueError(f"it is nested too deeply ({error})") from error
 
 
 def write_sealed(path: Path, value: Mapping[str, Any]) -> None:
