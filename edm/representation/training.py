@@ -12,7 +12,7 @@ import torch
 from torch import Generator, Tensor
 
 from edm.representation.objective import KINDS, WEIGHT, Pair, objective
-from edm.training.data import Drawn, Piece, Source, batches
+from edm.training.data import Drawn, Piece, Source, batches, moved
 from edm.training.recipes import Objective, Recipe
 from edm.training.state import mixed
 from linear_structure.data.datasets import Dataset
@@ -140,7 +140,7 @@ class Coloured(Source):
         colours = drawn_colours(len(index), Generator().manual_seed(mixed(seed, COLOURS)))
         images = from_uint8(in_colours(self.grey[index], colours))
         images = images.contiguous(memory_format=torch.channels_last)
-        return Piece(seed, images.to(self.device), None)
+        return Piece(seed, moved(images, self.device), None)
 
 
 def recipe_for(shape: tuple[int, int, int], changes: Mapping[str, Any]) -> PairRecipe:

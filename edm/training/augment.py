@@ -11,6 +11,9 @@ scaled, rotated, stretched along an axis and moved at random, and nine numbers s
 All but the flips are one affine map G for each image, which takes centred pixel coordinates of the
 result to those of the source. It is applied at twice the resolution, between two passes of the
 12-tap sym6 wavelet low-pass, so that little is lost: with G = I the image returns to 1e-5.
+
+What changes is decided on the CPU: how far the images are padded depends on it, and a GPU that had
+to say so would be waited for.
 """
 
 import math
@@ -52,14 +55,14 @@ class Augment:
     def __call__(self, images: Tensor) -> tuple[Tensor, Tensor]:
         """Change images (n, C, H, W) at random: the changed ones, and labels (n, 9)."""
         n, (height, width), device = len(images), images.shape[2:], images.device
-        mirror = torch.randint(2, (n,), device=device).float()
-        flip = self._gate(torch.randint(2, (n,), device=device).float())
-        scale = self._gate(torch.randn(n, device=device))
-        angle = self._gate(_any_angle(n, device))
-        stretch, axis = torch.randn(n, device=device), _any_angle(n, device)
+        mirror = torch.randint(2, (n,)).float()
+        flip = self._gate(torch.randint(2, (n,)).float())
+        scale = self._gate(torch.randn(n))
+        angle = self._gate(_any_angle(n))
+        stretch, axis = torch.randn(n), _any_angle(n)
         stretch = self._gate(stretch)
-        axis = torch.where(torch.rand(n, device=device) < 0.5, axis, 0)
-        right, down = self._gate(torch.randn(2, n, device=device))
+        axis = torch.where(torch.rand(n) < 0.5, axis, 0)
+        right, down = self._gate(torch.randn(2, n))
         grow, pull = 2 ** (SCALE * scale), 2 ** (SCALE * stretch)
         matrices = (
             scaling(1 / grow, 1 / grow)
@@ -70,18 +73,19 @@ class Augment:
         turn = (angle.cos() - 1, angle.sin())
         pulls = (stretch * axis.cos(), stretch * axis.sin())
         labels = torch.stack([mirror, flip, scale, *turn, *pulls, right, down], 1)
-        for dim, chosen in ((3, mirror), (2, flip)):
+        labels = labels.to(device, non_blocking=True)
+        for dim, chosen in ((3, labels[:, 0]), (2, labels[:, 1])):
             images = torch.where(chosen.reshape(-1, 1, 1, 1) == 1, images.flip(dim), images)
         return transform(images, matrices), labels
 
     def _gate(self, values: Tensor) -> Tensor:
         """Values (..., n), zero where one draw for each sample says no change."""
-        drawn = torch.rand(values.shape[-1], device=values.device)
+        drawn = torch.rand(values.shape[-1])
         return torch.where(drawn < self.probability, values, 0)
 
 
-def _any_angle(n: int, device: torch.device) -> Tensor:
-    return math.pi * (2 * torch.rand(n, device=device) - 1)
+def _any_angle(n: int) -> Tensor:
+    return math.pi * (2 * torch.rand(n) - 1)
 
 
 def scaling(x: Tensor, y: Tensor) -> Tensor:
@@ -106,15 +110,15 @@ def transform(images: Tensor, matrices: Tensor) -> Tensor:
     """Images (n, C, H, W) whose pixel at p shows what was at `matrix p`; reflected beyond edges.
 
     Args:
-        matrices: (n, 3, 3), from the result's pixel coordinates to the source's; the origin is the
-            centre of the image, x goes right, y down.
+        matrices: (n, 3, 3) on the CPU, from the result's pixel coordinates to the source's; the
+            origin is the centre of the image, x goes right, y down.
     """
     n, channels, height, width = images.shape
-    ones = torch.ones(n, device=images.device)
+    ones = torch.ones(n)
     left, top, right, bottom = _margins(matrices, height, width)
     images = F.pad(images, (left, right, top, bottom), mode="reflect")
     matrices = translation((left - right) / 2 * ones, (top - bottom) / 2 * ones) @ matrices
-    taps = torch.tensor(LOW_PASS, dtype=images.dtype, device=images.device)
+    taps = torch.tensor(LOW_PASS, dtype=images.dtype).to(images.device, non_blocking=True)
     taps = taps.expand(channels, 1, 1, -1)  # depthwise
     x = F.conv_transpose2d(images, taps, stride=(1, 2), padding=(0, 5), groups=channels)
     x = F.conv_transpose2d(x, taps.mT, stride=(2, 1), padding=(5, 0), groups=channels)
@@ -129,20 +133,20 @@ def transform(images: Tensor, matrices: Tensor) -> Tensor:
 def _margins(matrices: Tensor, height: int, width: int) -> list[int]:
     """What the results need beyond the left, top, right and bottom edges of the sources."""
     x, y = (width - 1) / 2, (height - 1) / 2
-    corners = torch.tensor([[-x, x, x, -x], [-y, -y, y, y], [1, 1, 1, 1]], device=matrices.device)
+    corners = torch.tensor([[-x, x, x, -x], [-y, -y, y, y], [1, 1, 1, 1]])
     reached = (matrices @ corners)[:, :2].transpose(0, 1).flatten(1)
     most = torch.cat([-reached, reached]).amax(1)
-    beyond = most + 2 * MARGIN - torch.tensor([x, y, x, y], device=matrices.device)
-    limit = torch.tensor([width - 1, height - 1] * 2, device=matrices.device)
+    beyond = most + 2 * MARGIN - torch.tensor([x, y, x, y])
+    limit = torch.tensor([width - 1, height - 1] * 2)
     return beyond.clamp(min=0).minimum(limit).ceil().int().tolist()
 
 
 def _sampled(images: Tensor, matrices: Tensor, size: tuple[int, int]) -> Tensor:
     """Bilinear at the mapped pixels of a result of a size; zero outside the source."""
     n, channels, height, width = images.shape
-    ones = torch.ones(n, device=images.device)
+    ones = torch.ones(n)
     inwards = scaling(ones * 2 / width, ones * 2 / height)
     outwards = scaling(ones * size[1] / 2, ones * size[0] / 2)
-    theta = (inwards @ matrices @ outwards)[:, :2]
+    theta = (inwards @ matrices @ outwards)[:, :2].to(images.device, non_blocking=True)
     where = F.affine_grid(theta, [n, channels, *size], align_corners=False)
     return F.grid_sample(images, where, align_corners=False)

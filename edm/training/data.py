@@ -58,9 +58,29 @@ class Drawn(Source, Protocol):
         """Number of classes, or length of labels that are vectors; 0 without labels."""
 
 
+def resident(values: Tensor, device: torch.device) -> Tensor:
+    """The values on the device where they take at most half of its free memory, or as they are."""
+    if device.type != "cuda" or values.nbytes > torch.cuda.mem_get_info(device)[0] / 2:
+        return values
+    return values.to(device)
+
+
+def rows(values: Tensor, index: Tensor, device: torch.device) -> Tensor:
+    """`values[index]` on a device, which nothing waits for; index (b,) lies on the CPU."""
+    if values.device.type == device.type:
+        return values[moved(index, device)]
+    return moved(values[index], device)
+
+
+def moved(values: Tensor, device: torch.device) -> Tensor:
+    """Values of the CPU on a device, which nothing waits for."""
+    pinned = values.pin_memory() if device.type == "cuda" else values
+    return pinned.to(device, non_blocking=True)
+
+
 @dataclass(frozen=True)
 class Data(Source):
-    """Images (n, C, H, W) uint8 in memory, and the device that batches go to.
+    """Images (n, C, H, W) uint8 in memory of the CPU or the device, and the device of batches.
 
     Labels are classes (n,), or vectors (n, label_dim).
     """
@@ -81,17 +101,13 @@ class Data(Source):
 
     def piece(self, seed: int, index: Tensor) -> Piece:
         """The images at `index` (b,), channels last."""
-        images = from_uint8(self._moved(self.images[index]))
+        images = from_uint8(rows(self.images, index, self.device))
         images = images.contiguous(memory_format=torch.channels_last)
         if not self.label_dim or self.labels is None:
             return Piece(seed, images, None)
-        labels = self._moved(self.labels[index])
+        labels = rows(self.labels, index, self.device)
         labels = F.one_hot(labels, self.label_dim) if labels.ndim == 1 else labels
         return Piece(seed, images, labels.float())
-
-    def _moved(self, values: Tensor) -> Tensor:
-        pinned = values.pin_memory() if self.device.type == "cuda" else values
-        return pinned.to(self.device, non_blocking=True)
 
 
 @dataclass(frozen=True)

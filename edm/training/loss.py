@@ -120,7 +120,7 @@ class Levels(NoiseError):
 
     def sigmas(self, count: int, device: torch.device | str = "cpu") -> Tensor:
         chosen = torch.randint(len(self.levels), (count,), device=device)
-        return self.levels.to(device, torch.float32)[chosen]
+        return self.levels.float().to(device, non_blocking=True)[chosen]
 
     def within(self, low: float, high: float) -> "Levels":
         """Those of the levels that lie in [low, high].

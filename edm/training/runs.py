@@ -26,7 +26,7 @@ from tqdm import tqdm
 
 from edm.checkpoints import checkpoint
 from edm.precondition import Preconditioned
-from edm.training.data import Data, Drawn, Source
+from edm.training.data import Data, Drawn, Source, resident
 from edm.training.recipes import Recipe
 from edm.training.state import State
 from edm.training.steps import Trainer
@@ -117,10 +117,10 @@ class Job:
         """The data in memory, as the recipe wants them."""
         if not isinstance(self.dataset, Dataset):
             return self.dataset
+        images = resident(self.dataset.images(), self.device)
         if not self.recipe.conditional:
-            return Data(self.dataset.images(), None, 0, self.device)
-        labels, label_dim = self.dataset.labels(), self.dataset.label_dim
-        return Data(self.dataset.images(), labels, label_dim, self.device)
+            return Data(images, None, 0, self.device)
+        return Data(images, self.dataset.labels(), self.dataset.label_dim, self.device)
 
     @cached_property
     def identity(self) -> dict[str, Any]:

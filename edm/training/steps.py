@@ -12,9 +12,10 @@ r, r + R, ... The gradient is that of the batch mean of the summed squared error
 in a gradient becomes 0 and infinity 1e5; then Adam, then the moving average.
 """
 
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import nullcontext
 from dataclasses import dataclass
+from functools import cached_property
 
 import torch
 from torch import Tensor, nn
@@ -47,12 +48,21 @@ def accumulate(
     return total
 
 
-def clean(parameters: Iterator[nn.Parameter]) -> None:
-    """Replace NaN by 0 and infinities by +-1e5 in the gradients, in place."""
-    for parameter in parameters:
-        if parameter.grad is not None:
-            limit = GRADIENT_LIMIT
-            torch.nan_to_num(parameter.grad, 0, limit, -limit, out=parameter.grad)
+def joined_gradients(parameters: Iterable[nn.Parameter]) -> Tensor:
+    """Zeros (n,) of which each parameter's gradient is from now on a part, in its own layout.
+
+    One operation on the whole is one on every gradient.
+    """
+    trained = [each for each in parameters if each.requires_grad]
+    joined = trained[0].new_zeros(sum(each.numel() for each in trained))
+    for each, part in zip(trained, joined.split([each.numel() for each in trained]), strict=True):
+        each.grad = part.as_strided(each.shape, each.stride(), part.storage_offset())
+    return joined
+
+
+def clean(gradients: Tensor) -> None:
+    """Replace NaN by 0 and infinities by +-1e5, in place."""
+    torch.nan_to_num(gradients, 0, GRADIENT_LIMIT, -GRADIENT_LIMIT, out=gradients)
 
 
 @dataclass(frozen=True)
@@ -68,6 +78,11 @@ class Trainer:
     objective: Objective
     forward: nn.Module
 
+    @cached_property
+    def gradients(self) -> Tensor:
+        """Those of all parameters, one after the other, (n,): zeros before and after a step."""
+        return joined_gradients(self.forward.parameters())
+
     def steps(self, state: State) -> Iterator[Tensor]:
         """Train to the end of the recipe; yield after each step this process's summed error, ()."""
         recipe, position = self.recipe, state.images_seen
@@ -82,13 +97,14 @@ class Trainer:
             self.data.piece(mixed(recipe.seed, NOISE, seen + start), index[start : start + size])
             for start in range(rank() * size, len(index), world_size() * size)
         ]
+        gradients = self.gradients
         error = accumulate(self.forward, self.objective, pieces, world_size() / recipe.batch)
-        clean(state.network.parameters())
+        clean(gradients)
         share = min(seen / recipe.ramp, 1) if recipe.ramp else 1
         for group in state.optimizer.param_groups:
             group["lr"] = recipe.learning_rate * share
         state.optimizer.step()
-        state.optimizer.zero_grad()
+        gradients.zero_()
         decay = ema.decay(recipe.ema_halflife, recipe.ema_ramp, recipe.batch, seen)
         ema.update(state.average, state.network, decay)
         state.images_seen += recipe.batch

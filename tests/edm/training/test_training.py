@@ -30,7 +30,7 @@ from edm.training.loss import EDM, loss_at
 from edm.training.recipes import RECIPES, Recipe
 from edm.training.runs import STATE, Job
 from edm.training.state import State, read_state, write_state
-from edm.training.steps import Trainer, accumulate, clean
+from edm.training.steps import Trainer, accumulate, clean, joined_gradients
 from linear_structure.data import datasets
 from linear_structure.images import from_uint8
 from linear_structure.sampling.scales import Scales
@@ -560,11 +560,48 @@ def test_first_step_has_rate_zero_and_the_rate_rises_linearly() -> None:
 
 
 def test_gradients_are_cleaned() -> None:
-    layer = nn.Linear(4, 1)
-    layer.weight.grad = torch.tensor([[math.nan, math.inf, -math.inf, 2.0]])
-    clean(layer.parameters())
-    assert layer.weight.grad.tolist() == [[0.0, 1e5, -1e5, 2.0]]
-    assert layer.bias.grad is None
+    layer = nn.Conv2d(4, 1, 1, bias=False).requires_grad_(True)
+    gradients = joined_gradients(layer.parameters())
+    factors = torch.tensor([math.nan, math.inf, -math.inf, 2.0])
+    (layer.weight.flatten() * factors).sum().backward()
+    clean(gradients)
+    assert layer.weight.grad.flatten().tolist() == [0.0, 1e5, -1e5, 2.0]
+
+
+def test_gradients_are_parts_of_one_tensor_in_the_layout_of_their_parameters() -> None:
+    network = nn.Sequential(nn.Conv2d(3, 4, 3), nn.Conv2d(4, 2, 1)).double()
+    network.to(memory_format=torch.channels_last)
+    network[1].bias.requires_grad_(False)
+    images = torch.randn(2, 3, 5, 5, dtype=torch.float64)
+    network(images).square().sum().backward()
+    expected = [each.grad for each in network.parameters()]
+    joined = joined_gradients(network.parameters())
+    network(images).square().sum().backward()
+    for parameter, alone in zip(network.parameters(), expected, strict=True):
+        if alone is not None:
+            assert torch.equal(parameter.grad, alone)
+            assert parameter.grad.stride() == parameter.stride()
+    assert joined.square().sum().item() == pytest.approx(
+        sum(each.square().sum().item() for each in expected if each is not None), rel=1e-12
+    )
+
+
+def test_steps_are_those_with_an_operation_for_each_tensor(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """To the bit, whether or not a batch is cut."""
+    monkeypatch.syspath_prepend(ROOT / "benchmarks")
+    loops = builders.module(ROOT / "benchmarks" / "training.py")
+    for piece in (16, 32):
+        recipe = dataclasses.replace(TINY, augment=0.0, piece=piece)
+        images = loops.random_images("digits")
+        networks = [loops.network_of(recipe, images, "cpu") for _ in range(2)]
+        makers = (loops.ours, loops.separate)
+        steps = [make(recipe, each, images) for make, each in zip(makers, networks, strict=True)]
+        errors = [torch.stack([step() for _ in range(6)]) for step in steps]
+        assert torch.equal(*errors)
+        ours, separate = (each.state_dict() for each in networks)
+        assert all(torch.equal(ours[name], separate[name]) for name in ours)
 
 
 def test_published_recipe_is_the_published_network() -> None:
