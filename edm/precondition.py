@@ -113,6 +113,11 @@ class Preconditioned(nn.Module):
         """c_skip, c_out, c_in and c_noise at float32 noise levels of any shape."""
         raise NotImplementedError
 
+    def published_dtype(self, device: torch.device) -> torch.dtype:
+        """The type that F computes in where `compute_dtype` names none."""
+        half = self.options.use_fp16 and device.type == "cuda"
+        return torch.float16 if half else torch.float32
+
     def round_sigma(self, sigma: Tensor | float) -> Tensor:
         """The noise level(s) nearest to sigma that the network knows; here, all are known."""
         return torch.as_tensor(sigma)
@@ -145,9 +150,8 @@ class Preconditioned(nn.Module):
             raise UsageError(f"x is {str(x.dtype)[6:]}: expected floats, of uint8 `from_uint8(x)`")
         images = x.to(torch.float32)
         c = self.coefficients(expand(sigma, images))
-        half = self.options.use_fp16 and x.device.type == "cuda"
-        published = torch.float16 if half else torch.float32
-        dtype = torch.float32 if force_fp32 else self.compute_dtype or published
+        chosen = self.compute_dtype or self.published_dtype(x.device)
+        dtype = torch.float32 if force_fp32 else chosen
         inputs = (c.input * images).to(dtype)
         labels = self._labels(class_labels, x.device)
         outputs = self.model(inputs, c.noise.flatten(), labels, augment_labels)

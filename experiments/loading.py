@@ -55,11 +55,19 @@ def check_reference(preset: Preset) -> None:
 
 
 def load_sweep(
-    preset: Preset, machine: Machine, save_images: bool = False, alone: bool = False
+    preset: Preset,
+    machine: Machine,
+    save_images: bool = False,
+    alone: bool = False,
+    dtype: torch.dtype | None = None,
 ) -> Sweep:
-    """Load everything a sweep needs; a missing default parameter directory is made."""
+    """Load everything a sweep needs; a missing default parameter directory is made.
+
+    Args:
+        dtype: as that of `load_network`.
+    """
     check_reference(preset)
-    network = load_network(preset, machine)
+    network = load_network(preset, machine, dtype)
     extractor = features.load(download.located(preset.features), device=machine.device)
     check_features(extractor, network)
     return Sweep(
@@ -82,9 +90,17 @@ def check_features(extractor: Features, network: Network) -> None:
         raise UsageError(f"the features do not suit the network's images: {error}") from error
 
 
-def load_network(preset: Preset, machine: Machine) -> Preconditioned:
-    """The preset's network, in evaluation mode on the machine's device."""
-    return prepared(checkpoints.load(download.located(preset.network)), machine)
+def load_network(
+    preset: Preset, machine: Machine, dtype: torch.dtype | None = None
+) -> Preconditioned:
+    """The preset's network, in evaluation mode on the machine's device; raises as `prepared`.
+
+    Args:
+        dtype: what it computes in, where that is another type than its own.
+    """
+    network = checkpoints.load(download.located(preset.network))
+    own = network.published_dtype(machine.device)
+    return prepared(network, machine, None if dtype == own else dtype)
 
 
 def prepared(

@@ -5,6 +5,8 @@ from collections.abc import Sequence
 from dataclasses import fields, replace
 from typing import Any
 
+import torch
+
 from experiments import presets
 from experiments.presets import Preset
 from linear_structure.sampling.ablation import Ablation
@@ -18,6 +20,7 @@ SHOWN = ("steps", "sigma_min", "sigma_max", "rho", "sampler", "skips", "seeds", 
 FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
 TYPED = tuple(each.name for each in fields(Preset) if each.metadata.get("meaning"))
 SETTINGS = tuple(each.name for each in fields(Settings))
+DTYPES = torch.float32, torch.bfloat16, torch.float16
 THREADS = "the preset's if it says, else all usable cores"
 
 
@@ -48,10 +51,17 @@ def add_values(group: Any, names: Sequence[str]) -> None:
         group.add_argument(f"--{name}-sha256", metavar="DIGEST", help="what that file must have")
 
 
-def add_tf32(parser: argparse.ArgumentParser) -> None:
-    """Whether a network may trade precision for speed."""
+def add_precision(parser: argparse.ArgumentParser) -> None:
+    """What a network may trade for speed."""
+    dtypes = [str(dtype).removeprefix("torch.") for dtype in DTYPES]
+    parser.add_argument("--dtype", choices=dtypes, help="that the network computes in")
     faster = "faster networks on NVIDIA GPUs, 10 bits of mantissa"
     parser.add_argument("--tf32", action="store_true", help=faster)
+
+
+def chosen_dtype(typed: argparse.Namespace) -> torch.dtype | None:
+    """What the network was told to compute in, if anything."""
+    return getattr(torch, typed.dtype) if typed.dtype else None
 
 
 def chosen_preset(typed: argparse.Namespace) -> Preset:

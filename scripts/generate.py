@@ -15,8 +15,6 @@ import argparse
 import sys
 from typing import Any
 
-import torch
-
 from edm import checkpoints
 from edm.precondition import Preconditioned
 from experiments import loading, options, presets
@@ -53,9 +51,8 @@ def parse() -> argparse.Namespace:
     add("--skip", type=int, default=0, metavar="K", help="steps to skip by a closed-form flow")
     options.add_values(parser, ("network", "parameters", "eigenvalue_scale"))
     add("--compile", action="store_true", help="compile the network")
-    add("--dtype", choices=("float32", "bfloat16", "float16"), help="that the network computes in")
     machine.add_options(parser, options.THREADS)
-    options.add_tf32(parser)
+    options.add_precision(parser)
     group = parser.add_argument_group("sampler, under the published names")
     group.add_argument("--solver", choices=(*SAMPLERS, "euler"), default="heun")
     add_arguments(group, Ablation, GRID)
@@ -121,10 +118,9 @@ def main() -> None:
     options.check_rho(typed, settings)
     chosen = options.chosen_machine(typed, preset)
     network = chosen_network(typed, preset)
-    dtype = getattr(torch, typed.dtype) if typed.dtype else None
     ablated = typed.solver == "euler" or (typed.solver == "heun" and given(typed, ABLATED))
     generation = Generation(
-        network=loading.prepared(network, chosen, dtype, typed.compile),
+        network=loading.prepared(network, chosen, options.chosen_dtype(typed), typed.compile),
         seeds=tuple(typed.seeds),
         outdir=typed.outdir,
         machine=chosen,

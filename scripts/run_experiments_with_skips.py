@@ -19,7 +19,7 @@ from linear_structure.system.machine import rank
 def main() -> None:
     """Run or continue the sweep and print each result as it is made."""
     parser = options.command(__doc__, "run_experiments_with_skips")
-    options.add_tf32(parser)
+    options.add_precision(parser)
     add = parser.add_argument
     levels = "where teleports end, a level for each of --skips, in place of the grid's"
     add("--sigma-skip", type=parse_levels, default=(), metavar="S,S", help=levels)
@@ -33,7 +33,8 @@ def main() -> None:
     if typed.dry_run:
         print(forecast.forecast(preset, machine.device))
         return
-    loaded = load_sweep(preset, machine, typed.save_images, alone=True)
+    dtype = options.chosen_dtype(typed)
+    loaded = load_sweep(preset, machine, typed.save_images, alone=True, dtype=dtype)
     if rank() == 0 and preset.seeds.count <= loaded.features.dim:
         print(f"note: {singular(preset.seeds.count, loaded.features.dim)}", file=sys.stderr)
     for result in sweep.run(loaded):

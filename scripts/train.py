@@ -53,7 +53,6 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("--out", type=folder, required=True, help="folder of the run")
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
     add_options(parser, "all usable cores, shared by all processes")
-    parser.add_argument("--compile", action="store_true", help="use torch.compile")
     group = parser.add_argument_group("values of the recipe")
     add_arguments(group, Recipe)
     return parser.parse_args()
@@ -94,7 +93,7 @@ def main() -> None:
     torch.backends.cudnn.benchmark = True
     data = data_of(arguments, machine.device)
     samples = None if isinstance(data, Points) else write_samples
-    job = Job(recipe, data, arguments.out, machine.device, arguments.compile, samples)
+    job = Job(recipe, data, arguments.out, machine.device, samples)
     state = job.run()
     if rank() == 0:
         print(

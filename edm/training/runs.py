@@ -5,8 +5,8 @@
     samples-<images>.png           what it makes of fixed noise in 18 Heun steps
     loss.csv, loss.png             mean loss per pixel since the row before
 
-A run is known by its recipe and its data. Only how long it lasts and how often it reports may
-differ between two commands that continue it.
+A run is known by its recipe and its data. Only how long it lasts, how often it reports and
+whether it is compiled may differ between two commands that continue it.
 """
 
 import math
@@ -41,7 +41,7 @@ from linear_structure.system.machine import gathered, rank, world_size
 from linear_structure.system.options import plain
 
 STATE = "training-state.pt"
-PACE = ("duration", "tick", "snapshot")
+FREE = ("duration", "tick", "snapshot", "compile")  # may change when a run goes on
 SAMPLES, COLUMNS, STEPS = 64, 8, 18
 THUMBNAIL = 32  # pixels that a sample is wide, at least
 GAP, GREY = 1, 96  # around each sample
@@ -69,7 +69,6 @@ class Job:
     Attributes:
         recipe: with its piece settled (`Recipe.shared_by`).
         folder: where everything is written.
-        compile: run the network through `torch.compile`.
         samples: draws what the averaged network makes; None where it makes no images.
         weights: file of the averaged network; with {images}, each snapshot has its own.
         story: what else the weights' file says of where they come from, as JSON values.
@@ -79,7 +78,6 @@ class Job:
     dataset: Dataset | Drawn
     folder: Path
     device: torch.device
-    compile: bool = False
     samples: Callable[[Path, Any], None] | None = write_samples
     weights: str = "network-{images}.safetensors"
     story: Mapping[str, Any] = field(default_factory=dict)
@@ -100,7 +98,7 @@ class Job:
             torch.manual_seed(self.recipe.seed)
             state: State[Any] = State.start(self.recipe.build(self.dataset).to(self.device))
             state.read(self.folder / STATE, identity)
-            if self.compile:
+            if self.recipe.compile:
                 state.network.compile()
             several = world_size() > 1
             forward = DistributedDataParallel(state.network) if several else state.network
@@ -126,7 +124,7 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """All that two commands must agree on to be one run, as JSON values."""
         told = self.recipe.identity().items()
-        return {**{name: value for name, value in told if name not in PACE}, **self.source.identity}
+        return {**{name: value for name, value in told if name not in FREE}, **self.source.identity}
 
     def _train(self, trainer: Trainer, state: State, stopped: Callable[[], bool]) -> None:
         recipe, batch = self.recipe, self.recipe.batch

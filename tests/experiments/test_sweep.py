@@ -24,6 +24,7 @@ from edm.checkpoints import checkpoint
 from edm.evaluation import fid
 from experiments import comparison, presets, results, sweep, tables
 from experiments.forecast import _seconds_of_call, forecast
+from experiments.loading import load_network
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
 from linear_structure.gaussian import Gaussian, Isotropic
@@ -35,6 +36,7 @@ from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import SeedRange, Seeds
 from linear_structure.sampling.table import SAMPLERS, Settings
+from linear_structure.system import download
 from linear_structure.system.errors import UsageError, WorkError, run_command
 from linear_structure.system.machine import Machine
 from linear_structure.teleport import Teleport
@@ -211,6 +213,18 @@ def test_the_type_that_a_network_was_told_is_part_of_it_too(small):
     published = small.inputs(2)
     small.network.compute_dtype = torch.float32
     assert small.inputs(2) == {**published, "dtype": "float32"}
+
+
+def test_a_sweep_told_its_networks_own_type_is_the_one_that_was_told_none(tmp_path):
+    """So results that are there stay valid, and no second name is given to equal bits."""
+    path = tmp_path / "network.safetensors"
+    checkpoint.save(tiny.network(), path, {})
+    preset = dataclasses.replace(presets.find("digits"), network=download.given(str(path), None))
+    cpu, meta = Machine(torch.device("cpu"), 1), Machine(torch.device("meta"), 1)
+    assert load_network(preset, cpu, torch.float32).compute_dtype is None
+    assert load_network(preset, meta, torch.bfloat16).compute_dtype == torch.bfloat16
+    with pytest.raises(UsageError, match="bfloat16 is for GPUs"):
+        load_network(preset, cpu, torch.bfloat16)
 
 
 def test_the_key_of_features_stays(small):

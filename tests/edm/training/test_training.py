@@ -604,6 +604,23 @@ def test_steps_are_those_with_an_operation_for_each_tensor(
         assert all(torch.equal(ours[name], separate[name]) for name in ours)
 
 
+def test_the_recipe_for_one_card_is_as_large_as_it_says() -> None:
+    cifar = dataclasses.replace(datasets.load("digits"), shape=(3, 32, 32))
+    recipe = RECIPES["gpu"]
+    with torch.device("meta"):
+        network = recipe.build(cifar)
+        assert network.compute_dtype == torch.bfloat16
+        with FlopCounterMode(display=False) as counter:
+            network(torch.zeros(1, 3, 32, 32), torch.tensor(1.0), force_fp32=True)
+    assert sum(p.numel() for p in network.parameters()) == pytest.approx(6.99e6, rel=1e-3)
+    assert counter.get_total_flops() == pytest.approx(3.5e9, rel=0.01)  # torch counts vary
+
+
+def test_a_run_may_be_compiled_from_now_on(tmp_path: Path) -> None:
+    """Which is no part of what it is known by."""
+    assert job(tmp_path).identity == job(tmp_path, compile=True).identity
+
+
 def test_published_recipe_is_the_published_network() -> None:
     """55,733,891 parameters, as counted in the published CIFAR-10 checkpoint."""
     cifar = dataclasses.replace(datasets.load("digits"), shape=(3, 32, 32))
