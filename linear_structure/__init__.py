@@ -10,7 +10,7 @@ from linear_structure.system.lazy import lazily
 if TYPE_CHECKING:
     from linear_structure.data.datasets import Dataset
     from linear_structure.data.datasets import load as load_dataset
-    from linear_structure.denoise import Denoiser, Model, Posterior, score, slope
+    from linear_structure.denoise import Denoiser, Model, Position, Posterior, score, slope
     from linear_structure.fit import fit as fit_model
     from linear_structure.fit import fit_gaussian
     from linear_structure.gaussian import Gaussian, Isotropic
@@ -39,6 +39,7 @@ __all__ = [
     "Model",
     "Moments",
     "PointCloud",
+    "Position",
     "Posterior",
     "Seeds",
     "Step",

@@ -9,7 +9,7 @@ With `x_sigma = x_0 + sigma * eps` and sigma as the only time (Karras et al. 202
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol
+from typing import ClassVar, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +18,20 @@ from linear_structure.system.errors import UsageError
 
 Denoiser = Callable[[Tensor, Tensor], Tensor]
 """`D(x, sigma)`: x (B, *S), sigma () or (B,) -> (B, *S) in x's shape, dtype and device."""
+
+
+class Position(NamedTuple):
+    """Where a state `x = scale x_0 + noise eps` is on its way; each is () or (B,), 0 or more.
+
+    Its level is sigma = noise / scale, which is infinite where no signal is left: scale 0.
+    """
+
+    scale: Tensor | float
+    noise: Tensor | float
+
+
+Level = Tensor | float | Position
+"""Of a state: sigma, () or (B,), stands for `Position(1, sigma)`."""
 
 
 @dataclass(frozen=True)
@@ -111,6 +125,12 @@ def expand(sigma: Tensor | float, x: Tensor) -> Tensor:
             f"one for each of the {x.shape[0]} samples"
         )
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
+
+
+def coefficients(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
+    """a and b of a level, `x = a x_0 + b eps`, each as `expand` gives it."""
+    scale, noise = level if isinstance(level, Position) else Position(1.0, level)
+    return expand(scale, x), expand(noise, x)
 
 
 def score(denoise: Denoiser, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -1,26 +1,31 @@
 """Gaussian data: denoiser, score and the closed-form probability-flow ODE.
 
-Data `N(mu, U diag(lam) U')` with orthonormal U (D, r). Every operator below has the form
-`a I + U diag(b) U'`, applied as two thin products; no D x D matrix is ever made. With d = x - mu:
+Data `N(mu, U diag(lam) U')` with orthonormal U (D, r), seen as `x = a x_0 + b eps`. Every operator
+below has the form `c I + U diag(g) U'`, applied as two thin products; no D x D matrix is ever made.
+With d = x - a mu:
 
-    D(x, sigma)    = mu + U diag(lam / (lam + sigma^2)) U' d
-    flow a -> b    = mu + (b/a) (I - U U') d + U diag(sqrt((lam + b^2) / (lam + a^2))) U' d
-    log p(x;sigma) = -1/2 [ |U'd|^2_{1/(lam+sigma^2)} + |d - U U'd|^2 / sigma^2
-                            + sum log(lam + sigma^2) + (D - r) log sigma^2 + D log 2 pi ]
+    D(x; a, b)     = mu + U diag(a lam / (a^2 lam + b^2)) U' d
+    flow 0 -> 1    = a1 mu + (b1/b0) (I - U U') d0
+                     + U diag(sqrt((a1^2 lam + b1^2) / (a0^2 lam + b0^2))) U' d0
+    log p(x; a, b) = -1/2 [ |U'd|^2_{1/(a^2 lam + b^2)} + |d - U U'd|^2 / b^2
+                            + sum log(a^2 lam + b^2) + (D - r) log b^2 + D log 2 pi ]
 
-(Wang and Vastola 2023, section 3.) The flow is the whole of the teleport.
+A level is a `Position(a, b)`, or sigma alone, which is a = 1 and b = sigma (Wang and Vastola 2023,
+section 3). a = 0, where no signal is left, is a start like any other. The flow is the whole of the
+teleport: it continues the trajectory of its state. `draw` is the flow from (0, 1), whose noise is
+not a state of any trajectory, but the randomness of a fresh sample of the noised data.
 """
 
 import math
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar
+from typing import ClassVar, Protocol, Self
 
 import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from linear_structure.denoise import Model, Posterior, expand
+from linear_structure.denoise import Level, Model, Position, Posterior, coefficients
 from linear_structure.images import from_uint8
 from linear_structure.moments import Moments
 
@@ -39,13 +44,137 @@ def eigh_destroying(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return -torch.from_numpy(eigenvalues), torch.from_numpy(vectors)
 
 
-def _check_start(start: Tensor | float) -> None:
-    if not bool((torch.as_tensor(start) > 0).all()):
-        raise ValueError(f"a flow starts at sigma > 0, not at {start}")
+def _check_start(start: Level) -> None:
+    noise = start.noise if isinstance(start, Position) else start
+    if not bool((torch.as_tensor(noise) > 0).all()):
+        raise ValueError(f"a flow starts at sigma > 0, not at {noise}")
+
+
+class Flowing(Model, Protocol):
+    """A Gaussian: a model whose flow is a formula."""
+
+    def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
+        """Solution at `stop` of the probability-flow ODE that is at x (B, *S) when at `start`.
+
+        It continues one trajectory, as a sampler would from the same noise: the same seed gives
+        the same picture.
+
+        Raises:
+            ValueError: there is no noise at the start.
+        """
+
+    def draw(self, noise: Tensor, level: Level) -> Tensor:
+        """A sample of the noised data at a level, from noise (B, *S) of `N(0, I)`.
+
+        It is the flow from `Position(0, 1)`. Where a sampler starts from `N(0, b^2 I)` although
+        signal is left at its first level, `flow` keeps what that start lacks, such as the spread of
+        the average brightness; `draw` has it, and so gives other pictures for the same seed.
+        """
+        return self.flow(noise, Position(0.0, 1.0), level)
+
+
+class EigenGaussian(Flowing, Protocol):
+    """A Gaussian by the eigenvalues of its covariance, and the maps onto its axes and back."""
+
+    mean: Tensor  # (D,)
+    eigenvalues: Tensor  # (r,), in squared units of x
+
+    def onto_axes(self, offset: Tensor) -> Tensor:
+        """U' d of d (B, D): (B, r)."""
+
+    def from_axes(self, inside: Tensor) -> Tensor:
+        """U c of c (B, r): (B, D)."""
+
+    def to(self, x: Tensor) -> Self:
+        """The same model in the dtype and on the device of x."""
+
+    @property
+    def dim(self) -> int:
+        return len(self.mean)
+
+    def denoise(self, x: Tensor, sigma: Level) -> Tensor:
+        g, offset, a, b = self._prepare(x, sigma)
+        shrink = a * g.eigenvalues / g._variance(a, b)
+        return (g.mean + g.from_axes(g.onto_axes(offset) * shrink)).view_as(x)
+
+    def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
+        _check_start(start)
+        g, offset, a0, b0 = self._prepare(x, start)
+        a1, b1 = coefficients(stop, offset)
+        outside = b1 / b0
+        inside = (g._variance(a1, b1) / g._variance(a0, b0)).sqrt()
+        moved = outside * offset + g.from_axes(g.onto_axes(offset) * (inside - outside))
+        return (a1 * g.mean + moved).view_as(x)
+
+    def denoised_along(self, x: Tensor, start: Level, sigma: Level) -> Tensor:
+        """Denoised image at `sigma` on the trajectory that is at x (B, *S) when at `start`.
+
+        `mu + U diag(a lam / sqrt((a^2 lam + b^2)(a0^2 lam + b0^2))) U' d0`, equal to
+        `denoise(flow(x, start, sigma), sigma)`.
+        """
+        _check_start(start)
+        g, offset, a0, b0 = self._prepare(x, start)
+        a, b = coefficients(sigma, offset)
+        gain = a * g.eigenvalues / g._variance(a, b).sqrt()
+        gain = gain / g._variance(a0, b0).sqrt()  # float16 holds both, not their product
+        return (g.mean + g.from_axes(g.onto_axes(offset) * gain)).view_as(x)
+
+    def squared_error(self, x: Tensor, sigma: Tensor | float) -> Tensor:
+        """`E |D(x + sigma n, sigma) - x|^2` over the noise n, of any clean x (B, *S): (B,).
+
+        With d = x - mu and g = lam / (lam + sigma^2) it is
+        `sum [(1 - g)^2 (u'd)^2 + (g sigma)^2] + |d - U U'd|^2`.
+        """
+        g, offset, _, b = self._prepare(x, sigma)
+        inside = g.onto_axes(offset)
+        outside = (offset - g.from_axes(inside)).square().sum(1)
+        variance = g.eigenvalues + b**2
+        pulled, passed = b**2 / variance * inside, g.eigenvalues / variance * b
+        return (pulled**2 + passed**2).sum(1) + outside
+
+    def sample(
+        self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
+    ) -> Tensor:
+        """Draw (count, D) from `N(mean, U diag(lam) U' + sigma^2 I)`."""
+        g = self.to(self.mean)
+        inside = torch.randn(count, len(g.eigenvalues), generator=generator).to(g.mean)
+        noise = torch.randn(count, g.dim, generator=generator).to(g.mean)
+        return g.mean + g.from_axes(inside * g.eigenvalues.sqrt()) + sigma * noise
+
+    def posterior(self, x: Tensor, sigma: Level) -> Posterior:
+        """Log density (B,) and denoised image (B, *S) from one projection."""
+        g, offset, a, b = self._prepare(x, sigma)
+        dim, rank = g.dim, len(g.eigenvalues)
+        if rank < dim and not bool((b > 0).all()):
+            raise ValueError(f"rank {rank} of {dim}: there is no density at sigma = 0")
+        variance = g._variance(a, b)
+        inside = g.onto_axes(offset)
+        distance = (inside.square() / variance).sum(1)
+        log_volume = variance.log().expand_as(inside).sum(1) + dim * math.log(2 * math.pi)
+        if rank < dim:
+            outside = (offset - g.from_axes(inside)).square().sum(1)
+            square = (b**2).expand(len(x), 1).squeeze(1)
+            distance = distance + outside / square
+            log_volume = log_volume + (dim - rank) * square.log()
+        denoised = g.mean + g.from_axes(inside * (a * g.eigenvalues / variance))
+        return Posterior(denoised.view_as(x), -(distance + log_volume) / 2)
+
+    def log_prob(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
+        return self.posterior(x, sigma).log_prob
+
+    def _variance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Of the noised data along the axes: (r,) or (B, r)."""
+        return a**2 * self.eigenvalues + b**2
+
+    def _prepare(self, x: Tensor, level: Level) -> tuple[Self, Tensor, Tensor, Tensor]:
+        """The model as x is, d = x - a mu as (B, D), and the a and b that broadcast over it."""
+        g, flat = self.to(x), x.flatten(1)
+        a, b = coefficients(level, flat)
+        return g, flat - a * g.mean, a, b
 
 
 @dataclass(frozen=True)
-class Gaussian(Model):
+class Gaussian(EigenGaussian):
     """`N(mean, basis diag(eigenvalues) basis')`, of any rank; r = 0 is a point."""
 
     kind: ClassVar[str] = "gaussian"
@@ -53,10 +182,6 @@ class Gaussian(Model):
     mean: Tensor  # (D,)
     basis: Tensor  # (D, r), orthonormal columns
     eigenvalues: Tensor  # (r,), descending, in squared units of x
-
-    @property
-    def dim(self) -> int:
-        return len(self.mean)
 
     @classmethod
     def from_covariance(
@@ -143,84 +268,15 @@ class Gaussian(Model):
     def to(self, x: Tensor) -> "Gaussian":
         return Gaussian(self.mean.to(x), self.basis.to(x), self.eigenvalues.to(x))
 
-    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        g, offset, sigma = self._prepare(x, sigma)
-        shrink = g.eigenvalues / (g.eigenvalues + sigma**2)
-        return (g.mean + (offset @ g.basis * shrink) @ g.basis.T).view_as(x)
+    def onto_axes(self, offset: Tensor) -> Tensor:
+        return offset @ self.basis
 
-    def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
-        """Solution at `stop` of the probability-flow ODE that is at x (B, *S) when sigma = start.
-
-        Both are () or (B,); a ValueError unless start > 0.
-        """
-        _check_start(start)
-        g, offset, start = self._prepare(x, start)
-        stop = expand(stop, offset)
-        outside = stop / start
-        inside = ((g.eigenvalues + stop**2) / (g.eigenvalues + start**2)).sqrt()
-        moved = outside * offset + (offset @ g.basis * (inside - outside)) @ g.basis.T
-        return (g.mean + moved).view_as(x)
-
-    def denoised_along(self, x: Tensor, start: Tensor | float, sigma: Tensor | float) -> Tensor:
-        """Denoised image at `sigma` on the trajectory that is at x (B, *S) when sigma = start.
-
-        `mu + U diag(lam / sqrt((lam + sigma^2)(lam + start^2))) U' (x - mu)`, equal to
-        `denoise(flow(x, start, sigma), sigma)`.
-        """
-        _check_start(start)
-        g, offset, start = self._prepare(x, start)
-        lam, sigma = g.eigenvalues, expand(sigma, offset)
-        gain = lam / (lam + sigma**2).sqrt() / (lam + start**2).sqrt()  # float16 holds both
-        return (g.mean + (offset @ g.basis * gain) @ g.basis.T).view_as(x)
-
-    def squared_error(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """`E |D(x + sigma n, sigma) - x|^2` over the noise n, of any clean x (B, *S): (B,).
-
-        With d = x - mu and g = lam / (lam + sigma^2) it is
-        `sum [(1 - g)^2 (u'd)^2 + (g sigma)^2] + |d - U U'd|^2`.
-        """
-        g, offset, sigma = self._prepare(x, sigma)
-        inside = offset @ g.basis
-        outside = (offset - inside @ g.basis.T).square().sum(1)
-        variance = g.eigenvalues + sigma**2
-        pulled, passed = sigma**2 / variance * inside, g.eigenvalues / variance * sigma
-        return (pulled**2 + passed**2).sum(1) + outside
-
-    def sample(
-        self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
-    ) -> Tensor:
-        """Draw (count, D) from `N(mean, U diag(lam) U' + sigma^2 I)`."""
-        g = self.to(self.mean)
-        dim, rank = g.basis.shape
-        inside = torch.randn(count, rank, generator=generator).to(g.mean)
-        noise = torch.randn(count, dim, generator=generator).to(g.mean)
-        return g.mean + (inside * g.eigenvalues.sqrt()) @ g.basis.T + sigma * noise
-
-    def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
-        """Log density (B,) and denoised image (B, *S) from one projection."""
-        g, offset, sigma = self._prepare(x, sigma)
-        dim, rank = g.basis.shape
-        if rank < dim and not bool((sigma > 0).all()):
-            raise ValueError(f"rank {rank} of {dim}: there is no density at sigma = 0")
-        variance = g.eigenvalues + sigma**2
-        inside = offset @ g.basis
-        outside = (offset - inside @ g.basis.T).square().sum(1)
-        distance = (inside.square() / variance).sum(1)
-        log_volume = variance.log().expand_as(inside).sum(1) + dim * math.log(2 * math.pi)
-        if rank < dim:
-            square = (sigma**2).expand(len(x), 1).squeeze(1)
-            distance = distance + outside / square
-            log_volume = log_volume + (dim - rank) * square.log()
-        denoised = g.mean + (inside * (g.eigenvalues / variance)) @ g.basis.T
-        return Posterior(denoised.view_as(x), -(distance + log_volume) / 2)
-
-    def _prepare(self, x: Tensor, sigma: Tensor | float) -> tuple["Gaussian", Tensor, Tensor]:
-        g, flat = self.to(x), x.flatten(1)
-        return g, flat - g.mean, expand(sigma, flat)
+    def from_axes(self, inside: Tensor) -> Tensor:
+        return inside @ self.basis.T
 
 
 @dataclass(frozen=True)
-class Isotropic(Model):
+class Isotropic(Flowing):
     """`N(mean, s0^2 I)`; with s0 = 0 the denoiser is the mean."""
 
     kind: ClassVar[str] = "isotropic"
@@ -245,29 +301,31 @@ class Isotropic(Model):
     def to(self, x: Tensor) -> "Isotropic":
         return Isotropic(self.mean.to(x), self.s0)
 
-    def denoise(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """`mu + s0^2 / (s0^2 + sigma^2) (x - mu)`: (B, *S)."""
-        return self._scaled(x, self._gain(expand(sigma, x) ** 2, 1.0))
+    def denoise(self, x: Tensor, sigma: Level) -> Tensor:
+        """`mu + a s0^2 / (a^2 s0^2 + b^2) (x - a mu)`: (B, *S)."""
+        a, b = coefficients(sigma, x)
+        return self._scaled(x, a, self._gain(a, b, 1.0), 1.0)
 
-    def flow(self, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
-        """`mu + sqrt((s0^2 + stop^2) / (s0^2 + start^2)) (x - mu)`: (B, *S); needs start > 0."""
+    def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
+        """`a1 mu + sqrt((a1^2 s0^2 + b1^2) / (a0^2 s0^2 + b0^2)) (x - a0 mu)`: (B, *S)."""
         _check_start(start)
-        variance = self.s0**2
-        before, after = variance + expand(start, x) ** 2, variance + expand(stop, x) ** 2
-        return self._scaled(x, (after / before).sqrt())
+        (a0, b0), (a1, b1) = coefficients(start, x), coefficients(stop, x)
+        factor = (self._variance(a1, b1) / self._variance(a0, b0)).sqrt()
+        return self._scaled(x, a0, factor, a1)
 
-    def denoised_along(self, x: Tensor, start: Tensor | float, sigma: Tensor | float) -> Tensor:
+    def denoised_along(self, x: Tensor, start: Level, sigma: Level) -> Tensor:
         """`denoise(flow(x, start, sigma), sigma)` in closed form: (B, *S)."""
         _check_start(start)
-        square, before = expand(sigma, x) ** 2, self.s0**2 + expand(start, x) ** 2
-        return self._scaled(x, self._gain(square, ((self.s0**2 + square) / before).sqrt()))
+        (a0, b0), (a, b) = coefficients(start, x), coefficients(sigma, x)
+        factor = (self._variance(a, b) / self._variance(a0, b0)).sqrt()
+        return self._scaled(x, a0, self._gain(a, b, factor), 1.0)
 
     def squared_error(self, x: Tensor, sigma: Tensor | float) -> Tensor:
         """`E |D(x + sigma n, sigma) - x|^2` over the noise n, of any clean x (B, *S): (B,)."""
         square = (x.flatten(1) - self.mean.to(x)).square().sum(1)
-        sigma = expand(sigma, square)
-        kept = self._gain(sigma**2, 1.0)
-        return (1 - kept) ** 2 * square + self.dim * (kept * sigma) ** 2
+        a, b = coefficients(sigma, square)
+        kept = self._gain(a, b, 1.0)
+        return (1 - kept) ** 2 * square + self.dim * (kept * b) ** 2
 
     def sample(
         self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
@@ -276,20 +334,31 @@ class Isotropic(Model):
         noise = torch.randn(count, self.dim, generator=generator).to(self.mean)
         return self.mean + math.hypot(self.s0, sigma) * noise
 
-    def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
+    def posterior(self, x: Tensor, sigma: Level) -> Posterior:
         """Log density (B,) and denoised image (B, *S); no density where s0 and sigma are 0."""
-        variance = self.s0**2 + expand(sigma, x).flatten() ** 2
+        flat = x.flatten(1)
+        a, b = coefficients(sigma, flat)
+        variance = self._variance(a, b).flatten()
         if not bool((variance > 0).all()):
             raise ValueError("s0 = 0 and sigma = 0: there is no density")
-        square = (x.flatten(1) - self.mean.to(x)).square().sum(1)
+        square = (flat - a * self.mean.to(x)).square().sum(1)
         log_prob = -(square / variance + self.dim * (2 * math.pi * variance).log()) / 2
         return Posterior(self.denoise(x, sigma), log_prob)
 
-    def _gain(self, square: Tensor, factor: Tensor | float) -> Tensor:
-        """`s0^2 / (s0^2 + square)` times a factor; zero for a point, at square = 0 too."""
-        variance = self.s0**2
-        return variance / (variance + square) * factor if variance else torch.zeros_like(square)
+    def log_prob(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
+        return self.posterior(x, sigma).log_prob
 
-    def _scaled(self, x: Tensor, factor: Tensor) -> Tensor:
+    def _variance(self, a: Tensor, b: Tensor) -> Tensor:
+        """Of each value of the noised data."""
+        return a**2 * self.s0**2 + b**2
+
+    def _gain(self, a: Tensor, b: Tensor, factor: Tensor | float) -> Tensor:
+        """`a s0^2 / (a^2 s0^2 + b^2)` times a factor; zero for a point, at b = 0 too."""
+        variance = self.s0**2
+        gain = variance / self._variance(a, b) if variance else torch.zeros_like(b)
+        return gain * factor * a
+
+    def _scaled(self, x: Tensor, a: Tensor, factor: Tensor, stop: Tensor | float) -> Tensor:
+        """`stop mu + factor (x - a mu)`."""
         mean = self.mean.to(x).reshape(x.shape[1:])
-        return mean + factor * (x - mean)
+        return stop * mean + factor * (x - a * mean)

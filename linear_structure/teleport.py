@@ -16,7 +16,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from linear_structure.denoise import Model
+from linear_structure.denoise import Level, Model, Position
 from linear_structure.parameters import digest
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import check_skip, heun
@@ -42,18 +42,29 @@ def has_flow(model: Model) -> bool:
     return hasattr(model, "flow")
 
 
-def flow(model: Model, x: Tensor, start: Tensor | float, stop: Tensor | float) -> Tensor:
-    """The solution at sigma = stop of the model's ODE that is at x (B, *S) when sigma = start.
+def flow(model: Model, x: Tensor, start: Level, stop: Level) -> Tensor:
+    """The solution at `stop` of the model's ODE that is at x (B, *S) when at `start`.
 
     Closed where the model has a formula; else float64, by `SOLVER_STEPS` steps between the two
-    levels, both above 0.
+    levels, each one number above 0 and not infinite.
 
     Raises:
         UsageError: the model has no formula and nothing to solve by.
     """
     if has_flow(model):
         return model.flow(x, start, stop)  # type: ignore[attr-defined]
-    sigmas, x = sigma_grid(SOLVER_STEPS + 1, float(stop), float(start))[:-1], x.double()
+    (a0, first), (a1, last) = _scale_and_sigma(start), _scale_and_sigma(stop)
+    return a1 * _solved(model, x.double() / a0, sigma_grid(SOLVER_STEPS + 1, last, first)[:-1])
+
+
+def _scale_and_sigma(level: Level) -> tuple[float, float]:
+    scale, noise = map(float, level if isinstance(level, Position) else (1.0, level))
+    if not scale > 0:
+        raise UsageError("no signal is left at scale 0, where only a closed flow can start")
+    return scale, noise / scale
+
+
+def _solved(model: Model, x: Tensor, sigmas: Tensor) -> Tensor:
     moved = model.to(x) if hasattr(model, "to") else None  # and None of one that leaves it out
     if moved is None or not hasattr(moved, "denoise"):
         name = type(model).__name__
@@ -90,9 +101,7 @@ class Teleport:
         if self.by_class:
             check_classes(self.by_class, network.label_dim)
 
-    def flow(
-        self, x: Tensor, start: Tensor | float, stop: Tensor | float, labels: Tensor | None = None
-    ) -> Tensor:
+    def flow(self, x: Tensor, start: Level, stop: Level, labels: Tensor | None = None) -> Tensor:
         """x (B, *S) at `start`, carried to `stop`; by the models of their classes (B,), if any."""
         return self._by_model(lambda model, part: flow(model, part, start, stop), x, labels)
 

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from linear_structure.denoise import Denoiser, expand
+from linear_structure.denoise import Denoiser, Position, expand
 from linear_structure.system.errors import UsageError
 
 
@@ -54,6 +54,11 @@ class Process(Protocol):
 
     def scale(self, sigma: Tensor) -> Tensor:
         """s = x_t / x where the level is sigma."""
+
+    def position(self, sigma: Tensor) -> Position:
+        """Where x_t is on its way when the level is sigma: `x_t = s x_0 + s sigma eps`."""
+        scale = self.scale(sigma)
+        return Position(scale, scale * sigma)
 
     def drift(self, t: Tensor) -> Tensor:
         """f(t), the relative rate of change of the scale."""

@@ -6,8 +6,9 @@ import torch
 from scipy.integrate import solve_ivp
 from scipy.stats import multivariate_normal
 
-from linear_structure.denoise import score, slope
+from linear_structure.denoise import Position, score, slope
 from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.sampling.processes import VP, SubVP
 
 DIM = 6
 LEVELS = (80.0, 3.0, 0.2)
@@ -265,3 +266,78 @@ def test_images_are_samples(count):
     a, b = Gaussian.from_samples(images), Gaussian.from_samples(images.flatten(1))
     assert torch.equal(a.mean, b.mean) and torch.equal(a.eigenvalues, b.eigenvalues)
     assert torch.equal(a.basis, b.basis) and a.dim == 12
+
+
+A, B = torch.tensor([1.0, 0.9, 0.3, 0.02]).double(), torch.tensor([0.1, 0.4, 0.9, 1.0]).double()
+
+
+def test_sigma_alone_is_a_position_of_scale_1(model, x):
+    levels = [(3.0, Position(1.0, 3.0)), (B, Position(torch.ones(4).double(), B))]
+    for sigma, at in levels:
+        for call in (model.denoise, model.log_prob, model.draw):
+            assert torch.equal(call(x, at), call(x, sigma))
+        for call in (model.flow, model.denoised_along):
+            assert torch.equal(call(x, at, Position(1.0, 0.2)), call(x, sigma, 0.2))
+
+
+def test_a_scaled_state_is_the_state_at_its_own_level(model, x):
+    sigma, scale = B / A, A.view(-1, 1, 1, 1)
+    at, stop = Position(A, B), Position(0.5, 0.7)
+    y = x * scale
+    assert torch.allclose(model.denoise(y, at), model.denoise(x, sigma), rtol=0, atol=1e-13)
+    expected = model.log_prob(x, sigma) - DIM * A.log()
+    assert torch.allclose(model.log_prob(y, at), expected, rtol=1e-12)
+    expected = 0.5 * model.flow(x, sigma, 1.4)
+    assert torch.allclose(model.flow(y, at, stop), expected, rtol=0, atol=1e-12)
+    along = model.denoised_along(x, sigma, 1.4)
+    assert torch.allclose(model.denoised_along(y, at, stop), along, rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("process", [VP(), SubVP()])
+def test_the_flow_of_a_process_is_the_flow_in_its_coordinates(model, x, process):
+    start, stop = (process.sigma(torch.tensor(t, dtype=torch.float64)) for t in (0.9, 0.2))
+    scaled = process.scale(start) * x
+    expected = process.scale(stop) * model.flow(x, start, stop)
+    found = model.flow(scaled, process.position(start), process.position(stop))
+    assert torch.allclose(found, expected, rtol=0, atol=1e-13)
+
+
+def test_flow_matching_starts_where_no_signal_is_left(model, x):
+    """`dx/dt = (x - D) / t` of `x = (1 - t) x_0 + t eps`, solved from t = 1, where a = 0."""
+
+    def rate(t, flat):
+        y = torch.from_numpy(flat).view(x.shape)
+        return ((y - model.denoise(y, Position(1 - t, t))) / t).numpy().ravel()
+
+    solved = solve_ivp(rate, (1, 0.1), x.numpy().ravel(), method="DOP853", rtol=1e-11, atol=1e-12)
+    end = torch.from_numpy(solved.y[:, -1]).view(x.shape)
+    start, stop = Position(0.0, 1.0), Position(0.9, 0.1)
+    assert torch.allclose(model.flow(x, start, stop), end, rtol=0, atol=1e-8)
+    assert torch.allclose(model.denoise(x, start).flatten(1), model.mean.expand(4, -1), atol=1e-15)
+    half = model.flow(x, start, Position(0.5, 0.5))
+    onward = model.flow(half, Position(0.5, 0.5), stop)
+    assert torch.allclose(onward, model.flow(x, start, stop), rtol=0, atol=1e-13)
+
+
+@pytest.mark.parametrize("at", [Position(1.0, 2.0), Position(0.6, 0.8), Position(0.07, 0.998), 0.3])
+def test_draws_have_the_moments_of_the_noised_data(model, at):
+    """The map is linear in the noise: its columns give the covariance without sampling."""
+    a, b = at if isinstance(at, Position) else (1.0, at)
+    center = model.draw(torch.zeros(1, DIM).double(), at)
+    columns = model.draw(torch.eye(DIM).double(), at) - center
+    if isinstance(model, Isotropic):
+        spread = model.s0**2 * torch.eye(DIM).double()
+    else:
+        spread = (model.basis * model.eigenvalues) @ model.basis.T
+    covariance = a**2 * spread + b**2 * torch.eye(DIM).double()
+    assert torch.allclose(columns @ columns.T, covariance, rtol=0, atol=1e-13)
+    assert torch.allclose(center[0], a * model.mean, rtol=0, atol=1e-14)
+
+
+def test_a_draw_has_the_spread_that_a_start_from_pure_noise_lacks():
+    """Stable Diffusion 2.1: its largest variance is 3072, its first level 14.6."""
+    g = Gaussian(torch.zeros(1), torch.eye(1), torch.tensor([3072.0])).to(torch.zeros(1).double())
+    one, last = torch.ones(1, 1).double(), 1e-4
+    kept = g.flow(14.6 * one, 14.6, last) / g.flow(g.draw(one, 14.6), 14.6, last)
+    assert f"{float(kept):.2f}" == "0.25"
+    assert torch.allclose(g.draw(one, last), g.flow(g.draw(one, 14.6), 14.6, last))
