@@ -94,7 +94,7 @@ class EigenGaussian(Flowing, Protocol):
 
     def denoise(self, x: Tensor, sigma: Level) -> Tensor:
         g, offset, a, b = self._prepare(x, sigma)
-        shrink = a * g.eigenvalues / g._variance(a, b)
+        shrink = g._shrink(a, b)
         return (g.mean + g.from_axes(g.onto_axes(offset) * shrink)).view_as(x)
 
     def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
@@ -145,8 +145,9 @@ class EigenGaussian(Flowing, Protocol):
         """Log density (B,) and denoised image (B, *S) from one projection."""
         g, offset, a, b = self._prepare(x, sigma)
         dim, rank = g.dim, len(g.eigenvalues)
-        if rank < dim and not bool((b > 0).all()):
-            raise ValueError(f"rank {rank} of {dim}: there is no density at sigma = 0")
+        spread = int((g.eigenvalues > 0).sum())
+        if spread < dim and not bool((b > 0).all()):
+            raise ValueError(f"rank {spread} of {dim}: there is no density at sigma = 0")
         variance = g._variance(a, b)
         inside = g.onto_axes(offset)
         distance = (inside.square() / variance).sum(1)
@@ -156,7 +157,7 @@ class EigenGaussian(Flowing, Protocol):
             square = (b**2).expand(len(x), 1).squeeze(1)
             distance = distance + outside / square
             log_volume = log_volume + (dim - rank) * square.log()
-        denoised = g.mean + g.from_axes(inside * (a * g.eigenvalues / variance))
+        denoised = g.mean + g.from_axes(inside * g._shrink(a, b))
         return Posterior(denoised.view_as(x), -(distance + log_volume) / 2)
 
     def log_prob(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
@@ -165,6 +166,11 @@ class EigenGaussian(Flowing, Protocol):
     def _variance(self, a: Tensor, b: Tensor) -> Tensor:
         """Of the noised data along the axes: (r,) or (B, r)."""
         return a**2 * self.eigenvalues + b**2
+
+    def _shrink(self, a: Tensor, b: Tensor) -> Tensor:
+        """`a lam / (a^2 lam + b^2)`; zero for lam = 0, at b = 0 too."""
+        gain = a * self.eigenvalues / self._variance(a, b)
+        return torch.where(self.eigenvalues > 0, gain, 0.0)
 
     def _prepare(self, x: Tensor, level: Level) -> tuple[Self, Tensor, Tensor, Tensor]:
         """The model as x is, d = x - a mu as (B, D), and the a and b that broadcast over it."""
