@@ -40,7 +40,7 @@ from tqdm import tqdm
 from experiments.sampling import Sampling, computed_in
 from linear_structure import fit, parameters
 from linear_structure.denoise import Denoiser, Model
-from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.gaussian import EigenGaussian, Isotropic
 from linear_structure.images import from_uint8
 from linear_structure.points import PointCloud
 from linear_structure.sampling.samplers import Step, final, heun
@@ -98,7 +98,7 @@ class Made:
     """What makes the model of a key that is known by a Gaussian and the images that it is of."""
 
     key: Key
-    gaussian: Gaussian
+    gaussian: EigenGaussian
     images: Tensor | None
     make: Callable[[], Model]
 
@@ -110,14 +110,15 @@ class Made:
         return self.key == key and self.gaussian is gaussian and self.images is images
 
 
-def low_rank(gaussian: Gaussian) -> int:
+def low_rank(gaussian: EigenGaussian) -> int:
     """How many directions hold 95 % of the variance."""
-    held = gaussian.eigenvalues.cumsum(0) / gaussian.eigenvalues.sum()
+    eigenvalues = gaussian.eigenvalues.sort(descending=True).values
+    held = eigenvalues.cumsum(0) / eigenvalues.sum()
     return int((held < VARIANCE_HELD).sum()) + 1
 
 
 def models(
-    gaussian: Gaussian,
+    gaussian: EigenGaussian,
     images: Tensor | None,
     components: Sequence[int] = COMPONENTS,
     labels: Tensor | None = None,

@@ -43,7 +43,7 @@ from experiments.tables import write_table
 from linear_structure import parameters
 from linear_structure.data.datasets import Dataset
 from linear_structure.denoise import Denoiser, Model
-from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.gaussian import EigenGaussian, Isotropic
 from linear_structure.images import ALL_LEVELS, dequantize, grey_levels
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
@@ -341,7 +341,7 @@ def closed_models(model: Model) -> dict[Key, Model]:
 
     The isotropic model without a width of its own would say only how far the mean is.
     """
-    if not isinstance(model, Gaussian):
+    if not isinstance(model, EigenGaussian):
         components = len(model.components) if isinstance(model, GaussianMixture) else 0
         return {Key(model.kind, components): model}
     width = (model.eigenvalues.double().sum() / model.dim).sqrt()
@@ -350,9 +350,9 @@ def closed_models(model: Model) -> dict[Key, Model]:
 
 def note_of(model: Model) -> str:
     """That a Gaussian has directions without variance of their own: sigma_min decides there."""
-    if not isinstance(model, Gaussian) or len(model.eigenvalues) == model.dim:
+    if not isinstance(model, EigenGaussian) or model.rank == model.dim:
         return ""
-    return f"rank {len(model.eigenvalues)} of {model.dim}"
+    return f"rank {model.rank} of {model.dim}"
 
 
 def check_resolution(model: Model, sigma_min: float, levels: int) -> None:

@@ -18,7 +18,7 @@ from linear_structure import fit, parameters
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.denoise import Model
-from linear_structure.gaussian import Gaussian
+from linear_structure.gaussian import EigenGaussian, Gaussian
 from linear_structure.parameters import Parameters
 from linear_structure.system import download
 from linear_structure.system.errors import UsageError
@@ -127,10 +127,20 @@ def prepared(
     return network
 
 
-def gaussian_of(preset: Preset, model: Model) -> Gaussian:
+def gaussian_of(preset: Preset, model: Model) -> EigenGaussian:
     """The Gaussian that a network is compared with; UsageError where the model is another."""
-    if not isinstance(model, Gaussian):
+    if not isinstance(model, EigenGaussian):
         raise UsageError(f"{preset.parameters} holds no Gaussian: scores are compared with one")
+    return model
+
+
+def components_of(preset: Preset, model: Model) -> Gaussian:
+    """The Gaussian by its principal components; UsageError where the model has none."""
+    if not isinstance(model, Gaussian):
+        raise UsageError(
+            f"{preset.parameters} is of kind {model.kind}: principal components are followed, "
+            "which parameters of kind gaussian hold"
+        )
     return model
 
 

@@ -38,7 +38,7 @@ from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, SPHERICAL, Key, 
 from experiments.presets import Preset
 from linear_structure import parameters
 from linear_structure.denoise import Denoiser, Model
-from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.gaussian import EigenGaussian, Isotropic
 from linear_structure.images import from_uint8
 from linear_structure.sampling.grids import ve_grid
 from linear_structure.sampling.likelihood import entropy_from_losses
@@ -53,7 +53,7 @@ from linear_structure.system.store import Block, folder_of
 LEVELS = (0.02, 0.03, 0.05, 0.1, 0.2, 0.3, 0.5, 1, 2, 3, 5, 10, 20, 30, 50, 80)
 COMPONENTS = (10,)  # of mixtures
 NETWORK = Key("network")
-Linear = Gaussian | Isotropic
+Linear = EigenGaussian | Isotropic
 """A model whose denoiser is linear in x."""
 FINE = 1000  # levels of an average, between which losses are interpolated
 MEMORISED = (
@@ -107,7 +107,7 @@ def closed_losses(model: Linear, clean: Tensor, sigmas: Tensor) -> Tensor:
     return torch.stack(columns, 1).cpu()
 
 
-def cross_entropies(gaussian: Gaussian, clean: Tensor, sigma: Tensor) -> Tensor:
+def cross_entropies(gaussian: EigenGaussian, clean: Tensor, sigma: Tensor) -> Tensor:
     """`-E log N(x_0 + sigma n; mu, Sigma + sigma^2 I)` over the noise, of x_0 (n, *S): (n,) nats.
 
     Their mean over data of the Gaussian's own moments is its entropy at sigma.
@@ -149,7 +149,7 @@ def averages(sigmas: Tensor, sigma_data: float) -> dict[str, Tensor]:
 
 
 def entropy_bounds(
-    gaussian: Gaussian,
+    gaussian: EigenGaussian,
     clean: Tensor,
     sigmas: Tensor,
     closed: Tensor,
@@ -253,7 +253,7 @@ class Study:
 
     network: Network
     isotropic: Isotropic
-    gaussian: Gaussian
+    gaussian: EigenGaussian
     makers: Makers
     images: Tensor
     labels: Tensor | None
@@ -318,7 +318,7 @@ class Study:
 def study_of(
     preset: Preset,
     network: Network,
-    gaussian: Gaussian,
+    gaussian: EigenGaussian,
     images: Tensor,
     labels: Tensor | None,
     count: int,

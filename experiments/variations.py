@@ -16,7 +16,7 @@ from experiments.sweep import Sweep
 from experiments.tables import Row, write_table
 from linear_structure import fit
 from linear_structure.denoise import Model
-from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.gaussian import EigenGaussian, Isotropic
 from linear_structure.sampling.table import SAMPLERS
 from linear_structure.teleport import Teleport
 
@@ -43,7 +43,7 @@ def teleports(plain: Sweep, images: Tensor | None, folder: Path) -> dict[Key, li
     """The same sampler after each model's teleport; the mixture needs images (n, C, H, W)."""
     own, by_class = plain.teleport.model, bool(plain.teleport.by_class)
     others: dict[Key, Model] = {GAUSSIAN: own} if by_class else {}
-    if isinstance(own, Gaussian):
+    if isinstance(own, EigenGaussian):
         others[ISOTROPIC] = Isotropic(own.mean)
     if images is not None and len(images) >= COMPONENTS:
         others[Key("mixture", COMPONENTS)] = fit.mixture_of(images, COMPONENTS)

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
     from linear_structure.sampling.grids import sigma_grid
     from linear_structure.sampling.samplers import Step, dpmpp_2m, euler, final, heun, unipc
     from linear_structure.sampling.seeds import Seeds
+    from linear_structure.spectral import Spectral
     from linear_structure.system.errors import UsageError, WorkError
     from linear_structure.teleport import Teleport, carry
 else:
@@ -42,6 +43,7 @@ __all__ = [
     "Position",
     "Posterior",
     "Seeds",
+    "Spectral",
     "Step",
     "Teleport",
     "UsageError",

@@ -21,6 +21,7 @@ from linear_structure.mixture import GaussianMixture
 from linear_structure.moments import Moments, PixelSums
 from linear_structure.parameters import Story
 from linear_structure.points import PointCloud
+from linear_structure.spectral import LOW, Spectral, SpectralSums, block_size
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import digest_of_tensor, octets
 
@@ -38,15 +39,17 @@ def fit(
     components: int = COMPONENTS,
     seed: int = 0,
     batch: int = BATCH,
+    low: int = LOW,
 ) -> Fitted:
-    """A model of a dataset, and its story; all kinds but the Gaussian hold the images in memory.
+    """A model of a dataset, and its story; but for `gaussian` and `spectral`, with all in memory.
 
     Args:
-        kind: `gaussian`, `isotropic`, `mixture` or `pointcloud`.
+        kind: `gaussian`, `isotropic`, `mixture`, `pointcloud` or `spectral`.
         rank: at most so many directions are kept of a covariance.
         s0: of the isotropic model, on the [-1, 1] scale.
         components, seed: of the mixture's k-means clusters.
         batch: images that are read at a time for the Gaussian.
+        low: frequencies of rows and columns in the dense block of the spectral model.
 
     Raises:
         UsageError: more components are asked for than there are images, or it is no `Dataset`.
@@ -54,6 +57,8 @@ def fit(
     _check(dataset)
     if kind == "gaussian":
         return fit_gaussian(dataset, rank, batch)
+    if kind == "spectral":
+        return fit_spectral(dataset, low)
     images = dataset.images()
     story = _story_of_images(dataset, images)
     if kind == "isotropic":
@@ -115,6 +120,24 @@ def fit_gaussian(
     images = dataset.images()
     samples = from_uint8(images.flatten(1), torch.float64)
     return Gaussian.from_samples(samples, rank), _story_of_images(dataset, images)
+
+
+def fit_spectral(dataset: Dataset, low: int = LOW) -> tuple[Spectral, Story]:
+    """The spectral Gaussian of a dataset, and its story: the images pass once, with a bar.
+
+    Raises:
+        UsageError: it is no `Dataset`.
+    """
+    _check(dataset)
+    sums, sha = SpectralSums(low), hashlib.sha256()
+    with tqdm(total=dataset.count, desc="mean and blocks", unit=" images") as bar:
+        for block, images in enumerate(dataset.blocks(block_size(dataset.shape))):
+            sums.add(images, block)
+            sha.update(octets(images))
+            bar.update(len(images))
+    moments = sums.moments()
+    story = Story(dataset.name, sha.hexdigest(), dataset.count, dataset.shape, moments.sigma_data)
+    return Spectral.from_moments(moments), story
 
 
 def _check(dataset: Dataset) -> None:

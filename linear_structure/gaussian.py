@@ -17,9 +17,10 @@ not a state of any trajectory, but the randomness of a fresh sample of the noise
 """
 
 import math
+from abc import abstractmethod
 from collections.abc import Mapping
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, Self
+from typing import ClassVar, Self
 
 import torch
 from scipy.linalg import eigh
@@ -50,9 +51,10 @@ def _check_start(start: Level) -> None:
         raise ValueError(f"a flow starts at sigma > 0, not at {noise}")
 
 
-class Flowing(Model, Protocol):
+class Flowing(Model):
     """A Gaussian: a model whose flow is a formula."""
 
+    @abstractmethod
     def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
         """Solution at `stop` of the probability-flow ODE that is at x (B, *S) when at `start`.
 
@@ -73,24 +75,32 @@ class Flowing(Model, Protocol):
         return self.flow(noise, Position(0.0, 1.0), level)
 
 
-class EigenGaussian(Flowing, Protocol):
+class EigenGaussian(Flowing):
     """A Gaussian by the eigenvalues of its covariance, and the maps onto its axes and back."""
 
     mean: Tensor  # (D,)
     eigenvalues: Tensor  # (r,), in squared units of x
 
+    @abstractmethod
     def onto_axes(self, offset: Tensor) -> Tensor:
         """U' d of d (B, D): (B, r)."""
 
+    @abstractmethod
     def from_axes(self, inside: Tensor) -> Tensor:
         """U c of c (B, r): (B, D)."""
 
+    @abstractmethod
     def to(self, x: Tensor) -> Self:
         """The same model in the dtype and on the device of x."""
 
     @property
     def dim(self) -> int:
         return len(self.mean)
+
+    @property
+    def rank(self) -> int:
+        """How many directions have a spread."""
+        return int((self.eigenvalues > 0).sum())
 
     def denoise(self, x: Tensor, sigma: Level) -> Tensor:
         g, offset, a, b = self._prepare(x, sigma)
@@ -145,9 +155,8 @@ class EigenGaussian(Flowing, Protocol):
         """Log density (B,) and denoised image (B, *S) from one projection."""
         g, offset, a, b = self._prepare(x, sigma)
         dim, rank = g.dim, len(g.eigenvalues)
-        spread = int((g.eigenvalues > 0).sum())
-        if spread < dim and not bool((b > 0).all()):
-            raise ValueError(f"rank {spread} of {dim}: there is no density at sigma = 0")
+        if g.rank < dim and not bool((b > 0).all()):
+            raise ValueError(f"rank {g.rank} of {dim}: there is no density at sigma = 0")
         variance = g._variance(a, b)
         inside = g.onto_axes(offset)
         distance = (inside.square() / variance).sum(1)

@@ -17,6 +17,7 @@ from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.fit import BATCH, COMPONENTS, Fitted, check_classes, fit, fit_classes
 from linear_structure.parameters import KINDS
+from linear_structure.spectral import LOW
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_writable
 from linear_structure.system.options import positive
@@ -26,12 +27,19 @@ USED_BY = {
     "s0": ("isotropic",),
     "components": ("mixture",),
     "seed": ("mixture",),
+    "low": ("spectral",),
 }
 
 
 def _seed(text: str) -> int:
     if not text.isdecimal() or int(text) >= 2**32:
         raise argparse.ArgumentTypeError(f"{text!r} is no whole number from 0 to 2^32 - 1")
+    return int(text)
+
+
+def _count(text: str) -> int:
+    if not text.isdecimal():
+        raise argparse.ArgumentTypeError(f"{text!r} is no whole number of 0 or more")
     return int(text)
 
 
@@ -56,6 +64,9 @@ def _parse() -> argparse.Namespace:
     )
     parser.add_argument("--components", type=positive, default=COMPONENTS, help="mixture: how many")
     parser.add_argument("--seed", type=_seed, default=0, help="mixture: seed of the k-means")
+    parser.add_argument(
+        "--low", type=_count, default=LOW, help="spectral: frequencies in the dense block"
+    )
     options = parser.parse_args()
     for name, kinds in USED_BY.items():
         if options.kind not in kinds and getattr(options, name) != parser.get_default(name):

@@ -4,6 +4,7 @@
     isotropic   mu.pt, s0.pt () float64
     mixture     pi.pt (K,), mu.pt (K, D), U.pt (K, D, r), lambdas.pt (K, r); short ranks padded by 0
     pointcloud  points.npy (N, D) uint8
+    spectral    mu.pt, low.pt (C, h, w, C h w) and rest.pt (H, W, C, C) float32, lambdas.pt (D,)
     by_class/<label>/   one such directory for each class
 
 `parameters.json` says which kind it is, what it was made from, and the SHA-256 of each file. The
@@ -26,6 +27,7 @@ from linear_structure.denoise import Model
 from linear_structure.gaussian import RANK_TOLERANCE, Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.points import PointCloud
+from linear_structure.spectral import Spectral
 from linear_structure.system.arrays import map_npy, read_torch
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import (
@@ -41,7 +43,7 @@ from linear_structure.system.files import (
 FORMAT = 1
 STORY = "parameters.json"
 KINDS: dict[str, type[Model]] = {
-    model.kind: model for model in (Gaussian, Isotropic, GaussianMixture, PointCloud)
+    model.kind: model for model in (Gaussian, Isotropic, GaussianMixture, PointCloud, Spectral)
 }
 CONTENTS = {STORY, *(file for model in KINDS.values() for file in model.files)}
 BY_CLASS = "by_class"

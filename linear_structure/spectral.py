@@ -25,6 +25,7 @@ from torch import Tensor
 from linear_structure.gaussian import (
     NEGATIVE_TOLERANCE,
     ORTHONORMAL_TOLERANCE,
+    RANK_TOLERANCE,
     EigenGaussian,
     eigh_destroying,
 )
@@ -136,7 +137,7 @@ class Spectral(EigenGaussian):
     mean: Tensor  # (D,), D = C H W
     low: Tensor  # (C, h, w, C h w), orthonormal columns: axes of the low frequencies
     rest: Tensor  # (H, W, C, C), orthonormal columns: axes of the channels at each frequency
-    eigenvalues: Tensor  # (D,), as (C, H, W), those of the low block in its place; 0 or more
+    eigenvalues: Tensor  # (D,), as (C, H, W), those of the low block in its place; 0 by rank rule
 
     @classmethod
     def from_samples(cls, samples: Tensor, low: int = LOW) -> "Spectral":
@@ -169,7 +170,8 @@ class Spectral(EigenGaussian):
             low = columns.reshape(low.shape)
             eigenvalues[:, :height, :width] = found.view(channels, height, width)
         mean = inverse(moments.mean).flatten()
-        return cls(mean, low, axes, eigenvalues.flatten().clamp(min=0))
+        spread = eigenvalues > RANK_TOLERANCE * eigenvalues.max()
+        return cls(mean, low, axes, torch.where(spread, eigenvalues, 0.0).flatten())
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Spectral":

@@ -34,7 +34,7 @@ def main() -> None:
     sweep = loading.load_sweep(preset, options.chosen_machine(typed, preset))
     made = Reproduction(
         sweep=sweep,
-        gaussian=loading.gaussian_of(preset, sweep.teleport.model),
+        gaussian=loading.components_of(preset, sweep.teleport.model),
         images=loading.images_at_hand(preset, sweep.network),
         count=min(typed.count, preset.seeds.count),
         folder=typed.out / preset.name,

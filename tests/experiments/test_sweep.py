@@ -4,6 +4,7 @@ import dataclasses
 import json
 import math
 import os
+import re
 import resource
 import runpy
 import shutil
@@ -27,6 +28,7 @@ from experiments.forecast import _seconds_of_call, forecast
 from experiments.loading import load_network
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
+from linear_structure.data import datasets
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 from linear_structure.mixture import GaussianMixture
@@ -36,6 +38,7 @@ from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import SeedRange, Seeds
 from linear_structure.sampling.table import SAMPLERS, Settings
+from linear_structure.spectral import Spectral
 from linear_structure.system import download
 from linear_structure.system.errors import UsageError, WorkError, run_command
 from linear_structure.system.machine import Machine
@@ -266,6 +269,16 @@ def test_a_point_cloud_teleports_too(small):
         varied = dataclasses.replace(small, preset=preset, teleport=Teleport(model))
         found.append([result.distance for result in sweep.run(varied)])
     assert found[0] == pytest.approx(found[1], rel=0.05)
+
+
+def test_a_spectral_gaussian_teleports_as_the_full_one(small):
+    images = torch.randn(100, 1, 8, 8, generator=torch.Generator().manual_seed(0))
+    preset, found = dataclasses.replace(small.preset, skips=(2,)), []
+    for model in (Gaussian.from_samples(images), Spectral.from_samples(images, 8)):
+        varied = dataclasses.replace(small, preset=preset, teleport=Teleport(model))
+        found += [(each.distance, each.inputs["parameters"]) for each in sweep.run(varied)]
+    (full, its_digest), (spectral, digest) = found
+    assert spectral == pytest.approx(full, rel=1e-3) and digest != its_digest
 
 
 @pytest.mark.parametrize("sampler", ["dpmpp_2m", "unipc"])
@@ -722,3 +735,32 @@ def test_an_unwritable_folder_is_one_sentence(tmp_path):
     assert done.returncode == 1
     assert "images_with_skips" in done.stderr
     assert "Traceback" not in done.stderr
+
+
+@pytest.mark.parametrize(
+    ("script", "words"),
+    [
+        ("plot_scores.py", ("digits", "--seeds", "0-4", "--block", "5", "--steps", "4")),
+        ("suggest_skip.py", ("digits", "--count", "4", "--steps", "6")),
+        (
+            "generate.py",
+            ("--preset", "digits", "--outdir", "made", "--skip", "2", "--seeds", "0-1"),
+        ),
+        ("likelihood.py", ("digits", "--count", "2", "--probes", "1", "--steps", "4")),
+    ],
+)
+def test_spectral_parameters_serve_as_a_gaussians(call, tmp_path, capsys, script, words):
+    """With all frequencies in the block they are the same ones, and so are the numbers."""
+    images, said = datasets.load("digits").images(), []
+    for model in (Gaussian.from_samples(images), Spectral.from_samples(images, 8)):
+        folder = tmp_path / model.kind
+        parameters.save(folder / "p", model, Story("digits", "none", 1797, (1, 8, 8), 0.5))
+        assert call(*words, "--parameters", str(folder / "p"), script=script) == 0
+        text = capsys.readouterr().out
+        if script == "plot_scores.py":
+            text = (tmp_path / "scores/scores.csv").read_text()
+        if script == "generate.py":
+            text = str(np.asarray(Image.open(tmp_path / "made/000001.png")).tolist())
+            shutil.rmtree(tmp_path / "made")
+        said.append([float(number) for number in re.findall(r"\d+\.?\d*", text)])
+    assert said[1] == pytest.approx(said[0], rel=1e-3, abs=1e-3)

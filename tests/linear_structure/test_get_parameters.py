@@ -19,6 +19,7 @@ from sklearn.datasets import load_digits
 from linear_structure import get_parameters, parameters
 from linear_structure.gaussian import Gaussian
 from linear_structure.parameters import KINDS
+from linear_structure.spectral import Spectral
 from linear_structure.system.errors import run_command
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -212,6 +213,17 @@ def test_a_single_image_is_a_point(tmp_path, command):
     assert parameters.load(tmp_path / "p").model.basis.shape == (60, 0)
 
 
+@pytest.mark.parametrize("low", [0, 3, 8])
+def test_the_spectral_model_is_that_of_the_images(tmp_path, command, low):
+    assert command("digits", "spectral", tmp_path, "--low", low)[0] == 0
+    found, images = parameters.load(tmp_path), torch.from_numpy(DIGITS).view(-1, 1, 8, 8)
+    assert found.digest == parameters.digest(Spectral.from_samples(images, low))
+    command("digits", "isotropic", tmp_path / "other")
+    story = parameters.read_story(tmp_path / "other")
+    assert found.story["digest"] == story["digest"]
+    assert found.story["sigma_data"] == pytest.approx(story["sigma_data"], rel=1e-12)
+
+
 # Bad input
 
 
@@ -251,6 +263,8 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, command, argumen
         ("--s0", "nan"),
         ("--s0", "wide"),
         ("--seed", "-1"),
+        ("--low", "-1"),
+        ("--low", "many"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(tmp_path, command, options):
@@ -266,6 +280,7 @@ def test_an_option_that_makes_no_sense_is_refused(tmp_path, command, options):
         ("isotropic", ("--rank", "3"), "--rank is for gaussian and mixture, not for isotropic"),
         ("pointcloud", ("--s0", "0.5"), "--s0 is for isotropic, not for pointcloud"),
         ("gaussian", ("--components", "3"), "--components is for mixture, not for gaussian"),
+        ("gaussian", ("--low", "3"), "--low is for spectral, not for gaussian"),
         ("gaussian", ("--seed", "3"), "--seed is for mixture, not for gaussian"),
     ],
 )

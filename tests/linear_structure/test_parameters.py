@@ -24,6 +24,7 @@ from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.parameters import STORY, Story
 from linear_structure.points import PointCloud
+from linear_structure.spectral import Spectral
 from linear_structure.system import files
 from linear_structure.system.errors import UsageError, run_command
 
@@ -50,6 +51,8 @@ MODELS = {
     "mixture": mixture(),
     "pointcloud": PointCloud(torch.arange(10 * DIM).reshape(10, DIM).to(torch.uint8)),
 }
+drawn = torch.randn(20, *SHAPE, generator=torch.Generator().manual_seed(0))
+MODELS["spectral"] = Spectral.from_tensors(Spectral.from_samples(drawn, 2).tensors())
 every_kind = pytest.mark.parametrize("kind", MODELS)
 
 
@@ -154,6 +157,10 @@ PAIR = (PLANE, Gaussian(-MEAN, torch.eye(4)[:, :0], MEAN[:0]))
         (
             PointCloud(torch.arange(8, dtype=torch.uint8).view(2, 4)),
             "1d7146449cb78e70a8faad23669233348c4c6d6633a1580196c5cc8a0404dbc5",
+        ),
+        (
+            Spectral(MEAN, torch.ones(1, 1, 1, 1), torch.ones(2, 2, 1, 1), torch.arange(4) / 2),
+            "800c7f19778bb8785aa37e82a41e07fe1c853cb54e3a4bdca3495697f954dd41",
         ),
     ],
     ids=MODELS,
