@@ -36,8 +36,7 @@ def random_images(recipe: str) -> Tensor:
 
 
 def network_of(recipe: Recipe, images: Tensor, device: str) -> Preconditioned:
-    shape = images.shape[1], images.shape[2], images.shape[3]
-    dataset = Dataset("random", len(images), shape, lambda i, j: images[i:j], lambda: None)
+    dataset = Dataset.of("random", images)
     torch.manual_seed(0)
     network = build(replace(recipe, augment=0.0).network(dataset)).to(device)
     network.compute_dtype = getattr(torch, recipe.precision)

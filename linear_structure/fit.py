@@ -79,12 +79,13 @@ def fit_classes(dataset: Dataset, labels: Tensor, **chosen: Any) -> Iterator[Fit
         yield model, replace(story, label=label)
 
 
-def check_classes(labels: Tensor, components: int) -> None:
+def check_classes(dataset: Dataset, labels: Tensor, components: int) -> None:
     """Refuse, before any work, classes with fewer images than components (UsageError)."""
     for label, count in zip(*labels.unique(return_counts=True), strict=True):
         if count < components:
             raise UsageError(
-                f"class {label} has {count} images: {components} components cannot be fitted to it"
+                f"class {dataset.class_name(int(label))} has {count} images: {components} "
+                "components cannot be fitted to it"
             )
 
 

@@ -12,9 +12,11 @@ if __name__ == "__main__":  # this folder would come first on the path and shado
 import argparse
 import math
 from contextlib import suppress
+from functools import partial
 
 from linear_structure import parameters
 from linear_structure.data import datasets
+from linear_structure.data.datasets import Dataset
 from linear_structure.fit import BATCH, COMPONENTS, Fitted, check_classes, fit, fit_classes
 from linear_structure.parameters import KINDS
 from linear_structure.spectral import LOW
@@ -83,9 +85,10 @@ def _say_replaced(directory: Path, kind: str, dataset: str) -> None:
         print(f"{before.get('kind')} parameters of {before.get('dataset')} are replaced")
 
 
-def _told(fitted: Fitted) -> Fitted:
+def _told(dataset: Dataset, fitted: Fitted) -> Fitted:
     _, story = fitted
-    print(f"class {story.label}: {story.count:,} images")
+    assert story.label is not None
+    print(f"class {dataset.class_name(story.label)}: {story.count:,} images")
     return fitted
 
 
@@ -98,11 +101,12 @@ def main() -> None:
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
     if options.kind == "mixture" and labels is not None:
-        check_classes(labels, options.components)
+        check_classes(dataset, labels, options.components)
     check_writable(options.save_dir.resolve().parent)
     chosen = {name: getattr(options, name) for name in ("kind", "batch", *USED_BY)}
     model, story = fit(dataset, **chosen)
-    classes = () if labels is None else map(_told, fit_classes(dataset, labels, **chosen))
+    told = partial(_told, dataset)
+    classes = () if labels is None else map(told, fit_classes(dataset, labels, **chosen))
     _say_replaced(options.save_dir, options.kind, story.dataset)
     parameters.save(options.save_dir, model, story, classes)
     print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")

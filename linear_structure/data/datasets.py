@@ -23,7 +23,7 @@ import torch
 from torch import Tensor
 
 from linear_structure.data.archives import ARCHIVES
-from linear_structure.data.pictures import CLASS_LIMIT, open_folder, open_zip
+from linear_structure.data.pictures import CLASS_LIMIT, Labels, open_folder, open_zip
 from linear_structure.system.arrays import map_npy, names_in, read_npz
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
@@ -41,7 +41,7 @@ class Dataset:
     count: int
     shape: tuple[int, int, int]  # C, H, W
     read: Callable[[int, int], Tensor] = field(repr=False)  # images [start, stop)
-    read_labels: Callable[[], Tensor | None] = field(repr=False)  # as `labels`
+    read_labels: Callable[[], Labels] = field(repr=False)  # as `labels`
 
     @classmethod
     def of(cls, name: str, images: Tensor, labels: Tensor | None = None) -> "Dataset":
@@ -56,7 +56,8 @@ class Dataset:
             raise UsageError(f"images of {name} are {found}: expected uint8 (n, C, H, W)")
         count, channels, height, width = images.shape
         shape = (channels, height, width)
-        return cls(name, count, shape, lambda start, stop: images[start:stop], lambda: labels)
+        told = Labels(labels)
+        return cls(name, count, shape, lambda start, stop: images[start:stop], lambda: told)
 
     def blocks(self, size: int) -> Iterator[Tensor]:
         """Yield all images in order, `size` at a time: uint8 (b, C, H, W)."""
@@ -79,7 +80,7 @@ class Dataset:
         Raises:
             UsageError: what is stored is neither, or does not suit the images.
         """
-        return self._labels
+        return self._labels.values
 
     def classes(self) -> Tensor | None:
         """The class of each image, int64 (count,), or None without labels.
@@ -87,7 +88,7 @@ class Dataset:
         Raises:
             UsageError: as `labels`, or they are vectors.
         """
-        labels = self._labels
+        labels = self._labels.values
         if labels is not None and labels.ndim != 1:
             raise UsageError(
                 f"the labels of {self.name} are vectors of {labels.shape[1]} numbers: "
@@ -98,13 +99,23 @@ class Dataset:
     @property
     def label_dim(self) -> int:
         """What a network is told in so many numbers: classes, or a vector; 0 without labels."""
-        labels = self._labels
+        labels = self._labels.values
         if labels is None:
             return 0
         return int(labels.max()) + 1 if labels.ndim == 1 else labels.shape[1]
 
+    @property
+    def class_names(self) -> tuple[str, ...]:
+        """What the classes are called, from 0 on, where that is known; raises as `labels`."""
+        return self._labels.names
+
+    def class_name(self, label: int) -> str:
+        """The number of a class, and what it is called where that is known: "3 (cat)"."""
+        names = self.class_names
+        return f"{label} ({names[label]})" if label < len(names) else str(label)
+
     @cached_property
-    def _labels(self) -> Tensor | None:
+    def _labels(self) -> Labels:
         return self.read_labels()
 
 
@@ -176,9 +187,9 @@ def _of_arrays(path: Path) -> Dataset:
     def read(start: int, stop: int) -> Tensor:
         return torch.from_numpy(np.array(images[start:stop], order="C"))
 
-    def read_labels() -> Tensor | None:
+    def read_labels() -> Labels:
         arrays = (read_npz(path, name)[name] for name in labelled)
-        return next((_targets(array, len(images), path) for array in arrays), None)
+        return Labels(next((_targets(array, len(images), path) for array in arrays), None))
 
     return Dataset(path.stem, len(images), images.shape[1:], read, read_labels)
 

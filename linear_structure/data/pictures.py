@@ -4,8 +4,9 @@ The order is that of the relative paths with forward slashes, sorted as strings;
 that starts with a dot are left out. Links are followed; a folder that is reached twice counts once.
 Pixels are taken as they are stored: a camera's note to turn them is not followed. Labels come from
 `dataset.json` at the root, the format of EDM's dataset tool: `{"labels": [["00000/img00000000.png",
-6], ...]}` or `{"labels": null}`; a label may be a vector of numbers instead. Where a folder has no
-such file, they come from its top-level folders, in sorted order, if there are several.
+6], ...]}` or `{"labels": null}`; a label may be a vector of numbers instead, and `"classes"` a list
+of the classes' names. Where a folder has no such file, both come from its top-level folders, in
+sorted order, if there are several.
 """
 
 import io
@@ -16,10 +17,10 @@ import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
 from pathlib import Path, PurePosixPath
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import numpy as np
 import torch
@@ -40,18 +41,49 @@ ALPHA = {"LA": "L", "RGBA": "RGB", "PA": "RGB"}  # Pillow's modes, and what they
 MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", **ALPHA}
 NEEDED = "8-bit grey or RGB is needed"
 NO_IMAGE = f"it is damaged, or not an image ({', '.join(FORMATS)})"
+UNREADABLE_IMAGES = (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error)
 MOST_NAMED = 20  # of images that cannot be used, in one sentence
 CLASS_LIMIT = 2**31
 LARGEST = 3e38  # that float32 holds
 
 Shape = tuple[int, int, int]  # C, H, W
 Content = Callable[[str], bytes]  # of a file, by its name
-Labels = Callable[[], Tensor | None]
 
-Pictures = tuple[int, Shape, Callable[[int, int], Tensor], Labels]
+
+class Labels(NamedTuple):
+    """What images are of."""
+
+    values: Tensor | None = None  # int64 (n,), or vectors, float32 (n, L)
+    names: tuple[str, ...] = ()  # of the classes, from 0 on, where they are known
+
+
+Pictures = tuple[int, Shape, Callable[[int, int], Tensor], Callable[[], Labels]]
 """Of n images: n, their shape, what decodes those of [start, stop) to uint8 (stop - start, C, H, W)
-or raises a `UsageError` that names all that cannot be used, and what reads their labels: int64 (n,)
-or float32 (n, L), None if there are none, a `UsageError` if they do not fit."""
+or raises a `UsageError` that names all that cannot be used, and what reads their labels, or raises
+a `UsageError` if they do not fit."""
+
+
+@dataclass(frozen=True)
+class Files:
+    """Files by their names, with forward slashes, in the folder or zip `where`."""
+
+    where: Path
+    names: tuple[str, ...]
+    content: Content
+
+    def images(self) -> "Files":
+        """Those whose names say that they are images, sorted; UsageError where there is none."""
+        return replace(self, names=_images(self.names, self.where))
+
+    def labels(self, names: Sequence[str]) -> Labels | None:
+        """The labels of the files of these names, where `dataset.json` states any.
+
+        Raises:
+            UsageError: it is damaged, or has none for one of them.
+        """
+        if LABEL_FILE not in self.names:
+            return None
+        return _stated_labels(partial(self.content, LABEL_FILE), names, self.where)
 
 
 def images_below(folder: Path) -> tuple[str, ...]:
@@ -60,7 +92,7 @@ def images_below(folder: Path) -> tuple[str, ...]:
     Raises:
         UsageError: there is none.
     """
-    return _images(_files_below(folder), folder)
+    return files_below(folder).images().names
 
 
 def open_folder(folder: Path) -> Pictures:
@@ -69,12 +101,9 @@ def open_folder(folder: Path) -> Pictures:
     Raises:
         UsageError: there is none, or the first cannot be used.
     """
-    names = images_below(folder)
-    stated = folder / LABEL_FILE
-    labels = partial(_classes_of_folders, names)
-    if stated.exists():
-        labels = partial(_stated_labels, stated.read_bytes, names, folder)
-    return _pictures(_Files(folder, names, lambda name: (folder / name).read_bytes()), labels)
+    files = files_below(folder)
+    images = _Images(files.images())
+    return images.opened(lambda: files.labels(images.names) or classes_of_folders(images.names))
 
 
 def open_zip(path: Path) -> Pictures:
@@ -83,38 +112,50 @@ def open_zip(path: Path) -> Pictures:
     Raises:
         UsageError: it is no zip, has no images, or two of a name, or the first cannot be used.
     """
-    with ExitStack() as opened:
-        file = opened.enter_context(path.open("rb"))
-        try:
-            archive = whole_zip(file)
-        except UNREADABLE_ARRAYS as error:
-            reason = kind_of(path) or error
-            raise UsageError(f"{path} is damaged or not a zip file: {reason}") from error
-        content, names = partial(_unpacked, archive, path), archive.namelist()
-        images = _images(names, path)
-        for name in {*names}.difference(images):  # a damaged name may have been an image's
+    with _archive(path) as archive:
+        files = _packed(archive, path)
+        images = _Images(files.images())
+        for name in {*files.names}.difference(images.names):  # a damaged one may have been an image
             _opened(archive, path, name).close()
-        counts = Counter(names)
-        if twice := [name for name in (*images, LABEL_FILE) if counts[name] > 1]:
+        counts = Counter(files.names)
+        if twice := [name for name in (*images.names, LABEL_FILE) if counts[name] > 1]:
             raise UsageError(f"{path} holds {twice[0]} twice, one of {len(twice)} such names")
-        stated = LABEL_FILE in names
-        text = partial(content, LABEL_FILE)
-        labels = partial(_stated_labels, text, images, path) if stated else lambda: None
-        pictures = _pictures(_Files(path, images, content), labels)
-        opened.pop_all()  # all went well: the file stays open
-    return pictures
+        return images.opened(lambda: files.labels(images.names) or Labels())
+
+
+def files_below(folder: Path) -> Files:
+    """The files below a folder, sorted, but for what lies in folders that start with a dot."""
+    names = tuple(sorted(_files_below(folder)))
+    return Files(folder, names, partial(_stored, folder))
+
+
+def files_within(path: Path) -> Files:
+    """The files in a zip, which stays open as long as the result lives; UsageError if it is none.
+
+    Of two of a name, the last counts.
+    """
+    with _archive(path) as archive:
+        return _packed(archive, path)
 
 
 @dataclass(frozen=True)
-class _Files:
-    """Image files by their names, in the folder or zip `where`."""
+class _Images:
+    """Image files, which are to have one shape."""
 
-    where: Path
-    names: tuple[str, ...]
-    content: Content
+    files: Files
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return self.files.names
+
+    def opened(self, labels: Callable[[], Labels]) -> Pictures:
+        """Those of them, once the first can be used."""
+        with self.all_named():
+            shape = _shape(self.decode(self.names[0]))
+        return len(self.names), shape, partial(self.read, shape), labels
 
     def decode(self, name: str) -> Image.Image:
-        return _decode(self.content(name), self.where, name)
+        return _decode(self.files.content(name), self.files.where, name)
 
     def read(self, shape: Shape, start: int, stop: int) -> Tensor:
         """Those of [start, stop): uint8 (stop - start, C, H, W)."""
@@ -133,7 +174,7 @@ class _Files:
         if (found := _shape(image)) != shape:
             raise UsageError(
                 f"{name} is {_said(found)} and {self.names[0]} is {_said(shape)}: images of one "
-                f"shape are needed in {self.where}"
+                f"shape are needed in {self.files.where}"
             )
 
     @contextmanager
@@ -160,12 +201,6 @@ class _Files:
         more = len(faults) - MOST_NAMED
         rest = f"; and {more:,} more" if more > 0 else ""
         return f"{len(faults):,} of {len(self.names):,} images cannot be used: {told}{rest}"
-
-
-def _pictures(files: _Files, labels: Labels) -> Pictures:
-    with files.all_named():
-        shape = _shape(files.decode(files.names[0]))
-    return len(files.names), shape, partial(files.read, shape), labels
 
 
 def _files_below(folder: Path) -> Iterator[str]:
@@ -197,6 +232,33 @@ def _images(names: Iterable[str], where: Path) -> tuple[str, ...]:
     return images
 
 
+def _stored(folder: Path, name: str) -> bytes:
+    path = folder / name
+    if path.exists() and not path.is_file():  # reading a pipe would not end
+        raise UsageError(f"{name} in {folder} is a pipe, a socket or a device: expected a file")
+    if path.stat().st_size > FILE_LIMIT:
+        raise UsageError(f"{name} in {folder} is larger than {FILE_LIMIT} bytes")
+    return path.read_bytes()
+
+
+@contextmanager
+def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
+    """A zip, which stays open where the block ends well."""
+    with ExitStack() as opened:
+        file = opened.enter_context(path.open("rb"))
+        try:
+            archive = whole_zip(file)
+        except UNREADABLE_ARRAYS as error:
+            reason = kind_of(path) or error
+            raise UsageError(f"{path} is damaged or not a zip file: {reason}") from error
+        yield archive
+        opened.pop_all()
+
+
+def _packed(archive: zipfile.ZipFile, path: Path) -> Files:
+    return Files(path, tuple(archive.namelist()), partial(_unpacked, archive, path))
+
+
 def _unpacked(archive: zipfile.ZipFile, path: Path, name: str) -> bytes:
     if archive.getinfo(name).file_size > FILE_LIMIT:
         raise UsageError(f"{name} in {path} is larger than {FILE_LIMIT} bytes")
@@ -219,13 +281,13 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     try:
         image = Image.open(io.BytesIO(content), formats=FORMATS)
         pages = getattr(image, "n_frames", 1)
-        mode = f"{image.mode}, of 16 bits" if _is_deep(image) else image.mode
+        mode = f"{image.mode}, of 16 bits" if is_deep(image) else image.mode
         image.load()
         seen_through = "transparency" in image.info or image.mode in ALPHA
         alpha = image.convert("RGBA").getchannel("A").getextrema() if seen_through else (255, 255)
     except Image.DecompressionBombError as error:
         raise UsageError(f"{name} in {where}: {error}") from error
-    except (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error) as error:
+    except UNREADABLE_IMAGES as error:
         raise UsageError(f"{name} in {where}: {kind_of(content) or NO_IMAGE}") from error
     if mode not in MODES:
         raise UsageError(f"{name} in {where} has Pillow mode {mode}: {NEEDED}")
@@ -239,7 +301,7 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     return image if MODES[image.mode] == image.mode else image.convert(MODES[image.mode])
 
 
-def _is_deep(image: ImageFile) -> bool:
+def is_deep(image: ImageFile) -> bool:
     """Whether an image that is not yet decoded has 16 bits a value, of which Pillow drops 8."""
     for tile in image.tile:
         form, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
@@ -258,16 +320,20 @@ def _said(shape: Shape) -> str:
     return f"{width}x{height} {'grey' if channels == 1 else 'RGB'}"
 
 
-def _classes_of_folders(names: Sequence[str]) -> Tensor | None:
+def classes_of_folders(names: Sequence[str]) -> Labels:
     """Those of the top-level folders in sorted order, if there are several."""
     tops = [name.rpartition("/")[0].partition("/")[0] for name in names]
-    classes = {top: index for index, top in enumerate(sorted(set(tops)))}
-    return torch.tensor([classes[top] for top in tops]) if len(classes) > 1 else None
+    found = tuple(sorted(set(tops)))
+    if len(found) < 2:
+        return Labels()
+    number = {top: index for index, top in enumerate(found)}
+    return Labels(torch.tensor([number[top] for top in tops]), found)
 
 
-def _stated_labels(text: Callable[[], bytes], names: Sequence[str], where: Path) -> Tensor | None:
+def _stated_labels(text: Callable[[], bytes], names: Sequence[str], where: Path) -> Labels:
     try:
-        rows = json.loads(text(), object_pairs_hook=partial(_once, where))["labels"]
+        content = json.loads(text(), object_pairs_hook=partial(_once, where))
+        rows = content["labels"]
         stated = _once(where, list(rows.items() if isinstance(rows, dict) else rows or ()))
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise UsageError(
@@ -275,7 +341,7 @@ def _stated_labels(text: Callable[[], bytes], names: Sequence[str], where: Path)
             'or {"labels": null}'
         ) from error
     if not stated:
-        return None
+        return Labels()
     if missing := [name for name in names if name not in stated]:
         raise UsageError(
             f"{where}: {LABEL_FILE} has no label for {missing[0]}, one of {len(missing)} such"
@@ -286,7 +352,10 @@ def _stated_labels(text: Callable[[], bytes], names: Sequence[str], where: Path)
         if not (_is_vector(label, length) if length else _is_class(label)):
             needed = f"a vector of {length} numbers" if length else "a class number"
             raise UsageError(f"{where}: {LABEL_FILE} labels {name} {label!r}: {needed} is needed")
-    return torch.tensor(labels, dtype=torch.float32 if length else torch.int64)
+    values = torch.tensor(labels, dtype=torch.float32 if length else torch.int64)
+    classes = content.get("classes")
+    named = isinstance(classes, list) and all(isinstance(each, str) for each in classes)
+    return Labels(values, tuple(classes) if named else ())
 
 
 def _once(where: Path, pairs: Sequence[tuple[str, Any]]) -> dict[str, Any]:

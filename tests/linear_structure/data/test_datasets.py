@@ -21,6 +21,7 @@ from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
 from pickletools import genops
 
+import builders
 import numpy as np
 import pytest
 import torch
@@ -410,18 +411,6 @@ def test_a_zip_with_two_images_of_a_name_is_refused(tmp_path: Path) -> None:
 # What is no image
 
 
-def deep_png(kind: int, channels: int) -> bytes:
-    """A PNG of 16 bits a value, all below 256: grey 0, RGB 2, grey and alpha 4, RGBA 6."""
-
-    def chunk(name: bytes, data: bytes) -> bytes:
-        end = struct.pack(">I", zlib.crc32(name + data))
-        return struct.pack(">I", len(data)) + name + data + end
-
-    rows = (b"\0" + b"\0\x7f" * 3 * channels) * 2
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, kind, 0, 0, 0))
-    return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")
-
-
 def deep_tiff(compression: int) -> bytes:
     """A TIFF of 16 bits a value: 3 x 2 RGB in one strip, raw (1) or deflated (8)."""
     data = bytes(36) if compression == 1 else zlib.compress(bytes(36))
@@ -438,10 +427,10 @@ def deep_tiff(compression: int) -> bytes:
 
 
 DEEP = {
-    "grey.png": deep_png(0, 1),
-    "rgb.png": deep_png(2, 3),
-    "grey-alpha.png": deep_png(4, 2),
-    "rgba.png": deep_png(6, 4),
+    "grey.png": builders.deep_png(0, 1),
+    "rgb.png": builders.deep_png(2, 3),
+    "grey-alpha.png": builders.deep_png(4, 2),
+    "rgba.png": builders.deep_png(6, 4),
     "rgb.ppm": b"P6\n3 2\n65535\n" + bytes(36),
     "plain.ppm": b"P3\n3 2\n65535\n" + b"7 " * 18,
     "grey.pgm": b"P5\n3 2\n65535\n" + bytes(12),
