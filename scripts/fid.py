@@ -196,7 +196,7 @@ def parse() -> argparse.Namespace:
     calc = commands.add_parser("calc", help="compare images with a reference")
     calc.set_defaults(run=calculate)
     add = calc.add_argument
-    several = "folders, zips or dataset names; several are repetitions, one for each seed range"
+    several = "names or paths of datasets; several are repetitions, one for each seed range"
     add("--images", nargs="+", required=True, help=several)
     add("--ref", required=True, help="path or URL of an .npz of statistics, or images as above")
     add("--ref-sha256", help="what the reference file must have")
@@ -207,7 +207,7 @@ def parse() -> argparse.Namespace:
     add("--json", type=Path, help="write the results to this file too")
     ref = commands.add_parser("ref", help="write the statistics of images")
     ref.set_defaults(run=make_reference)
-    ref.add_argument("--images", required=True, help="folder, zip or dataset name")
+    ref.add_argument("--images", required=True, help="name or path of a dataset")
     ref.add_argument("--out", type=Path, required=True, help="the .npz file to write")
     for command in (calc, ref):
         add_settings(command)

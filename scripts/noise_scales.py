@@ -149,7 +149,7 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     known = ", ".join((*datasets.NAMES, *plane.DRAWS))
-    add("dataset", help=f"{known}; or a folder of images, a zip, .npy or .npz")
+    add("dataset", help=f"{known}; or a folder of images, a zip, .npy, .npz or IDX file")
     add("--sigma-min", type=float, default=0.02, help="sigma_L, in units of the data")
     add("--steps", type=positive, default=5, help="T, at each level (default 5)")
     add("--overlap", type=float, default=0.5, help="C of technique 2 (default 0.5)")

@@ -63,7 +63,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     add = parser.add_argument
     known = ", ".join((*COLOURED, *datasets.NAMES))
-    add("data", help=f"{known}; or a folder of images, a zip, .npy or .npz")
+    add("data", help=f"{known}; or a folder of images, a zip, .npy, .npz or IDX file")
     add("--out", type=folder, required=True, metavar="DIR", help="folder of the pair")
     add("--grey", metavar="DATA", help="name or path of the images to be coloured")
     add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
@@ -103,7 +103,11 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     add = parser.add_argument
     add("folder", type=Path, metavar="DIR", help="of a pair")
-    add("--images", metavar="DATA", help="images of your own: a folder, a zip, .npy or .npz")
+    add(
+        "--images",
+        metavar="DATA",
+        help="images of your own: a folder, a zip, .npy, .npz or IDX file",
+    )
     levels = parser.add_mutually_exclusive_group()
     meaning = f"number of noise levels, in geometric steps (default: {LEVELS})"
     levels.add_argument("--levels", type=int, default=LEVELS, metavar="K", help=meaning)

@@ -45,9 +45,7 @@ def parse_arguments() -> argparse.Namespace:
         epilog="The recipes:\n\n" + table(Recipe, RECIPES),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    kinds = (
-        f"name of a dataset, a folder of images, a zip, .npy or .npz; or {', '.join(plane.DRAWS)}"
-    )
+    kinds = f"name of a dataset, a folder, zip, .npy, .npz or IDX file; or {', '.join(plane.DRAWS)}"
     parser.add_argument("dataset", help=kinds)
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=folder, required=True, help="folder of the run")

@@ -36,6 +36,10 @@ from linear_structure.system.files import digest_of_parts, digest_of_state
 from linear_structure.system.store import Block, kept
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (9, 4, 4), np.uint8)
+IDX = {
+    "images-idx3": b"\0\0\x08\x03" + struct.pack(">3I", 9, 4, 4) + PIXELS.tobytes(),
+    "labels-idx1": b"\0\0\x08\x01" + struct.pack(">I", 9) + bytes(range(9)),
+}
 STORY = parameters.Story("noise", "0" * 64, 9, (1, 4, 4), 0.5)
 NETWORK = tiny.config(img_resolution=4, img_channels=1, model_channels=4)
 
@@ -122,11 +126,20 @@ def stated(folder: Path, _: ModuleType) -> Case:
 
 def compressed(folder: Path, _: ModuleType) -> Case:
     path, labels = folder / "images.gz", folder / "labels.gz"
-    path.write_bytes(
-        gzip.compress(b"\0\0\x08\x03" + struct.pack(">3I", 9, 4, 4) + PIXELS.tobytes())
-    )
-    labels.write_bytes(gzip.compress(b"\0\0\x08\x01" + struct.pack(">I", 9) + bytes(range(9))))
+    path.write_bytes(gzip.compress(IDX["images-idx3"]))
+    labels.write_bytes(gzip.compress(IDX["labels-idx1"]))
     return Case(path, lambda: digest_of_parts(archives.read_mnist(path, labels)), 200)
+
+
+def idx(part: str, zipped: bool) -> Callable[[Path, ModuleType], Case]:
+    def make(folder: Path, _: ModuleType) -> Case:
+        for name, content in IDX.items():
+            path = folder / f"train-{name}-ubyte"
+            path.write_bytes(gzip.compress(content) if zipped else content)
+        path = folder / f"train-{part}-ubyte"
+        return Case(path, lambda: told(datasets.load(folder)), 150, sealed=zipped)
+
+    return make
 
 
 def cifar(folder: Path, _: ModuleType) -> Case:
@@ -209,6 +222,8 @@ FORMATS: dict[str, Callable[[Path, ModuleType], Case]] = {
     "npz of statistics": statistics,
     "zip": zipped,
     "gzip": compressed,
+    **{f"IDX: {part}": idx(part, zipped=False) for part in IDX},
+    **{f"gzipped IDX: {part}": idx(part, zipped=True) for part in IDX},
     "JSON of labels": stated,
     "JSON of results": result,
     **{f"parameters: {n}": directory(n) for n in ("mu.pt", "U.pt", "points.npy", parameters.STORY)},

@@ -63,8 +63,8 @@ def identity(source: str, chosen: Sequence[int]) -> dict[str, Any]:
         files = [fetch(each) for each in datasets.sources_of(source)]
         return {"dataset": source, "files": [*map(digest_of_file, files)], "chosen": chosen}
     root = Path(source)
-    if root.is_file():
-        return {"files": [digest_of_file(root)], "chosen": chosen}
+    if file := datasets.file_of(root):
+        return {"files": [digest_of_file(file)], "chosen": chosen}
     names = images_below(root)
     bar = tqdm([names[i] for i in chosen], "comparing", unit=" files", disable=None, leave=False)
     return {"files": [digest_of_file(root / name) for name in bar]}

@@ -2,13 +2,11 @@
 
 CIFAR comes as pickles of Python 2 in a `.tar.gz`, which are evaluated as data: the numpy names are
 answered by inert stand-ins, so that no function of numpy, or of anything else, is ever called.
-MNIST comes in the IDX format: 0, 0, the type (8: uint8), the number of axes, their lengths as
-big-endian 32-bit integers, then the values.
+MNIST comes in the IDX format (see `idx`).
 """
 
 import gzip
 import io
-import math
 import tarfile
 import zlib
 from collections.abc import Callable, Mapping
@@ -23,6 +21,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linear_structure.data import idx
 from linear_structure.system.download import Source
 from linear_structure.system.errors import UsageError
 from linear_structure.system.unpickle import Buildable, Malformed, StandIn, evaluate, octets
@@ -111,7 +110,7 @@ def _members(path: Path, wanted: frozenset[str]) -> dict[str, bytes]:
     return contents
 
 
-def _bounded(file: IO[bytes] | gzip.GzipFile, where: str) -> bytes:
+def _bounded(file: IO[bytes], where: str) -> bytes:
     content = file.read(MEMBER_LIMIT + 1)
     if len(content) > MEMBER_LIMIT:
         raise UsageError(f"{where} is larger than {MEMBER_LIMIT} bytes")
@@ -133,30 +132,13 @@ def _batch(content: bytes, label_key: str, where: str) -> Labelled:
 
 
 def read_mnist(images_path: Path, labels_path: Path) -> Labelled:
-    """Images (n, 1, H, W) and labels from the two IDX files, gzipped.
+    """Images (n, 1, H, W) and labels from the two IDX files.
 
     Raises:
         UsageError: a file is damaged, or the two have different counts.
     """
-    images, labels = _idx(images_path, axes=3), _idx(labels_path, axes=1)
-    if len(images) != len(labels):
-        raise UsageError(
-            f"{images_path} has {len(images)} images but {labels_path} {len(labels)} labels"
-        )
-    return images.unsqueeze(1), labels.long()
-
-
-def _idx(path: Path, axes: int) -> Tensor:
-    try:
-        with gzip.open(path) as file:
-            content = _bounded(file, str(path))
-    except (EOFError, zlib.error, gzip.BadGzipFile) as error:
-        raise UsageError(f"{path} is damaged or not gzipped: {error}") from error
-    head = 4 + 4 * axes
-    shape = [int.from_bytes(content[i : i + 4], "big") for i in range(4, head, 4)]
-    if content[:4] != bytes((0, 0, 8, axes)) or len(content) != head + math.prod(shape):
-        raise UsageError(f"{path} is not a whole IDX file of uint8 with {axes} axes")
-    return torch.from_numpy(np.frombuffer(content, np.uint8, offset=head).reshape(shape).copy())
+    images = idx.read_images(images_path)
+    return images, idx.read_labels(labels_path, images_path, len(images))
 
 
 def _mnist(name: str, mirrors: tuple[str, ...], images: Pin, labels: Pin) -> Archive:

@@ -4,7 +4,8 @@ Names: `CIFAR10`, `CIFAR100`, `MNIST`, `FashionMNIST`: the published training se
 they are first asked for; `digits`: the 1,797 digits within scikit-learn, 8 x 8, whose values 0..16
 become `round(v * 255 / 16)`.
 
-Paths: a folder of images or a zip (see `pictures`), or a `.npy` or `.npz` of uint8. An array of
+Paths: a folder of images or a zip (see `pictures`), IDX files or their folder (see `idx`; of a
+training and a test set, the first), or a `.npy` or `.npz` of uint8. An array of
 three axes is (n, H, W); of four, the channels (1 or 3) are the last axis, or else the second. In an
 `.npz` the images are `images` or `arr_0`, the labels, if any, `labels` or `arr_1`.
 
@@ -14,7 +15,7 @@ read when they are asked for: who needs none is not stopped by odd ones.
 
 import zipfile
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
 
@@ -22,6 +23,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from linear_structure.data import idx
 from linear_structure.data.archives import ARCHIVES
 from linear_structure.data.pictures import CLASS_LIMIT, Labels, open_folder, open_zip
 from linear_structure.system.arrays import map_npy, names_in, read_npz
@@ -127,7 +129,7 @@ def load(
     """The dataset of a known name (which wins over a path of that name), or at a path.
 
     Args:
-        name_or_path: one of `NAMES`, or a folder, `.zip`, `.npy` or `.npz`.
+        name_or_path: one of `NAMES`, or a folder, `.zip`, `.npy`, `.npz` or IDX file of images.
         data_dir: where published archives are looked up and stored, instead of the cache.
         sources: other URLs and digests for a published dataset, as many as `sources_of(name)`.
 
@@ -158,7 +160,14 @@ def _digits() -> Dataset:
     return Dataset.of("digits", torch.from_numpy(pixels[:, None]), labels)
 
 
+def file_of(path: Path) -> Path | None:
+    """The one file that all images at a path are in; None where each has its own."""
+    return path if path.is_file() else idx.images_at(path)
+
+
 def _at_path(path: Path) -> Dataset:
+    if path.exists() and (images := idx.images_at(path)):
+        return _of_idx(images)
     if path.is_dir():
         return Dataset(path.resolve().name, *open_folder(path))
     if not path.exists():
@@ -169,7 +178,19 @@ def _at_path(path: Path) -> Dataset:
         return Dataset(path.stem, *open_zip(path))
     if path.suffix.lower() in (".npy", ".npz"):
         return _of_arrays(path)
-    raise UsageError(f"{path} is neither a folder nor a .zip, .npy or .npz file")
+    raise UsageError(f"{path} is neither a folder nor a .zip, .npy, .npz or IDX file of images")
+
+
+def _of_idx(path: Path) -> Dataset:
+    """Those of an IDX file, with the labels beside it, if there are any."""
+    images = idx.read_images(path)
+
+    def read_labels() -> Labels:
+        beside = idx.labels_beside(path)
+        return Labels(idx.read_labels(beside, path, len(images)) if beside else None)
+
+    dataset = Dataset.of(idx.title(path), images)
+    return replace(dataset, read_labels=read_labels)
 
 
 def _of_arrays(path: Path) -> Dataset:

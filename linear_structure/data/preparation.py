@@ -108,7 +108,7 @@ class Material:
             UsageError: as `datasets.load`, of what is neither folder nor zip.
         """
         path = Path(source)
-        pictured = path.is_dir() or path.suffix.lower() == ".zip"
+        pictured = path.suffix.lower() == ".zip" or (path.is_dir() and not datasets.file_of(path))
         if source in datasets.NAMES or not pictured:
             return cls._of(datasets.load(source))
         files = files_below(path) if path.is_dir() else files_within(path)

@@ -921,6 +921,100 @@ def test_a_damaged_mnist_file_is_named(tmp_path: Path, images: bytes) -> None:
         mnist(tmp_path, images, idx(np.arange(7, dtype=np.uint8)))
 
 
+def written(path: Path, content: bytes) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_bytes(content)
+    return path
+
+
+def idx_files(folder: Path, images: np.ndarray = GREY, part: str = "train", end: str = "") -> Path:
+    """A folder of two IDX files; those that end in .gz are gzipped."""
+    labels = np.arange(len(images), dtype=np.uint8) % 3
+    for name, array in (("images-idx3", images), ("labels-idx1", labels)):
+        content = idx(array)
+        content = content if end else gzip.decompress(content)
+        written(folder / f"{part}-{name}-ubyte{end}", content)
+    return folder
+
+
+@pytest.mark.parametrize("end", ["", ".gz"])
+def test_idx_files_in_any_folder_are_a_dataset(tmp_path: Path, end: str) -> None:
+    folder = idx_files(tmp_path / "my digits", end=end)
+    by_file = folder / f"train-images-idx3-ubyte{end}"
+    for path in (folder, by_file, str(folder)):
+        dataset = load(path)
+        assert (dataset.name, dataset.shape) == ("my digits, train", (1, 5, 6))
+        assert torch.equal(dataset.images(), channels_first(GREY))
+        assert dataset.labels().tolist() == [0, 1, 2, 0, 1, 2, 0]
+    assert list(map(len, load(folder).blocks(3))) == [3, 3, 1]
+
+
+def test_of_training_and_test_images_the_training_is_read_and_both_by_file(tmp_path: Path) -> None:
+    folder = idx_files(idx_files(tmp_path, part="t10k"), 255 - GREY, end=".gz")
+    assert torch.equal(load(folder).images(), channels_first(255 - GREY))
+    assert load(folder).name == f"{tmp_path.name}, train"
+    test = load(folder / "t10k-images-idx3-ubyte")
+    assert torch.equal(test.images(), channels_first(GREY)) and test.name.endswith(", t10k")
+
+
+def test_a_gzipped_file_is_told_by_its_content(tmp_path: Path) -> None:
+    written(tmp_path / "emnist.images.idx3-ubyte.gz", gzip.decompress(idx(GREY)))
+    written(tmp_path / "emnist.labels.idx1-ubyte", idx(np.zeros(7, np.uint8)))
+    assert load(tmp_path).labels().tolist() == [0] * 7
+    assert load(tmp_path).name == f"{tmp_path.name}, emnist"
+
+
+def test_labels_of_idx_files_are_read_when_they_are_used(tmp_path: Path) -> None:
+    folder = idx_files(tmp_path)
+    labels = folder / "train-labels-idx1-ubyte"
+    written(labels, idx(np.zeros(6, np.uint8)))
+    assert "has 7 images but" in (told := label_complaint(folder)) and "6 labels" in told
+    written(labels, idx(GREY))
+    assert "with 1 axes: it begins with 00 00 08 03, not with 00 00 08 01" in label_complaint(
+        folder
+    )
+    labels.unlink()
+    assert load(folder).labels() is None
+
+
+PLAIN = gzip.decompress(idx(GREY))
+WRONG_IDX = {
+    "empty": (b"", "it is empty"),
+    "words": (b"hello, world", "it begins with 68 65 6c 6c, not with 00 00 08 03"),
+    "floats": (PLAIN.replace(b"\x08", b"\x0d", 1), "it begins with 00 00 0d 03"),
+    "four axes": (idx(RGB), "it begins with 00 00 08 04"),
+    "no head": (PLAIN[:9], "is damaged"),
+    "cut": (PLAIN[:-1], "its head says 7 x 5 x 6 bytes, and 209 follow"),
+    "longer": (PLAIN + b"a", "its head says 7 x 5 x 6 bytes, and more follow"),
+    "none": (idx(GREY[:0]), "its head says 0 x 5 x 6 bytes, and none follow"),
+    "cut within gzip": (idx(GREY)[:60], "is damaged: Compressed file ended"),
+    "another checksum": (idx(GREY)[:-8] + bytes(8), "is damaged: CRC check failed"),
+    "too large": (gzip.compress(PLAIN[:4] + b"\0\1\0\0" * 3), "at most 1,073,741,824 are read"),
+    "a pointer": (b"version https://git-lfs.github.com/spec/v1\n", "git lfs pull"),
+}
+
+
+@pytest.mark.parametrize("name", WRONG_IDX)
+def test_a_damaged_idx_file_is_one_sentence(tmp_path: Path, name: str) -> None:
+    content, reason = WRONG_IDX[name]
+    written(idx_files(tmp_path) / "train-images-idx3-ubyte", content)
+    told = complaint(tmp_path)
+    assert reason in told and "train-images-idx3-ubyte" in told
+
+
+def test_a_bomb_is_not_unpacked(tmp_path: Path) -> None:
+    """100 MB of zeros follow what its head tells of."""
+    path = tmp_path / "images-idx3-ubyte"
+    with gzip.open(path, "wb", 1) as file:
+        file.write(PLAIN)
+        for _ in range(100):
+            file.write(bytes(1_000_000))
+    tracemalloc.start()
+    assert "and more follow" in complaint(path)
+    assert tracemalloc.get_traced_memory()[1] < 10_000_000
+    tracemalloc.stop()
+
+
 # Downloading
 
 
@@ -993,6 +1087,16 @@ def test_the_archive_and_the_zip_give_the_same_images(tmp_path: Path) -> None:
 @needs_shared
 def test_the_real_mnist() -> None:
     sources = [replace(s, name=Path(s.name).name) for s in sources_of("MNIST")]
-    dataset = load("MNIST", SHARED / "mnist", tuple(sources))
+    by_name, by_path = load("MNIST", SHARED / "mnist", tuple(sources)), load(SHARED / "mnist")
+    assert by_path.name == "mnist, train" and by_path.digest() == by_name.digest()
+    for dataset in (by_name, by_path):
+        assert (dataset.count, dataset.shape, dataset.label_dim) == (60_000, (1, 28, 28), 10)
+        assert dataset.labels()[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert load(SHARED / "mnist" / "t10k-images-idx3-ubyte.gz").count == 10_000
+
+
+@needs_shared
+def test_the_real_fashion_mnist_in_an_npz() -> None:
+    dataset = load(SHARED / "fashion-train.npz")
     assert (dataset.count, dataset.shape, dataset.label_dim) == (60_000, (1, 28, 28), 10)
-    assert dataset.labels()[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
+    assert dataset.labels()[:10].tolist() == [9, 0, 0, 3, 0, 2, 7, 2, 5, 5]

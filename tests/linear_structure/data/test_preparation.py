@@ -371,6 +371,13 @@ def test_zips_and_arrays_are_prepared_with_their_labels(
     assert (tmp_path / "q.zip").read_bytes() == (tmp_path / "p.zip").read_bytes()
 
 
+def test_a_folder_of_idx_files_is_prepared(tmp_path: Path, command: Callable[..., int]) -> None:
+    head = b"\0\0\x08\x03\0\0\0\1\0\0\0\x08\0\0\0\x08"
+    folder_of(tmp_path / "in", {"train-images-idx3-ubyte": head + GREY.tobytes()})
+    assert command(tmp_path / "in", tmp_path / "o.zip", "--size", 8) == 0
+    assert np.array_equal(load(tmp_path / "o.zip").images()[0, 0], GREY)
+
+
 def test_names_of_classes_that_are_none_are_left_alone(tmp_path: Path) -> None:
     for classes in ({"a": 1}, ["a", 1], "ab", None):
         stated = json.dumps({"labels": [["a.png", 0]], "classes": classes}).encode()
