@@ -1,6 +1,12 @@
 """Convert a published EDM snapshot to safetensors, without running what is in it.
 
     python scripts/convert_checkpoint.py edm-cifar10-32x32-uncond-vp.pkl network.safetensors
+    python scripts/convert_checkpoint.py state-dict.pt network.safetensors --options options.json
+
+The second is for a bare state dict, of torch.save or in safetensors, whose tensors have EDM's names
+but which does not say of which network they are: options.json does, as {"precondition":
+"EDMPrecond", "model_type": "SongUNet", "img_resolution": 32, "img_channels": 3, ...}; what it does
+not name has EDM's default.
 
 The result carries the network's configuration, and the name and SHA-256 of the snapshot. It is
 read wherever a network is asked for, as the snapshot is. The licence of the weights stays theirs:
@@ -13,8 +19,9 @@ if __name__ == "__main__":
 import argparse
 import sys
 from pathlib import Path
+from typing import Any
 
-from linear_structure.system.errors import importing, run_command
+from linear_structure.system.errors import UsageError, importing, run_command
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -22,10 +29,26 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="IN", help="snapshot: path or URL")
+    parser.add_argument("source", metavar="IN", help="snapshot or state dict: path or URL")
     parser.add_argument("target", metavar="OUT.safetensors", type=Path)
     parser.add_argument("--sha256", help="digest that IN must have, compared before it is read")
+    parser.add_argument(
+        "--options", metavar="JSON", type=Path, help="file of the options of a bare state dict"
+    )
     return parser.parse_args()
+
+
+def options_in(path: Path) -> dict[str, Any]:
+    """A network's options in a file of JSON; UsageError where it holds none."""
+    from linear_structure.system.files import read_json
+
+    try:
+        found = read_json(path)
+    except ValueError as error:
+        raise UsageError(f"{path} is not JSON: {error}") from error
+    if not isinstance(found, dict):
+        raise UsageError(f'{path} holds no options: expected {{"precondition": "EDMPrecond", ...}}')
+    return found
 
 
 def main() -> None:
@@ -36,7 +59,10 @@ def main() -> None:
         from linear_structure.system.download import given, located, public
         from linear_structure.system.files import digest_of_file
     path = located(given(options.source, options.sha256))
-    network = checkpoint.load(path)
+    if options.options:
+        network = checkpoint.load_bare(path, options_in(options.options))
+    else:
+        network = checkpoint.load(path)
     provenance = {"source": public(options.source), "sha256": digest_of_file(path)}
     checkpoint.save(network, options.target, provenance)
     print(f"{options.target}: network {network.digest}")

@@ -9,9 +9,14 @@ its chain, as far as the network knows them, is made by
     python scripts/train.py digits --recipe digits --preconditioning vp --loss levels \\
         --out training/ddpm
 
-and a network of points in the plane by
+a network of points in the plane by
 
     python scripts/train.py mixture --recipe plane --threads 1 --out training/plane
+
+and one that starts from the weights of another, published or ours, by
+
+    python scripts/train.py my-images.zip --recipe laptop --transfer network.safetensors \\
+        --out training/further
 """
 
 if __name__ == "__main__":
@@ -27,6 +32,7 @@ import torch
 from edm.training.data import Points
 from edm.training.recipes import RECIPES, Recipe
 from edm.training.runs import Job, write_samples
+from edm.training.transfer import Transfer
 from experiments.options import check_unused
 from linear_structure.data import datasets, plane
 from linear_structure.data.datasets import Dataset
@@ -35,6 +41,10 @@ from linear_structure.system.machine import Machine, add_options, rank, usable_c
 from linear_structure.system.options import add_arguments, folder, given, parse, plain, table
 
 OF_EDM = ("sigma_mean", "sigma_std", "log_uniform")
+OF_NETWORKS = (
+    *("architecture", "preconditioning", "conditional", "model_channels", "channel_mult"),
+    *("num_blocks", "attn_resolutions", "dropout", "sigma_data"),
+)
 OF_UNETS = ("channel_mult", "attn_resolutions")
 
 
@@ -49,6 +59,11 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument("dataset", help=kinds)
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=folder, required=True, help="folder of the run")
+    parser.add_argument(
+        "--transfer",
+        metavar="NET",
+        help="start from this network: path or URL of EDM's pickle or training state, or of ours",
+    )
     parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
     add_options(parser, "all usable cores, shared by all processes")
     group = parser.add_argument_group("values of the recipe")
@@ -56,14 +71,17 @@ def parse_arguments() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def recipe_of(arguments: argparse.Namespace) -> Recipe:
-    """The recipe that was named, with what else was given on the command line.
+def recipe_of(arguments: argparse.Namespace, transfer: Transfer | None = None) -> Recipe:
+    """The recipe that was named, with what else was given on the command line, for the network.
 
     Raises:
         UsageError: a value is out of range, or was typed and is of another loss or architecture.
     """
     changes = given(arguments, [each.name for each in fields(Recipe)])
     recipe = parse(Recipe, {**plain(RECIPES[arguments.recipe]), **changes}, "the recipe")
+    if transfer:
+        check_unused(arguments, OF_NETWORKS, "the network of --transfer has its own")
+        recipe = transfer.recipe(recipe)
     if recipe.loss != "own" or recipe.preconditioning != "edm":
         reason = "it is of the loss that belongs to --preconditioning edm, with --loss own"
         check_unused(arguments, OF_EDM, reason)
@@ -84,14 +102,15 @@ def data_of(arguments: argparse.Namespace, device: torch.device) -> Dataset | Po
 def main() -> None:
     """Train, or continue."""
     arguments = parse_arguments()
-    recipe = recipe_of(arguments).shared_by(world_size())
+    transfer = Transfer.of(arguments.transfer) if arguments.transfer else None
+    recipe = recipe_of(arguments, transfer).shared_by(world_size())
     shared = max(usable_cores() // world_size(), 1)
     threads = shared if arguments.threads is None else arguments.threads
     machine = Machine.chosen(arguments.device, threads)  # no TF32, as the published were trained
     torch.backends.cudnn.benchmark = True
     data = data_of(arguments, machine.device)
     samples = None if isinstance(data, Points) else write_samples
-    job = Job(recipe, data, arguments.out, machine.device, samples)
+    job = Job(recipe, data, arguments.out, machine.device, samples, transfer=transfer)
     state = job.run()
     if rank() == 0:
         print(

@@ -10,11 +10,13 @@ import sys
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
+from pathlib import Path
 from types import ModuleType
 from typing import IO, Any
 from unittest.mock import patch
 
 import numpy as np
+import torch
 from torch import Tensor, nn
 
 BUFFERS = ("resample_filter", "freqs", "u")
@@ -63,6 +65,17 @@ def dump(value: Any, file: IO[bytes], form: Form) -> None:
     """Pickle with the published names of the functions above."""
     with _named(_reconstruct_persistent_obj, "torch_utils.persistence"), _named(scalar, form.numpy):
         pickle.Pickler(file, form.protocol).dump(value)
+
+
+def dump_state(network: Any, path: Path, form: Form) -> None:
+    """A training state as EDM's loop writes it: the network, and Adam's state of one step."""
+    weight = nn.Parameter(torch.zeros(3))
+    optimizer = torch.optim.Adam([weight])
+    weight.sum().backward()
+    optimizer.step()
+    state = {"net": network, "optimizer_state": optimizer.state_dict()}
+    with _named(_reconstruct_persistent_obj, "torch_utils.persistence"), _named(scalar, form.numpy):
+        torch.save(state, path)
 
 
 @contextmanager

@@ -82,6 +82,13 @@ def snapshot(folder: Path, published: ModuleType) -> Case:
     return Case(file := folder / "a.pkl", lambda: checkpoint.load(file).digest, 100, sealed=False)
 
 
+def trained_by_edm(folder: Path, published: ModuleType) -> Case:
+    source, form = tiny.network(**NETWORK), published.Form()
+    written = published.snapshot(source.config, source.state_dict(), form)["ema"]
+    published.dump_state(written, path := folder / "a.pt", form)
+    return Case(path, lambda: checkpoint.load_to_train(path).digest, 100)
+
+
 def safetensors(folder: Path, _: ModuleType) -> Case:
     checkpoint.save(tiny.network(**NETWORK), path := folder / "a.safetensors", {"seed": 0})
     return Case(path, lambda: checkpoint.load(path).digest, 100)
@@ -214,6 +221,7 @@ def result(folder: Path, _: ModuleType) -> Case:
 
 FORMATS: dict[str, Callable[[Path, ModuleType], Case]] = {
     "pickle": snapshot,
+    "training state of EDM": trained_by_edm,
     "pickle of CIFAR": cifar,
     "safetensors": safetensors,
     "npy": npy,

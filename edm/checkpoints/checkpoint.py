@@ -8,7 +8,8 @@ built without values first, so that names and shapes are compared before anythin
 import json
 import sys
 import zipfile
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -18,8 +19,9 @@ from safetensors.torch import save as serialize
 from torch import Tensor, nn
 
 from edm.checkpoints import published, snapshot
-from edm.checkpoints.snapshot import NO_OPTIONS, Module
+from edm.checkpoints.snapshot import NO_OPTIONS, PROGRAM, Module
 from edm.precondition import Preconditioned, build
+from linear_structure.system.arrays import read_torch
 from linear_structure.system.download import given, located
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import SEAL, UNREADABLE_ARRAYS, digest_of_state, replacing
@@ -29,6 +31,8 @@ from linear_structure.system.unpickle import Malformed, quote
 
 WEIGHTS = Path(__file__).resolve().parents[1] / "weights"
 LONGEST_VALUE = 64
+EDM_STATE = b"optimizer_state"  # what a training state of EDM holds and nothing else does
+BELOW = ("state_dict", "model")  # where a state dict may lie
 MOST_READ = 1 << 20  # bytes of a foreign pickle, to say what it is
 TENSORS_PER_BLOCK = 20  # at least, of one block on either path
 ALIGNMENT = snapshot.ALIGNMENT
@@ -68,13 +72,73 @@ def load_module(
         key: names the configuration in the metadata of a safetensors file.
     """
     path = located(given(str(source), sha256))
-    try:
+    with _blaming(path):
         config, tensors, modules = _read(path, key)
         network = _assemble(build, config, tensors)
         published.check(network, modules)
         return network
+
+
+def load_to_train(source: str | Path) -> Preconditioned:
+    """As `load`, and from a training state of EDM, whose network is the one that is not averaged.
+
+    Raises:
+        UsageError, WorkError: as `load`.
+    """
+    path = located(given(str(source)))
+    if EDM_STATE not in (_program(path) or b""):
+        return load(path)
+    with _blaming(path):
+        read = snapshot.read_state(path)
+        network = _assemble(build, published.config(read.modules), read.tensors)
+        published.check(network, read.modules)
+        return network
+
+
+def load_bare(path: str | Path, config: Mapping[str, Any]) -> Preconditioned:
+    """A network of a state dict that says nothing of it, under the published names.
+
+    Args:
+        path: a safetensors file, or what torch.save wrote: the state dict, alone or below one of
+            `BELOW`.
+        config: as of `edm.precondition.build`.
+
+    Raises:
+        UsageError: it is neither, or its tensors are not those of the configuration.
+    """
+    path = located(given(str(path)))
+    tensors = _bare(path)
+    with _blaming(path):
+        return _assemble(build, config, tensors)
+
+
+@contextmanager
+def _blaming(path: Path) -> Iterator[None]:
+    """Name the file that gives no network."""
+    try:
+        yield
     except (Malformed, UsageError) as error:
         raise UsageError(f"{path} gives no network: {error}") from error
+
+
+def _bare(path: Path) -> dict[str, Tensor]:
+    """The state dict in a file."""
+    if _is_safetensors(path):
+        with _blaming(path), _reading_safetensors(), safe_open(path, framework="pt") as file:
+            return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    found = read_torch(path)
+    for key in BELOW:
+        found = found.get(key, found) if isinstance(found, dict) else found
+    named = isinstance(found, dict) and all(isinstance(name, str) for name in found)
+    if not named or not all(_is_dense(each) for each in found.values()):
+        below = " or ".join(BELOW)
+        raise UsageError(f"{path} holds no state dict of tensors, neither alone nor below {below}")
+    return dict(found)
+
+
+def _is_dense(value: Any) -> bool:
+    dense = isinstance(value, Tensor) and value.layout == torch.strided and not value.is_nested
+    return dense and value.device.type == "cpu"
 
 
 def shipped(name: str) -> Path:
@@ -114,11 +178,11 @@ def provenance(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, Module]]:
     """Configuration, tensors and published modules, by what the file starts with."""
-    with path.open("rb") as file:
-        head = file.read(9)
-    if head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size:
+    if _is_safetensors(path):
         return *_read_safetensors(path, key), {}
-    if head.startswith(b"\x80"):
+    with path.open("rb") as file:
+        pickled = file.read(1) == b"\x80"
+    if pickled:
         read = snapshot.read(path)
         if (notice := published.notice(read)) and rank() == 0:
             print(f"{path} {notice}", file=sys.stderr)
@@ -127,17 +191,29 @@ def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor], Mapp
     raise UsageError(kind_of(path) or _zipped(path) or neither)
 
 
-def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+def _is_safetensors(path: Path) -> bool:
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
+
+
+@contextmanager
+def _reading_safetensors() -> Iterator[None]:
     try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-            tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+        yield
+    except SafetensorError as error:
+        raise UsageError(f"it is a damaged safetensors file: {quote(str(error))}") from error
+
+
+def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor]]:
+    with _reading_safetensors(), safe_open(path, framework="pt") as file:
+        metadata = file.metadata() or {}
+        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+    try:
         seal = metadata.pop(SEAL, None)  # earlier versions wrote none
         if seal is not None and seal != digest_of_state(metadata, tensors):
             raise UsageError(f"it is damaged, or was changed: its values are not of its {SEAL}")
         config = json.loads(metadata.get(key, "null"))
-    except SafetensorError as error:
-        raise UsageError(f"it is a damaged safetensors file: {quote(str(error))}") from error
     except (ValueError, RecursionError) as error:
         raise UsageError("its configuration is not JSON") from error
     if not isinstance(config, dict):
@@ -145,23 +221,35 @@ def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, T
     return config, tensors
 
 
+def _program(path: Path) -> bytes | None:
+    """How the pickle begins that torch.save wrote; None where it did not write the file."""
+    try:
+        with zipfile.ZipFile(path) as archive:
+            for name in archive.namelist():
+                if name.endswith(PROGRAM):
+                    with archive.open(name) as file:
+                        return file.read(MOST_READ)
+    except UNREADABLE_ARRAYS:
+        pass
+    return None
+
+
 def _zipped(path: Path) -> str | None:
     """What torch.save wrote; None where it was something else."""
     try:
         with zipfile.ZipFile(path) as archive:
             names = archive.namelist()
-            pickled = next((name for name in names if name.endswith("/data.pkl")), None)
-            if pickled is None:
-                return "it is a zip of other files"
-            with archive.open(pickled) as file:
-                content = file.read(MOST_READ)
     except UNREADABLE_ARRAYS:
+        return None
+    if not any(name.endswith(PROGRAM) for name in names):
+        return "it is a zip of other files"
+    if (content := _program(path)) is None:
         return None
     if any(name.endswith("/constants.pkl") for name in names):
         return "it is TorchScript, a program"
     if b"images_seen" in content:
         return "it is a training state of this project, whose networks lie beside it"
-    if b"optimizer_state" in content:
+    if EDM_STATE in content:
         return "it is a training state of EDM, whose averaged network is in network-snapshot-*.pkl"
     return f"it was written by torch.save: {NO_OPTIONS}"
 
@@ -188,8 +276,18 @@ def _assemble(
     if extra := [name for name in tensors if name not in expected]:
         raise UsageError(f"{ours}: {len(extra)} are unknown, the first of them {quote(extra[0])}")
     values = {name: _fitted(name, tensors[name], like) for name, like in expected.items()}
-    network.load_state_dict(values, strict=True, assign=True)
+    network.load_state_dict(_apart(values), strict=True, assign=True)
     return network.eval().requires_grad_(False)
+
+
+def _apart(values: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    """The tensors, copied where they share memory."""
+    used, found = set[int](), dict[str, Tensor]()
+    for name, value in values.items():
+        place = value.untyped_storage().data_ptr()
+        found[name] = value.clone() if place in used else value
+        used.add(place)
+    return found
 
 
 def _check_values(config: Mapping[str, Any]) -> None:

@@ -14,6 +14,9 @@ pickles go through the same machine with shorter lists.
 All values stay where the file was read to: a tensor is a view, after its values were moved by at
 most 63 bytes to an aligned address. So a snapshot takes its own size of memory and little more,
 but for tensors that share a storage: all but the first are copied.
+
+A training state of theirs is a zip that torch.save wrote: the same pickle, under "net" the network
+as the optimizer left it, in whose storages' places are persistent ids that name members.
 """
 
 import hashlib
@@ -22,6 +25,7 @@ import math
 import mmap
 import os
 import struct
+import zipfile
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -32,6 +36,7 @@ import torch
 from torch import Tensor
 
 from linear_structure.system.download import SIZE_LIMIT
+from linear_structure.system.files import UNREADABLE_ARRAYS
 from linear_structure.system.unpickle import (
     Buildable,
     Global,
@@ -49,10 +54,11 @@ ALIGNMENT = 64  # bytes, as torch allocates
 SHARING = 4  # times the bytes of its file that tensors may have, since some share theirs
 
 NO_OPTIONS = (
-    "it does not say which network its tensors are of; load them into that network, and give it "
-    "to edm.network_of, or to edm.checkpoints.save if it is one of this project"
+    "it does not say which network its tensors are of; convert it by scripts/convert_checkpoint.py "
+    "with --options, or load them into that network, and give it to edm.network_of"
 )
 
+PROGRAM = "/data.pkl"  # of a zip that torch.save wrote
 MAGIC, STORAGE_VERSION = 0x1950A86A20F9469CFC6C, 1001
 HEADER_LIMIT = 1024  # bytes; a header has some 400
 COUNT_BYTES = 8
@@ -130,10 +136,30 @@ class Storage:
 
 
 @dataclass(frozen=True)
+class Member:
+    """Values of one type in a zip, read when they are asked for."""
+
+    archive: zipfile.ZipFile
+    name: str
+    count: int
+    dtype: torch.dtype
+
+    @cached_property
+    def values(self) -> Tensor:
+        """(count,), at an aligned address."""
+        size = self.count * self.dtype.itemsize
+        with self.archive.open(self.name) as file:
+            content = file.read(size + 1)
+        if len(content) != size:
+            raise Malformed(f"{quote(self.name)} in it has not the {size} bytes that its type asks")
+        return torch.frombuffer(bytearray(content), dtype=self.dtype).clone()
+
+
+@dataclass(frozen=True)
 class Array:
     """A tensor as its pickle describes it, not yet compared with its storage."""
 
-    storage: Storage
+    storage: Storage | Member
     offset: int
     size: tuple[Any, ...]
     stride: tuple[Any, ...]
@@ -189,11 +215,44 @@ def read(path: Path) -> Snapshot:
     stand_ins = STAND_INS | {"torch.storage _load_from_bytes": partial(_storage, owned)}
     match evaluate(cast(IO[bytes], memory), memoryview(memory), stand_ins):
         case {"ema": Module() as network} | (Module() as network):
-            modules = dict(_walk(network, "", owned))
+            return _snapshot(network, owned, SHARING * size)
         case other:
             raise Malformed(_described(other))
+
+
+def read_state(path: Path) -> Snapshot:
+    """The network that is trained, not averaged, of a training state that EDM wrote.
+
+    Raises:
+        Malformed: the file is none, or departs in anything from what one may hold.
+        OSError: the file cannot be read.
+    """
+    try:
+        with zipfile.ZipFile(path) as archive:
+            match _evaluated(archive):
+                case {"net": Module() as network}:
+                    return _snapshot(network, {}, SHARING * path.stat().st_size)
+    except (*UNREADABLE_ARRAYS, LookupError) as error:
+        raise Malformed(f"it is a damaged training state: {quote(str(error))}") from error
+    raise Malformed("it holds no network under 'net'")
+
+
+def _evaluated(archive: zipfile.ZipFile) -> Any:
+    """What torch.save wrote, with tensors that are not read yet."""
+    if any(member.compress_type != zipfile.ZIP_STORED for member in archive.infolist()):
+        raise Malformed("its files are compressed: expected a zip as torch.save writes it")
+    program = next((name for name in archive.namelist() if name.endswith(PROGRAM)), "")
+    content, root = archive.read(program), program.removesuffix(PROGRAM)
+    rebuild = partial(_member_tensor, archive, root, dict[str, Member]())
+    stand_ins = STAND_INS | {"torch._utils _rebuild_tensor_v2": rebuild}
+    return evaluate(io.BytesIO(content), memoryview(content), stand_ins, STORAGES.keys())
+
+
+def _snapshot(network: Module, owned: dict[int, Any], limit: int) -> Snapshot:
+    """What a network holds, in so many bytes at most; `owned` as in `_walk`."""
+    modules = dict(_walk(network, "", owned))
     arrays = {name: array for prefix in modules for name, array in _arrays(modules[prefix], prefix)}
-    return Snapshot(modules, _decode(arrays, SHARING * size))
+    return Snapshot(modules, _decode(arrays, limit))
 
 
 def _described(value: Any) -> str:
@@ -308,7 +367,7 @@ def _persistent(args: tuple[Any, ...]) -> Module:
 def _tensor(args: tuple[Any, ...]) -> Array:
     match args:
         case [
-            Storage() as storage,
+            (Storage() | Member()) as storage,
             int(offset),
             tuple(size),
             tuple(stride),
@@ -317,6 +376,17 @@ def _tensor(args: tuple[Any, ...]) -> Array:
             *metadata,
         ] if not hooks and not any(metadata[:1]) and len(metadata) <= 1:
             return Array(storage, offset, size, stride)
+    raise Malformed("a tensor is made from something unexpected")
+
+
+def _member_tensor(
+    archive: zipfile.ZipFile, root: str, known: dict[str, Member], args: tuple[Any, ...]
+) -> Array:
+    """A tensor whose storage is a member of a zip; one that comes again is the same."""
+    match args:
+        case [("storage", Global(kind), str(key), str(), int(count)), *rest] if kind in STORAGES:
+            member = Member(archive, f"{root}/data/{key}", count, STORAGES[kind])
+            return _tensor((known.setdefault(key, member), *rest))
     raise Malformed("a tensor is made from something unexpected")
 
 

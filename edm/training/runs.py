@@ -19,7 +19,7 @@ from typing import Any
 
 import torch
 from matplotlib.figure import Figure
-from torch import Tensor, distributed
+from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
 from tqdm import tqdm
@@ -30,6 +30,7 @@ from edm.training.data import Data, Drawn, Source, resident
 from edm.training.recipes import Recipe
 from edm.training.state import State
 from edm.training.steps import Trainer
+from edm.training.transfer import Transfer
 from linear_structure.data.datasets import Dataset
 from linear_structure.images import grid, save_png, to_uint8
 from linear_structure.sampling.grids import sigma_grid
@@ -72,6 +73,7 @@ class Job:
         samples: draws what the averaged network makes; None where it makes no images.
         weights: file of the averaged network; with {images}, each snapshot has its own.
         story: what else the weights' file says of where they come from, as JSON values.
+        transfer: what to start from, and what the recipe was made for; None: from random weights.
     """
 
     recipe: Recipe
@@ -81,6 +83,7 @@ class Job:
     samples: Callable[[Path, Any], None] | None = write_samples
     weights: str = "network-{images}.safetensors"
     story: Mapping[str, Any] = field(default_factory=dict)
+    transfer: Transfer | None = None
 
     def run(self) -> State:
         """Train from where it stopped, or from the start, to the end of the recipe.
@@ -96,7 +99,7 @@ class Job:
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         with gathered(backend, patience=None) as meet:
             torch.manual_seed(self.recipe.seed)
-            state: State[Any] = State.start(self.recipe.build(self.dataset).to(self.device))
+            state: State[Any] = State.start(self._network().to(self.device))
             state.read(self.folder / STATE, identity)
             if self.recipe.compile:
                 state.network.compile()
@@ -109,6 +112,11 @@ class Job:
                 # reduction needs Python for it, and aborts a process that is ending.
                 meet()
         return state
+
+    def _network(self) -> nn.Module:
+        if self.transfer is None:
+            return self.recipe.build(self.dataset)
+        return self.transfer.start(self.recipe, self.dataset)
 
     @cached_property
     def source(self) -> Source:
@@ -124,7 +132,9 @@ class Job:
     def identity(self) -> dict[str, Any]:
         """All that two commands must agree on to be one run, as JSON values."""
         told = self.recipe.identity().items()
-        return {**{name: value for name, value in told if name not in FREE}, **self.source.identity}
+        begun = self.transfer.identity if self.transfer else {}
+        recipe = {name: value for name, value in told if name not in FREE}
+        return {**recipe, **self.source.identity, **begun}
 
     def _train(self, trainer: Trainer, state: State, stopped: Callable[[], bool]) -> None:
         recipe, batch = self.recipe, self.recipe.batch
@@ -187,6 +197,7 @@ class Job:
             **plain(self.recipe),
             **self.identity,
             **self.story,
+            **({"transfer_name": self.transfer.name} if self.transfer else {}),
             "dataset": self.dataset.name,
             "images_seen": state.images_seen,
             "seconds": round(state.seconds),
