@@ -36,9 +36,9 @@ def images_at(path: Path) -> Path | None:
 
 
 def title(images: Path) -> str:
-    """The folder of a file of images, and which of the images there they are: "mnist, train"."""
+    """The folder of a file of images, and which of the images there they are: "mnist-train"."""
     part = NAME.sub(r"\1", images.name)
-    return ", ".join(filter(None, (images.resolve().parent.name, part)))
+    return "-".join(filter(None, (images.resolve().parent.name, part)))
 
 
 def labels_beside(images: Path) -> Path | None:

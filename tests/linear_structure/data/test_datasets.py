@@ -943,7 +943,7 @@ def test_idx_files_in_any_folder_are_a_dataset(tmp_path: Path, end: str) -> None
     by_file = folder / f"train-images-idx3-ubyte{end}"
     for path in (folder, by_file, str(folder)):
         dataset = load(path)
-        assert (dataset.name, dataset.shape) == ("my digits, train", (1, 5, 6))
+        assert (dataset.name, dataset.shape) == ("my digits-train", (1, 5, 6))
         assert torch.equal(dataset.images(), channels_first(GREY))
         assert dataset.labels().tolist() == [0, 1, 2, 0, 1, 2, 0]
     assert list(map(len, load(folder).blocks(3))) == [3, 3, 1]
@@ -952,16 +952,16 @@ def test_idx_files_in_any_folder_are_a_dataset(tmp_path: Path, end: str) -> None
 def test_of_training_and_test_images_the_training_is_read_and_both_by_file(tmp_path: Path) -> None:
     folder = idx_files(idx_files(tmp_path, part="t10k"), 255 - GREY, end=".gz")
     assert torch.equal(load(folder).images(), channels_first(255 - GREY))
-    assert load(folder).name == f"{tmp_path.name}, train"
+    assert load(folder).name == f"{tmp_path.name}-train"
     test = load(folder / "t10k-images-idx3-ubyte")
-    assert torch.equal(test.images(), channels_first(GREY)) and test.name.endswith(", t10k")
+    assert torch.equal(test.images(), channels_first(GREY)) and test.name.endswith("-t10k")
 
 
 def test_a_gzipped_file_is_told_by_its_content(tmp_path: Path) -> None:
     written(tmp_path / "emnist.images.idx3-ubyte.gz", gzip.decompress(idx(GREY)))
     written(tmp_path / "emnist.labels.idx1-ubyte", idx(np.zeros(7, np.uint8)))
     assert load(tmp_path).labels().tolist() == [0] * 7
-    assert load(tmp_path).name == f"{tmp_path.name}, emnist"
+    assert load(tmp_path).name == f"{tmp_path.name}-emnist"
 
 
 def test_labels_of_idx_files_are_read_when_they_are_used(tmp_path: Path) -> None:
@@ -1088,7 +1088,7 @@ def test_the_archive_and_the_zip_give_the_same_images(tmp_path: Path) -> None:
 def test_the_real_mnist() -> None:
     sources = [replace(s, name=Path(s.name).name) for s in sources_of("MNIST")]
     by_name, by_path = load("MNIST", SHARED / "mnist", tuple(sources)), load(SHARED / "mnist")
-    assert by_path.name == "mnist, train" and by_path.digest() == by_name.digest()
+    assert by_path.name == "mnist-train" and by_path.digest() == by_name.digest()
     for dataset in (by_name, by_path):
         assert (dataset.count, dataset.shape, dataset.label_dim) == (60_000, (1, 28, 28), 10)
         assert dataset.labels()[:10].tolist() == [5, 0, 4, 1, 9, 2, 1, 3, 1, 4]
