@@ -20,7 +20,8 @@ from edm.evaluation import features
 from edm.evaluation.features import WEIGHTS as INCEPTION
 from edm.precondition import Preconditioned, build
 from experiments.loading import check_features
-from experiments.presets import File, Preset
+from experiments.networks import Code, File
+from experiments.presets import Preset
 from experiments.sweep import block_starts
 from linear_structure import parameters
 from linear_structure.data.datasets import NAMES, sources_of
@@ -99,7 +100,7 @@ class Forecast:
         else:
             yield f"disk: {self.features / 1e6:.0f} MB of features"
         if (work := self.work) is None:
-            yield "the network is not here: operations, memory and time are not known"
+            yield "the network is not here, or is code: operations, memory and time are not known"
             return
         yield f"operations: {work.flops:.3g} FLOP, {work.flops_per_call / 1e9:.3g} GFLOP a call"
         yield (
@@ -176,6 +177,8 @@ def _busy() -> str:
 
 def _config(preset: Preset) -> dict[str, Any] | None:
     """The network's configuration: of its file if that is here, else what the preset knows."""
+    if isinstance(preset.network, Code):
+        return None
     path = _cached(preset.network)
     if path.is_file():
         return checkpoints.load(path).config

@@ -6,12 +6,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm import checkpoints
 from edm.evaluation import features, fid
 from edm.evaluation.features import Features
 from edm.network import Network
 from edm.precondition import Preconditioned
+from experiments import networks
 from experiments.comparison import Makers, models
+from experiments.networks import Code, Shape
 from experiments.presets import Preset
 from experiments.sweep import Sweep
 from linear_structure import fit, parameters
@@ -90,41 +91,22 @@ def check_features(extractor: Features, network: Network) -> None:
         raise UsageError(f"the features do not suit the network's images: {error}") from error
 
 
-def load_network(
-    preset: Preset, machine: Machine, dtype: torch.dtype | None = None
-) -> Preconditioned:
-    """The preset's network, in evaluation mode on the machine's device; raises as `prepared`.
+def load_network(preset: Preset, machine: Machine, dtype: torch.dtype | None = None) -> Network:
+    """The preset's network, in evaluation mode on the machine's device; raises as `networks.load`.
 
     Args:
         dtype: what it computes in, where that is another type than its own.
     """
-    network = checkpoints.load(download.located(preset.network))
-    own = network.published_dtype(machine.device)
-    return prepared(network, machine, None if dtype == own else dtype)
-
-
-def prepared(
-    network: Preconditioned,
-    machine: Machine,
-    dtype: torch.dtype | None = None,
-    compiled: bool = False,
-) -> Preconditioned:
-    """The network on the machine's device, in the layout that is fastest there.
-
-    Args:
-        dtype: what it computes in; None: as it was published.
-        compiled: whether to compile it at the first call.
-
-    Raises:
-        UsageError: half precision on a CPU.
-    """
-    if dtype in (torch.float16, torch.bfloat16) and machine.device.type == "cpu":
-        raise UsageError(f"{dtype} is for GPUs: expected float32 on a CPU")
-    network.to(machine.device).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    network.compute_dtype = dtype
-    if compiled:
-        network.compile()
+    network = networks.load(preset.network, machine, shape_of(preset), dtype)
+    if isinstance(network, Preconditioned) and dtype == network.published_dtype(machine.device):
+        network.compute_dtype = None
     return network
+
+
+def shape_of(preset: Preset) -> Shape | None:
+    """The shape of the dataset's images, if a function of the user's is to be told of it."""
+    told = isinstance(preset.network, Code) and preset.dataset is not None
+    return datasets.load(str(preset.dataset)).shape if told else None
 
 
 def gaussian_of(preset: Preset, model: Model) -> EigenGaussian:

@@ -7,8 +7,9 @@ from typing import Any
 
 import torch
 
-from experiments import presets
-from experiments.presets import Preset
+from experiments import networks, presets
+from experiments.networks import Code, File
+from experiments.presets import INCEPTION, Preset
 from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.table import Settings, chosen_settings
 from linear_structure.system import download, machine
@@ -81,13 +82,24 @@ def changed(preset: Preset, typed: argparse.Namespace, names: Sequence[str]) -> 
     values = given(typed, names)
     if "skips" in names and typed.steps is not None and "skips" not in values:
         values["skips"] = tuple(skip for skip in preset.skips if skip < typed.steps)
-    for name in set(names) & set(FILES):
-        text, sha256 = getattr(typed, name), getattr(typed, f"{name}_sha256")
-        if sha256 and not text:
-            raise UsageError(f"--{name}-sha256 goes with --{name}")
-        if text:
-            values[name] = download.given(text, sha256)
+    files = {name: chosen_file(typed, name) for name in set(names) & set(FILES)}
+    values |= {name: file for name, file in files.items() if file is not None}
     return replace(preset, **values)
+
+
+def chosen_file(typed: argparse.Namespace, name: str) -> File | Code | None:
+    """The file that was typed for a value, of a network maybe code; None: nothing was.
+
+    Raises:
+        UsageError: a digest without a file, or of another.
+    """
+    text, sha256 = getattr(typed, name), getattr(typed, f"{name}_sha256")
+    if sha256 and not text:
+        raise UsageError(f"--{name}-sha256 goes with --{name}")
+    if text == "inception" and name == "features":
+        return INCEPTION
+    read = networks.given if name == "network" else download.given
+    return read(text, sha256) if text else None
 
 
 def check_scale(typed: argparse.Namespace) -> None:

@@ -22,8 +22,8 @@ import torch
 from torch import Generator, Tensor
 from tqdm import tqdm
 
-from edm import checkpoints
 from edm.network import Network
+from experiments import networks
 from linear_structure import parameters
 from linear_structure.data import plane as data
 from linear_structure.denoise import Denoiser, Model
@@ -38,6 +38,7 @@ from linear_structure.sampling.seeds import SEED_LIMIT
 from linear_structure.sampling.table import Settings, find
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import digest_of
+from linear_structure.system.machine import Machine
 from linear_structure.system.store import Block, folder_of
 
 SHIPPED = "plane-mixture.safetensors"
@@ -102,9 +103,9 @@ def load_learned(source: str | Path) -> Network:
     """A network of points in the plane.
 
     Raises:
-        UsageError: it is one of something else, or as `checkpoints.load`.
+        UsageError: it is one of something else, or as `networks.load`.
     """
-    network = checkpoints.load(source)
+    network = networks.load(networks.given(str(source)), Machine(torch.device("cpu"), 1), SHAPE)
     if network.shape != SHAPE or network.label_dim:
         made = " x ".join(map(str, network.shape))
         of = f"of {network.label_dim} classes" if network.label_dim else "without classes"

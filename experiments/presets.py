@@ -15,6 +15,7 @@ from torch import Tensor
 
 from edm.checkpoints import shipped
 from edm.evaluation.features import WEIGHTS as INCEPTION
+from experiments.networks import Code, File
 from linear_structure.sampling import table
 from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.seeds import SeedRange
@@ -25,7 +26,6 @@ from linear_structure.system.errors import UsageError
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
 REFERENCE_LIMIT = 34 * MEGABYTE  # mean and covariance of 2,048 features in float64
-File = Source | Path
 
 
 PARTS = ("dataset", "network", "parameters", "features", "reference")
@@ -95,7 +95,9 @@ class Preset:
     eigenvalue_scale: float = value(
         "on the eigenvalues of --parameters: 4 where they describe pixels in [0, 1]", 1.0
     )
-    network: File = value("checkpoint", file=True)
+    network: File | Code = value(
+        "checkpoint, or module:function of yours that returns a denoiser", file=True
+    )
     features: File = value("feature network", file=True)
     reference: File | None = value("feature statistics (.npz) of real images", file=True)
     steps: int = value("steps of the sigma grid", 18)

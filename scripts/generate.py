@@ -15,9 +15,8 @@ import argparse
 import sys
 from typing import Any
 
-from edm import checkpoints
-from edm.precondition import Preconditioned
-from experiments import loading, options, presets
+from edm.network import Network
+from experiments import loading, networks, options, presets
 from experiments.generation import ABLATION, Generation, generate
 from experiments.presets import Preset
 from linear_structure import parameters
@@ -26,8 +25,8 @@ from linear_structure.sampling.grids import Churn
 from linear_structure.sampling.seeds import parse_seeds
 from linear_structure.sampling.table import SAMPLERS, Settings, chosen_settings
 from linear_structure.system import machine
-from linear_structure.system.download import located
 from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.machine import Machine
 from linear_structure.system.options import add_arguments, folder, given
 from linear_structure.teleport import Teleport
 
@@ -82,19 +81,19 @@ def chosen_schedule(typed: argparse.Namespace, preset: Preset | None) -> Ablatio
     return Ablation(solver=solver, churn=churn, **values)
 
 
-def chosen_network(typed: argparse.Namespace, preset: Preset | None) -> Preconditioned:
+def chosen_network(typed: argparse.Namespace, preset: Preset | None, machine: Machine) -> Network:
     """The network that was named, or the preset's."""
-    if typed.network:
-        return checkpoints.load(typed.network, typed.network_sha256)
-    if typed.network_sha256:
-        raise UsageError("--network-sha256 goes with --network")
-    if preset is None:
+    shape, file = None, options.chosen_file(typed, "network")
+    if preset is not None:
+        own = options.changed(preset, typed, ("network",))
+        shape, file = loading.shape_of(own), own.network
+    if file is None:
         raise UsageError("no network: expected --preset NAME or --network PATH_OR_URL")
-    return checkpoints.load(located(preset.network))
+    return networks.load(file, machine, shape, options.chosen_dtype(typed), typed.compile)
 
 
 def chosen_teleport(
-    typed: argparse.Namespace, preset: Preset | None, network: Preconditioned
+    typed: argparse.Namespace, preset: Preset | None, network: Network
 ) -> Teleport | None:
     """What to teleport with, if steps are skipped."""
     options.check_scale(typed)
@@ -117,10 +116,10 @@ def main() -> None:
     settings = chosen_schedule(typed, preset)
     options.check_rho(typed, settings)
     chosen = options.chosen_machine(typed, preset)
-    network = chosen_network(typed, preset)
+    network = chosen_network(typed, preset, chosen)
     ablated = typed.solver == "euler" or (typed.solver == "heun" and given(typed, ABLATED))
     generation = Generation(
-        network=loading.prepared(network, chosen, options.chosen_dtype(typed), typed.compile),
+        network=network,
         seeds=tuple(typed.seeds),
         outdir=typed.outdir,
         machine=chosen,

@@ -16,7 +16,7 @@ from PIL import Image
 from edm.checkpoints import checkpoint
 from experiments import presets
 from experiments.generation import Generation
-from experiments.loading import prepared
+from experiments.networks import prepared
 from experiments.sampling import grid_of
 from linear_structure import parameters
 from linear_structure.gaussian import Gaussian, Isotropic
