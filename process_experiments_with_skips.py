@@ -11,13 +11,13 @@ from pathlib import Path
 
 from linear_structure.system.errors import UsageError, importing, run_command
 
-TABLE = Path("experiments_with_skip_results.txt")
-EVERYTHING = Path("experiments_with_skip_results.csv")
-GRAPH = Path("experiments_with_skip_graph.png")
+TABLE = "experiments_with_skip_results.txt"
+EVERYTHING = "experiments_with_skip_results.csv"
+GRAPH = "experiments_with_skip_graph.png"
 
 
 def main() -> None:
-    """Write table, CSV and graph in the current folder and print the table."""
+    """Write table, CSV and graph to the preset's folder, and copies here; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("preset", nargs="?", help="default: that of the latest sweep")
     name = parser.parse_args().preset
@@ -32,18 +32,19 @@ def main() -> None:
     preset = known.get(name)  # None: of a sweep from Python
     rows, published = tables.rows(found), tables.published_beside(preset, found) if preset else {}
     together = pooled.pool_or_say(results.ROOT, found)
-    tables.write_columns(TABLE, found, together)
-    tables.write_csv(EVERYTHING, found, published)
+    made = table, everything, graph = [results.ROOT / name / e for e in (TABLE, EVERYTHING, GRAPH)]
+    tables.write_columns(table, found, together)
+    tables.write_csv(everything, found, published)
     title = f"{found[0].title}: quality against skipped steps"
     distance, source = tables.distance_name(found), preset.source if preset else ""
-    figures.distance_against_skips(GRAPH, rows, distance, count, published, title, together, source)
+    figures.distance_against_skips(graph, rows, distance, count, published, title, together, source)
     print(f"{found[0].title}\n\n{tables.table(found, together)}")
     print(results.told(found, results.ROOT))
     if published:
         print(f"Published: {source}.")
     elif preset and preset.published:
         print("The published figures are of other settings, or another count: they are left out.")
-    print(f"wrote {TABLE}, {EVERYTHING} and {GRAPH}")
+    print(results.copied(name, made, Path()))
 
 
 if __name__ == "__main__":

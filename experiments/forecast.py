@@ -9,6 +9,7 @@ import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from shlex import quote
 from typing import Any
 
 import torch
@@ -16,14 +17,15 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm import checkpoints
-from edm.evaluation import features
 from edm.evaluation.features import WEIGHTS as INCEPTION
 from edm.precondition import Preconditioned, build
-from experiments.loading import check_features
+from edm.training.recipes import RECIPES
+from experiments.loading import check_features, load_features
 from experiments.networks import Code, File
 from experiments.presets import Preset
 from experiments.sweep import block_starts
 from linear_structure import parameters
+from linear_structure.data import datasets
 from linear_structure.data.datasets import NAMES, sources_of
 from linear_structure.system.download import Source, cache_dir
 from linear_structure.teleport import Teleport
@@ -34,6 +36,7 @@ PROBES, ENOUGH = (
     2.0,
 )  # calls of which the fastest counts, and seconds after which no other begins
 WORKING_SET = 6  # largest activations alive at once within a block
+SMALL, PASSES = "laptop", 3  # the recipe of a first network; passes forward that a step is worth
 FLOAT = 4  # bytes
 SOURCES = "LINEAR_STRUCTURE_SOURCES"
 
@@ -107,13 +110,37 @@ class Forecast:
             f"memory: {work.weights / 1e6:.0f} MB of weights, "
             f"about {work.activations / 1e6:.0f} MB for a block"
         )
-        time = f"{work.seconds:.0f} seconds"
-        for unit, length in (("minutes", 60), ("hours", 3600), ("days", 86400)):
-            if work.seconds >= 2 * length:
-                time = f"{work.seconds / length:.1f} {unit}"
-        yield f"estimated time on this device: {time}"
+        yield f"estimated time on this device: {told(work.seconds)}"
         if work.busy:
             yield work.busy
+
+
+def told(seconds: float) -> str:
+    """A time in the unit that suits it."""
+    time = f"{seconds:.0f} seconds"
+    for unit, length in (("minutes", 60), ("hours", 3600), ("days", 86400)):
+        if seconds >= 2 * length:
+            time = f"{seconds / length:.1f} {unit}"
+    return time
+
+
+def training_of(images: str, name: str, device: torch.device) -> str:
+    """The command that trains a network on images, and how long it takes on this device.
+
+    Args:
+        images: path or name of a dataset.
+        name: what the network is called.
+
+    Raises:
+        UsageError: the images cannot be used, or are no squares.
+    """
+    recipe, out = RECIPES[SMALL], Path("training", name)
+    config = recipe.network(datasets.load(images))
+    seen = -(-recipe.duration // recipe.batch) * recipe.batch
+    seconds = seen * PASSES * _seconds_per_image(config, recipe.piece, device)
+    command = f"python scripts/train.py {quote(images)} --recipe {SMALL} --out {quote(str(out))}"
+    made = out / f"network-{seen:09d}.safetensors"
+    return f"{made} is made in about {told(seconds)} on this device by {command}"
 
 
 def forecast(preset: Preset, device: torch.device) -> Forecast:
@@ -207,10 +234,9 @@ def _features(preset: Preset) -> _FeatureCost | None:
         with torch.device("meta"):
             flops = _flops(inception3().eval(), torch.zeros(1, 3, SIZE, SIZE))
         return _FeatureCost(Inception.dim, lambda _: flops)
-    path = _cached(preset.features)
-    if not path.is_file():
+    if not _cached(preset.features).is_file():
         return None
-    extractor = features.load(path)
+    extractor = load_features(preset, torch.device("cpu"))
 
     def flops_of(network: Preconditioned) -> float:
         check_features(extractor, network)

@@ -7,14 +7,14 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edm.evaluation import features, fid
-from edm.evaluation.features import Features
+from edm.evaluation.features import Features, Resized
 from edm.network import Network
 from edm.precondition import Preconditioned
 from experiments import networks
 from experiments.comparison import Makers, models
 from experiments.networks import Code, Shape
 from experiments.presets import Preset
-from experiments.sweep import Sweep
+from experiments.sweep import Sweep, sampled_rows
 from linear_structure import fit, parameters
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
@@ -69,7 +69,7 @@ def load_sweep(
     """
     check_reference(preset)
     network = load_network(preset, machine, dtype)
-    extractor = features.load(download.located(preset.features), device=machine.device)
+    extractor = load_features(preset, machine.device)
     check_features(extractor, network)
     return Sweep(
         preset=preset,
@@ -77,10 +77,17 @@ def load_sweep(
         teleport=load_teleport(preset, network),
         features=extractor,
         reference=load_reference(preset, network, extractor),
+        rows=rows_needed(preset, network, extractor),
         machine=machine,
         save_images=save_images,
         alone=alone,
     )
+
+
+def load_features(preset: Preset, device: torch.device) -> Features:
+    """The preset's feature network, on a device; of images that are resized, if it says so."""
+    found = features.load(download.located(preset.features), device=device)
+    return Resized(found, preset.features_side) if preset.features_side else found
 
 
 def check_features(extractor: Features, network: Network) -> None:
@@ -180,8 +187,23 @@ def load_dataset(preset: Preset, network: Network) -> Dataset:
     dataset, expected = datasets.load(preset.dataset), network.shape
     if dataset.shape != expected:
         found, made = (" x ".join(map(str, shape)) for shape in (dataset.shape, expected))
-        raise UsageError(f"{dataset.name} holds images of {found}, the network makes {made}")
+        raise UsageError(
+            f"{dataset.name} holds images of {found}, the network makes {made}: make images like "
+            f"that with scripts/prepare_images.py, or give a network of {found}"
+        )
     return dataset
+
+
+def labels_for(dataset: Dataset, network: Network) -> Tensor | None:
+    """The classes of the images, where the network has any; UsageError where they are unknown."""
+    if not network.label_dim:
+        return None
+    if (labels := dataset.labels()) is None:
+        raise UsageError(
+            f"the network has classes, and the images of {dataset.name} no labels: give them, as "
+            "a folder for each class or in dataset.json, or give a network without classes"
+        )
+    return labels
 
 
 def load_teleport(preset: Preset, network: Network) -> Teleport:
@@ -212,7 +234,11 @@ def load_parameters(preset: Preset, network: Network) -> Parameters:
     if default and not directory.exists():
         if rank() == 0:
             print(f"{directory} does not exist: making it from {preset.dataset}")
-            parameters.save(directory, *fit.fit_gaussian(load_dataset(preset, network)))
+            dataset = load_dataset(preset, network)
+            known = preset.by_class and labels_for(dataset, network) is not None
+            classes = dataset.classes() if known else None
+            by_class = () if classes is None else fit.fit_classes(dataset, classes)
+            parameters.save(directory, *fit.fit_gaussian(dataset), by_class)
         wait_for([directory])
     loaded = parameters.load(directory, preset.eigenvalue_scale)
     if default and loaded.story:
@@ -255,3 +281,17 @@ def load_reference(preset: Preset, network: Network, extractor: Features) -> fid
     count = -(-dataset.count // REFERENCE_BATCH)
     blocks = tqdm(dataset.blocks(REFERENCE_BATCH), "reference", count, unit=" blocks", disable=None)
     return fid.measure((extractor(images) for images in blocks), extractor.digest)
+
+
+def rows_needed(preset: Preset, network: Network, extractor: Features) -> Tensor | None:
+    """Features (m, D) float32 of some of the reference's images, where KID is to be shown.
+
+    That is for no more samples than features, if the images are at hand.
+    """
+    if preset.reference is not None or preset.seeds.count > extractor.dim:
+        return None
+    dataset = load_dataset(preset, network)
+    chosen = sampled_rows(dataset.count)
+    parts = [chosen[i : i + REFERENCE_BATCH] for i in range(0, len(chosen), REFERENCE_BATCH)]
+    images = (torch.cat([dataset.read(i, i + 1) for i in part]) for part in parts)
+    return torch.cat([extractor(part).cpu().float() for part in images])

@@ -3,13 +3,13 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 
-from experiments import networks, presets
+from experiments import networks, own, presets
 from experiments.networks import Code, File
-from experiments.presets import INCEPTION, Preset
+from experiments.presets import INCEPTION, OWN, Preset
 from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.table import Settings, chosen_settings
 from linear_structure.system import download, machine
@@ -18,9 +18,10 @@ from linear_structure.system.machine import Machine
 from linear_structure.system.options import add_arguments, given, table
 
 SHOWN = ("steps", "sigma_min", "sigma_max", "rho", "sampler", "skips", "seeds", "block")
-FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
+FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))  # network first
 TYPED = tuple(each.name for each in fields(Preset) if each.metadata.get("meaning"))
 SETTINGS = tuple(each.name for each in fields(Settings))
+RECORDED = (*TYPED, *(f"{name}_sha256" for name in FILES), *SETTINGS)
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 THREADS = "the preset's if it says, else all usable cores"
 
@@ -33,12 +34,17 @@ def command(description: str | None, name: str) -> argparse.ArgumentParser:
         epilog="The presets:\n\n" + table(Preset, presets.presets(), SHOWN),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", nargs="?", default="cifar10", help=", ".join(presets.presets()))
+    parser.add_argument("preset", nargs="?", default="cifar10", help=named())
     change = parser.add_argument_group("values of the preset that may be changed")
     add_values(change, TYPED)
     add_arguments(parser.add_argument_group("settings of the sampler"), Settings)
     machine.add_options(parser, THREADS)
     return parser
+
+
+def named() -> str:
+    """What a preset may be called, for --help."""
+    return f"{', '.join(presets.presets())}, {OWN}, or a name that was given to it"
 
 
 def add_values(group: Any, names: Sequence[str]) -> None:
@@ -69,9 +75,84 @@ def chosen_preset(typed: argparse.Namespace) -> Preset:
     """The preset with the values that were given in place of its own.
 
     Raises:
-        UsageError: one of them is out of range, or is nothing that the sampler asks for.
+        UsageError: one of them is out of range, or is nothing that the sampler asks for; or as
+            `own.joined`.
     """
-    preset = changed(presets.find(typed.preset), typed, TYPED)
+    known = remembered(typed)
+    if known is None:
+        return _given(presets.find(typed.preset), typed)
+    before, now = _parsed(known), vars(typed)
+    base = _own(typed, before)
+    if typed.sampler not in (None, before.sampler):
+        vars(before).update(dict.fromkeys(SETTINGS))  # of the other one
+    told = {name: value for name, value in now.items() if value is not None}
+    return _given(base, argparse.Namespace(**{**now, **vars(before), **told}))
+
+
+def find(name: str) -> Preset:
+    """A preset, or what was given under a name of the user's; UsageError for another name."""
+    if name in presets.presets() or not (known := own.read(name)):
+        return presets.find(name)
+    typed = _parsed(known)
+    typed.preset = name
+    return _given(_own(typed, typed), typed)
+
+
+def remembered(typed: argparse.Namespace) -> own.Typed | None:
+    """What was typed for the user's name, now and before; None of another preset.
+
+    Raises:
+        UsageError: as `own.joined`; or a name is given to another preset.
+    """
+    name = getattr(typed, "name", None)
+    if typed.preset == OWN and hasattr(typed, "name"):
+        return own.joined(name or OWN, said(typed))
+    if name is not None:
+        raise UsageError(f"--name would change nothing: {typed.preset} has its own")
+    return None if typed.preset in presets.presets() else own.read(typed.preset) or None
+
+
+def said(typed: argparse.Namespace) -> own.Typed:
+    """The values of a preset that were typed, as words that `_parsed` reads."""
+    words: own.Typed = {}
+    for name, value in given(typed, RECORDED).items():
+        listed = ",".join(map(str, value)) if isinstance(value, tuple) else str(value)
+        words[name] = value if isinstance(value, bool) else listed
+    return words
+
+
+class _Parser(argparse.ArgumentParser):
+    """What was kept and cannot be read is one sentence."""
+
+    def error(self, message: str) -> NoReturn:
+        raise UsageError(f"{own.RECORD} of this name holds what is no option ({message})")
+
+
+def _parsed(words: own.Typed) -> argparse.Namespace:
+    """What `said` tells, as if it were typed."""
+    parser = _Parser(add_help=False, allow_abbrev=False)
+    add_values(parser, TYPED)
+    add_arguments(parser, Settings)
+    options = []
+    for name, value in words.items():
+        flag = name.replace("_", "-")
+        if isinstance(value, bool):
+            options.append(f"--{flag}" if value else f"--no-{flag}")
+        else:
+            options.append(f"--{flag}={value}")
+    return parser.parse_args(options)
+
+
+def _own(typed: argparse.Namespace, known: argparse.Namespace) -> Preset:
+    """The user's preset as it is known, before anything else is changed."""
+    name = getattr(typed, "name", None) or typed.preset
+    features, reference = (chosen_file(known, each) for each in ("features", "reference"))
+    return own.preset_of(name, known.dataset, chosen_network(known), features, reference)
+
+
+def _given(preset: Preset, typed: argparse.Namespace) -> Preset:
+    """A preset with the values and settings that were typed."""
+    preset = changed(preset, typed, TYPED)
     check_rho(typed, preset.ablation)
     return replace(preset, settings=chosen_settings(preset.sampler, given(typed, SETTINGS)))
 
@@ -82,24 +163,37 @@ def changed(preset: Preset, typed: argparse.Namespace, names: Sequence[str]) -> 
     values = given(typed, names)
     if "skips" in names and typed.steps is not None and "skips" not in values:
         values["skips"] = tuple(skip for skip in preset.skips if skip < typed.steps)
-    files = {name: chosen_file(typed, name) for name in set(names) & set(FILES)}
+    files = {name: chosen_file(typed, name) for name in set(names) & set(FILES[1:])}
     values |= {name: file for name, file in files.items() if file is not None}
+    if "network" in names and (network := chosen_network(typed)) is not None:
+        values["network"] = network
     return replace(preset, **values)
 
 
-def chosen_file(typed: argparse.Namespace, name: str) -> File | Code | None:
-    """The file that was typed for a value, of a network maybe code; None: nothing was.
+def chosen_network(typed: argparse.Namespace) -> File | Code | None:
+    """The network that was typed; None: nothing was. Raises as `networks.given`."""
+    text, sha256 = _file(typed, "network")
+    return networks.given(text, sha256) if text else None
+
+
+def chosen_file(typed: argparse.Namespace, name: str) -> File | None:
+    """The file that was typed for features or a reference; None: nothing was.
 
     Raises:
-        UsageError: a digest without a file, or of another.
+        UsageError: as `download.given`, and for a digest without a file.
     """
+    text, sha256 = _file(typed, name)
+    if name == "features" and text == "inception":
+        return INCEPTION
+    return download.given(text, sha256) if text else None
+
+
+def _file(typed: argparse.Namespace, name: str) -> tuple[str | None, str | None]:
+    """A path or URL, and the digest that it must have."""
     text, sha256 = getattr(typed, name), getattr(typed, f"{name}_sha256")
     if sha256 and not text:
         raise UsageError(f"--{name}-sha256 goes with --{name}")
-    if text == "inception" and name == "features":
-        return INCEPTION
-    read = networks.given if name == "network" else download.given
-    return read(text, sha256) if text else None
+    return text, sha256
 
 
 def check_scale(typed: argparse.Namespace) -> None:

@@ -5,15 +5,16 @@ images of equal seeds are compared with each other (`edm.evaluation.paired`).
 """
 
 from collections.abc import Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 import torch
+from torch import Tensor
 from tqdm import tqdm
 
 from edm.evaluation import paired
 from edm.evaluation.fid import Statistics, singular
-from edm.evaluation.paired import UNCHANGED, Change, Knee, Sample
+from edm.evaluation.paired import UNCHANGED, Change, Kernel, Knee, Sample
 from experiments import sweep
 from experiments.results import Result
 from linear_structure.sampling.seeds import SeedRange
@@ -31,11 +32,15 @@ class Pooled:
     Attributes:
         unbiased: the distance less its bias; None with no more images than features.
         change: against skip 0; None of skip 0 itself.
+        kernel, kernel_change: KID of the same features, and its change, where there are no more
+            images than these, and some of the reference's are on disk.
     """
 
     distance: float
     unbiased: float | None
     change: Change | None
+    kernel: float | None = None
+    kernel_change: Change | None = None
 
 
 @dataclass(frozen=True)
@@ -65,6 +70,11 @@ class Pool:
         return {skip: change for skip, change in found.items() if change is not None}
 
     @property
+    def has_kernel(self) -> bool:
+        """Whether KID is known."""
+        return all(row.kernel is not None for row in self.rows.values())
+
+    @property
     def knee(self) -> Knee:
         """Where quality begins to change."""
         return paired.knee(self.changes, self.rows[0].distance)
@@ -86,6 +96,8 @@ class Pool:
     def notes(self) -> list[str]:
         """What a reader of the numbers could mistake."""
         said = [singular(self.count, self.dim)] if self.count <= self.dim else []
+        if self.has_kernel:
+            said.append("So KID stands beside it, which needs no covariance and is unbiased.")
         alone = self.rows.get(self.steps)
         if alone and alone.change and alone.change.interval[0] <= 0:
             said.append(
@@ -121,8 +133,10 @@ def pool(root: Path, results: Sequence[Result]) -> Pool:
         )
     order = tuple(sorted(ranges, key=lambda seeds: seeds.first))
     samples = ((k, _sample(root, [by_skip[k][s] for s in order], reference)) for k in skips)
-    rows = dict(_compared(tqdm(samples, "changes", len(skips), leave=False, disable=None)))
     count = sum(seeds.count for seeds in order)
+    few = 2 < count <= reference.dim
+    real = sweep.stored_rows(root, first.inputs["preset"], reference) if few else None
+    rows = dict(_compared(tqdm(samples, "changes", len(skips), leave=False, disable=None), real))
     return Pool(rows, steps, order, count, reference.dim, name)
 
 
@@ -139,14 +153,23 @@ def _sample(root: Path, results: Sequence[Result], reference: Statistics) -> Sam
     return Sample(torch.cat(parts), reference)
 
 
-def _compared(samples: Iterable[tuple[int, Sample]]) -> Iterator[tuple[int, Pooled]]:
-    """Rows in order; the first sample is that of skip 0."""
+def _compared(
+    samples: Iterable[tuple[int, Sample]], real: Tensor | None
+) -> Iterator[tuple[int, Pooled]]:
+    """Rows in order; the first sample is that of skip 0. With real features (m, D), KID too."""
     baseline: Sample | None = None
+    start: Kernel | None = None
     for skip, sample in samples:
-        change = None if baseline is None else paired.change(sample, baseline)
-        baseline = baseline or sample
         unbiased = sample.unbiased if sample.has_influence else None
-        yield skip, Pooled(sample.distance, unbiased, change)
+        row = Pooled(
+            sample.distance, unbiased, paired.change(sample, baseline) if baseline else None
+        )
+        if real is not None:
+            kernel = Kernel.of(sample.features, real)
+            moved = kernel.change(start) if start else None
+            row, start = replace(row, kernel=kernel.distance, kernel_change=moved), start or kernel
+        baseline = baseline or sample
+        yield skip, row
 
 
 def pool_or_say(root: Path, results: Sequence[Result]) -> Pool | None:

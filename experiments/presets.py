@@ -28,6 +28,7 @@ MEGABYTE = 1_000_000
 REFERENCE_LIMIT = 34 * MEGABYTE  # mean and covariance of 2,048 features in float64
 
 
+OWN = "own"  # the user's images and network
 PARTS = ("dataset", "network", "parameters", "features", "reference")
 
 
@@ -78,6 +79,8 @@ class Preset:
         settings: of the sampler.
         threads: CPU threads of a process; None: all usable cores. A small network is as fast on
             one, and then does not suffer from what else the machine does.
+        features_side: pixels of a side that images are brought to for the features; None: as they
+            are, or as those do it themselves.
         knowledge: settings of the network, for a forecast before it is fetched.
         sigma_skip: where teleports end, a level for each of the skips; (): at the grid's own.
         published: skipped steps -> published distance.
@@ -99,6 +102,7 @@ class Preset:
         "checkpoint, or module:function of yours that returns a denoiser", file=True
     )
     features: File = value("feature network", file=True)
+    features_side: int | None = None
     reference: File | None = value("feature statistics (.npz) of real images", file=True)
     steps: int = value("steps of the sigma grid", 18)
     sigma_min: float = value("lowest noise level above 0", 0.002)
@@ -294,5 +298,6 @@ def find(name: str) -> Preset:
     """The preset of this name; UsageError, which lists the known ones, where there is none."""
     known = presets()
     if name not in known:
-        raise UsageError(f"unknown preset {name!r}: expected one of {', '.join(known)}")
+        yours = f"{OWN}, or a name that a sweep of it was given here"
+        raise UsageError(f"unknown preset {name!r}: expected one of {', '.join(known)}, {yours}")
     return known[name]

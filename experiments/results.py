@@ -14,6 +14,7 @@ import platform
 import re
 import sys
 import time
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from importlib.metadata import version
 from itertools import pairwise
@@ -24,7 +25,7 @@ from typing import Any
 from experiments.presets import titled
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import read_sealed, write_sealed
+from linear_structure.system.files import copy, read_sealed, write_sealed
 from linear_structure.system.store import put_aside
 
 ROOT = Path("images_with_skips")
@@ -160,6 +161,12 @@ def _short(value: Any) -> str:
     if isinstance(value, list):
         return f"{value[0]} to {value[-1]} ({len(value)})" if value else "none"
     return re.sub(r"\b([0-9a-f]{12})[0-9a-f]{52}\b", r"\1", str(value))
+
+
+def copied(preset: str, made: Sequence[Path], folder: Path) -> str:
+    """Copy files of a preset to where only the latest ones lie; a sentence that says so."""
+    *most, last = (str(copy(path, folder)) for path in made)
+    return f"wrote {made[0].parent}; {', '.join(most)} and {last} are copies, now of {preset}"
 
 
 def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:

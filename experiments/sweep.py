@@ -35,6 +35,7 @@ from linear_structure.system.machine import Machine, patience
 from linear_structure.system.store import Block, folder_of
 from linear_structure.teleport import Teleport
 
+MOST_ROWS = 2000  # of a reference: their kernel is 32 MB
 OF_RESULT = ("seeds", "reference")  # what a result depends on and the features of a seed do not
 
 
@@ -48,6 +49,7 @@ class Sweep:
         teleport: what carries states past skipped steps.
         features: the feature network, on that device.
         reference: statistics of the real images.
+        rows: features (m, D) of `sampled_rows` of these, for KID; None where none is needed.
         root: folder of results, features and images.
         save_images: write PNGs as well.
         alone: measure the teleport's model alone, too, all steps skipped.
@@ -65,6 +67,7 @@ class Sweep:
     root: Path = results.ROOT
     save_images: bool = False
     alone: bool = False
+    rows: Tensor | None = None
 
     def __post_init__(self) -> None:
         check_seeds(self.preset.seeds)
@@ -173,6 +176,23 @@ def _keep_reference(sweep: Sweep) -> None:
     preset, digest = sweep.preset.name, sweep.reference.digest
     if _reference(sweep.root, preset, digest) is None:
         fid.write(_reference_path(sweep.root, preset, digest), sweep.reference)
+    if sweep.rows is not None and stored_rows(sweep.root, preset, sweep.reference) is None:
+        _rows_of(sweep.root, preset, sweep.reference).write(sweep.rows)
+
+
+def sampled_rows(count: int) -> range:
+    """Of so many images, evenly spaced, those whose features serve for KID."""
+    return range(0, count, -(-count // MOST_ROWS))
+
+
+def stored_rows(root: Path, preset: str, reference: fid.Statistics) -> Tensor | None:
+    """Features of `sampled_rows` of a reference's images; None where they are not on disk."""
+    return _rows_of(root, preset, reference).read() if reference.count else None
+
+
+def _rows_of(root: Path, preset: str, reference: fid.Statistics) -> Block:
+    path = _reference_path(root, preset, reference.digest).with_suffix(".npy")
+    return Block(path, (len(sampled_rows(reference.count or 1)), reference.dim))
 
 
 def _reference_path(root: Path, preset: str, digest: str) -> Path:

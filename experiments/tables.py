@@ -85,19 +85,24 @@ def distance_name(results: Sequence[Result]) -> str:
 
 
 POOLED = ("pooled", "unbiased", "change", "standard_error", "low", "high")
+KERNEL = ("KID", "KID_change", "KID_low", "KID_high")
 
 
 def write_columns(path: Path, results: Sequence[Result], pool: Pool | None = None) -> None:
     """`n_skip  fid` (or `FD-...`), the mean over the ranges; then, of all seeds, what is `POOLED`.
 
+    And what is of the `KERNEL`, where it is known.
+
     Rows are those where the network is called; a comment says it if their ranges differ. What is
     not known is nan.
     """
     by_skip, name = [row for row in rows(results) if row.nfe], distance_name(results)
-    lines = ["  ".join(["n_skip", "fid" if name == "FID" else name, *(POOLED if pool else ())])]
+    more = (*(POOLED if pool else ()), *(KERNEL if pool and pool.has_kernel else ()))
+    lines = ["  ".join(["n_skip", "fid" if name == "FID" else name, *more])]
     for row in by_skip:
         cells = [f"{row.skip:6d}", f"{row.mean:.6g}"]
         cells += [f"{value:.6g}" for value in _pooled(pool, row.skip)] if pool else []
+        cells += [f"{value:.6g}" for value in _kernel(pool, row.skip)] if pool else []
         lines.append("  ".join(cells))
     if missing := gaps(by_skip):
         lines.append(f"# {missing}")
@@ -110,6 +115,15 @@ def _pooled(pool: Pool, skip: int) -> list[float]:
     change = row.change
     told = [change.difference, change.standard_error, *change.interval] if change else [0.0] * 4
     return [row.distance, math.nan if row.unbiased is None else row.unbiased, *told]
+
+
+def _kernel(pool: Pool, skip: int) -> list[float]:
+    """The values of `KERNEL`, where they are known; no change of skip 0."""
+    row = pool.rows[skip]
+    if row.kernel is None:
+        return []
+    change = row.kernel_change
+    return [row.kernel, *([change.difference, *change.interval] if change else [0.0] * 3)]
 
 
 def write_csv(path: Path, results: Sequence[Result], published: Mapping[int, float]) -> None:
@@ -166,6 +180,7 @@ def table(results: Sequence[Result], pool: Pool | None = None) -> str:
     head = ["skipped steps", "sigma", "NFE", "calls saved"]
     if pool:
         head += [f"{name}, pooled", "unbiased", "change", "95 % interval"]
+        head += ["KID", "change of KID", "95 % interval"] if pool.has_kernel else []
     else:
         head += [name] if range_count(by_skip) == "1" else [name, "min", "max", "ranges"]
     lines = [f"| {' | '.join(head)} |", "|---:" * len(head) + "|"]
@@ -184,10 +199,14 @@ def _spread(row: Row) -> list[str]:
 
 
 def _cells(pool: Pool, skip: int) -> list[str]:
-    """Distance of all seeds, the same without its bias, the change, and its interval."""
+    """Distance of all seeds, the same without its bias, the change, and its interval; KID's too."""
     distance, unbiased, difference, _, low, high = _pooled(pool, skip)
     own = [f"{distance:.3f}", "" if math.isnan(unbiased) else f"{unbiased:.3f}"]
-    return [*own, f"{difference:+.4f}", f"[{low:+.4f}, {high:+.4f}]"] if skip else [*own, "", ""]
+    own += [f"{difference:+.4f}", f"[{low:+.4f}, {high:+.4f}]"] if skip else ["", ""]
+    if kernel := _kernel(pool, skip):
+        own += [f"{kernel[0]:.4g}"]
+        own += [f"{kernel[1]:+.2g}", f"[{kernel[2]:+.2g}, {kernel[3]:+.2g}]"] if skip else ["", ""]
+    return own
 
 
 def pooled_caption(pool: Pool, rows: Sequence[Row]) -> str:

@@ -16,7 +16,7 @@ import sys
 from typing import Any
 
 from edm.network import Network
-from experiments import loading, networks, options, presets
+from experiments import loading, networks, options
 from experiments.generation import ABLATION, Generation, generate
 from experiments.presets import Preset
 from linear_structure import parameters
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--preset", help=f"network, grid and parameters: {', '.join(presets.presets())}")
+    add("--preset", help=f"network, grid and parameters: {options.named()}")
     add("--outdir", type=folder, required=True, help="folder of the images")
     add("--seeds", type=parse_seeds, default="0-63", help="such as 0-63,70 (default: 0-63)")
     add("--subdirs", action="store_true", help="a folder for every thousand seeds")
@@ -83,7 +83,7 @@ def chosen_schedule(typed: argparse.Namespace, preset: Preset | None) -> Ablatio
 
 def chosen_network(typed: argparse.Namespace, preset: Preset | None, machine: Machine) -> Network:
     """The network that was named, or the preset's."""
-    shape, file = None, options.chosen_file(typed, "network")
+    shape, file = None, options.chosen_network(typed)
     if preset is not None:
         own = options.changed(preset, typed, ("network",))
         shape, file = loading.shape_of(own), own.network
@@ -112,7 +112,7 @@ def chosen_teleport(
 def main() -> None:
     """Generate the images that were asked for."""
     typed = parse()
-    preset = presets.find(typed.preset) if typed.preset else None
+    preset = options.find(typed.preset) if typed.preset else None
     settings = chosen_schedule(typed, preset)
     options.check_rho(typed, settings)
     chosen = options.chosen_machine(typed, preset)

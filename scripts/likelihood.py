@@ -14,7 +14,7 @@ import argparse
 import sys
 from typing import Any
 
-from experiments import likelihood, loading, options, presets
+from experiments import likelihood, loading, options
 from experiments.likelihood import BATCH, SIGMA_MIN, STEPS, Images, Range, Study, measures
 from experiments.presets import Preset
 from experiments.results import SCORE_BASED
@@ -38,7 +38,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("preset", help=", ".join(presets.presets()))
+    add("preset", help=options.named())
     add("--count", type=int, default=64, help="images, the first of the dataset (default: 64)")
     add("--probes", type=int, help="random signs for each trace (default: 1)")
     add("--exact", action="store_true", help="exact traces: as many derivatives as pixels")
@@ -90,7 +90,7 @@ def inputs_of(preset: Preset, dataset: Dataset, study: Study) -> dict[str, Any]:
 def main() -> None:
     """Measure or continue; then write the numbers, their settings and the picture of them."""
     typed = parse()
-    preset = options.changed(presets.find(typed.preset), typed, CHANGED)
+    preset = options.changed(options.find(typed.preset), typed, CHANGED)
     out = typed.out or SCORE_BASED / preset.name
     chosen = options.chosen_machine(typed, preset)
     check_writable(out)

@@ -15,14 +15,10 @@ import sys
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor
-
-from edm.network import Network
 from experiments import figures, loading, losses, options, tables
 from experiments.losses import NETWORK, Losses, Mean, Study
 from experiments.results import SCORE_BASED, surroundings
-from linear_structure.data.datasets import Dataset
-from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.errors import run_command
 from linear_structure.system.files import digest_of_file, write_json
 from linear_structure.system.options import folder, positive
 
@@ -48,15 +44,6 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
-def labels_of(dataset: Dataset, network: Network) -> Tensor | None:
-    """The classes of the images, where the network has any; UsageError where they are unknown."""
-    if not network.label_dim:
-        return None
-    if (labels := dataset.labels()) is None:
-        raise UsageError(f"the network has classes, and the images of {dataset.name} no labels")
-    return labels
-
-
 def loaded(typed: argparse.Namespace, out: Path) -> Study:
     """The network, the models and the images of the preset.
 
@@ -68,7 +55,7 @@ def loaded(typed: argparse.Namespace, out: Path) -> Study:
     preset = options.chosen_preset(typed)
     machine = options.chosen_machine(typed, preset)
     network = loading.load_network(preset, machine)
-    labels = labels_of(loading.load_dataset(preset, network), network)
+    labels = loading.labels_for(loading.load_dataset(preset, network), network)
     gaussian = loading.gaussian_of(preset, loading.load_teleport(preset, network).model)
     images = loading.load_images(preset, network)
     given = (preset, network, gaussian, images, labels)

@@ -15,7 +15,7 @@ from tqdm import tqdm
 from experiments import comparison, figures, loading, options, tables
 from experiments.comparison import Key, Makers, States
 from experiments.presets import Preset
-from experiments.results import surroundings
+from experiments.results import copied, surroundings
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
 from linear_structure.system.errors import run_command
@@ -60,7 +60,7 @@ def inputs_of(
 
 
 def main() -> None:
-    """Compare or continue; then write the numbers, their settings, and the picture of them."""
+    """Compare or continue; then write the numbers, their settings, and the picture, and copies."""
     typed = options.command(__doc__, "run_plot_scores").parse_args()
     unused = ("sampler", *options.SETTINGS, "by_class", "skips", "features", "reference")
     options.check_unused(typed, unused, "scores are compared along Heun's whole trajectory")
@@ -73,7 +73,8 @@ def main() -> None:
     makers, images = loading.load_models(preset, network)
     errors = errors_of(preset, sampling, makers, images, machine)
     sigmas = sampling.sigmas[:-1].tolist()
-    table, record, picture = (FOLDER / f"scores.{end}" for end in ("csv", "json", "png"))
+    folder = FOLDER / preset.name
+    made = table, record, picture = [folder / f"scores.{end}" for end in ("csv", "json", "png")]
     rows = (
         [key.title, sigma, *row.tolist(), len(values)]
         for key, values in errors.items()
@@ -82,12 +83,12 @@ def main() -> None:
     head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds")
     tables.write_table(table, head, rows)
     inputs, outputs = inputs_of(preset, sampling, makers, machine), digest_of_file(table)
-    made = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
-    write_json(record, made)
+    parts = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
+    write_json(record, parts)
     count = f"{preset.seeds.count:,} trajectories"
     title = f"{preset.title}: analytic scores against the network's, {count}"
     figures.score_errors(picture, errors, sigmas, title)
-    print(f"wrote {table}, {record} and {picture}")
+    print(copied(preset.name, made, FOLDER))
 
 
 if __name__ == "__main__":

@@ -5,17 +5,21 @@ Published FIDs rest on one network, `inception`; features of ours come from a sm
 """
 
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
 
 import torch
 from torch import Tensor
+from torch.nn import functional as F
 
 from edm.evaluation import classifier
 from linear_structure.system.arrays import read_torch
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of
 
+PIECE = 64  # images that are resized at once
 RELEASES = "https://github.com/toshas/torch-fidelity/releases/download/v0.2.0"
 MIRROR = "https://github.com/mseitzer/pytorch-fid/releases/download/fid_weights"
 WEIGHTS = Source(
@@ -50,6 +54,44 @@ class Features(Protocol):
 
     def __call__(self, images: Tensor) -> Tensor:
         """Features (n, dim) float32 of uint8 images (n, C, H, W); ValueError for other images."""
+
+
+@dataclass(frozen=True)
+class Resized:
+    """Features of images that are first brought to the size that their network learned on.
+
+    By antialiased bicubic interpolation, rounded to whole values; the sides need not be equal, but
+    become so.
+    """
+
+    features: Features
+    side: int  # pixels
+
+    @property
+    def name(self) -> str:
+        return f"{self.features.name}-of-{self.side}-pixels"
+
+    @property
+    def distance_name(self) -> str:
+        return self.features.distance_name
+
+    @property
+    def dim(self) -> int:
+        return self.features.dim
+
+    @property
+    def digest(self) -> str:
+        """Of the weights and the side: features of images as they are do not compare."""
+        return digest_of([self.features.digest, self.side])
+
+    def __call__(self, images: Tensor) -> Tensor:
+        return self.features(torch.cat([*map(self._resized, images.split(PIECE))]))
+
+    def _resized(self, images: Tensor) -> Tensor:
+        """uint8 (n, C, H, W) -> (n, C, side, side)."""
+        size = (self.side, self.side)
+        values = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
+        return values.round().clamp(0, 255).to(torch.uint8)
 
 
 def load(

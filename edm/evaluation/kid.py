@@ -54,6 +54,19 @@ def mmd_squared(x: np.ndarray, y: np.ndarray) -> float:
     return _mean_of_pairs(x) + _mean_of_pairs(y) - 2 * float(_cubic(x, y).mean())
 
 
+def without_each(images: np.ndarray, reference: np.ndarray) -> tuple[float, np.ndarray]:
+    """`mmd_squared` of all rows, n > 2 of them, and of all but each of the images: (n,) float64.
+
+    What it varies by over other draws of images, the jackknife tells from the second.
+    """
+    x, y = images.astype(np.float64), reference.astype(np.float64)
+    n, kernel = len(x), _cubic(x, x)
+    pairs, own = kernel.sum(1) - kernel.diagonal(), _cubic(x, y).mean(1)
+    among = _mean_of_pairs(y)
+    rest = (pairs.sum() - 2 * pairs) / ((n - 1) * (n - 2)) - 2 * (own.sum() - own) / (n - 1)
+    return float(pairs.sum() / (n * (n - 1)) - 2 * own.mean()) + among, rest + among
+
+
 def _mean_of_pairs(x: np.ndarray) -> float:
     kernel = _cubic(x, x)
     return float(kernel.sum() - kernel.trace()) / (len(x) * (len(x) - 1))

@@ -34,10 +34,11 @@ from functools import cached_property
 from itertools import takewhile
 from typing import Literal
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from edm.evaluation import fid
+from edm.evaluation import fid, kid
 from edm.evaluation.fid import Statistics
 from linear_structure.system.errors import UsageError
 
@@ -135,11 +136,11 @@ class Change:
     difference: float
     standard_error: float  # over other draws of seeds
     count: int
-    method: Literal["influence", "bootstrap"]
+    method: Literal["influence", "bootstrap", "jackknife"]
 
     @property
     def interval(self) -> tuple[float, float]:
-        """Ends of the 95 % interval: 1.96 standard errors to each side, by either method."""
+        """Ends of the 95 % interval: 1.96 standard errors to each side, by any method."""
         reach = HALF_WIDTH * self.standard_error
         return self.difference - reach, self.difference + reach
 
@@ -164,6 +165,25 @@ def change(sample: Sample, baseline: Sample) -> Change:
         return Change(difference, float(gaps.std()) / math.sqrt(count), count, "influence")
     gaps = sample.resampled - baseline.resampled
     return Change(difference, float(gaps.std()), count, "bootstrap")
+
+
+@dataclass(frozen=True, eq=False)
+class Kernel:
+    """KID of some images, and of all but each of them."""
+
+    distance: float
+    rest: np.ndarray  # (n,) float64
+
+    @classmethod
+    def of(cls, features: Tensor, reference: Tensor) -> "Kernel":
+        """Of features (n, D) and of those of a reference (m, D), n > 2."""
+        return cls(*kid.without_each(features.numpy(), reference.numpy()))
+
+    def change(self, baseline: "Kernel") -> Change:
+        """The change from a baseline of the same seeds, by the jackknife: too wide, if anything."""
+        gaps, count = self.rest - baseline.rest, len(self.rest)
+        error = math.sqrt((count - 1) * float(gaps.var()))
+        return Change(self.distance - baseline.distance, error, count, "jackknife")
 
 
 @dataclass(frozen=True)

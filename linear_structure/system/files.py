@@ -221,6 +221,14 @@ def write_text(path: Path, text: str) -> None:
         beside.write_text(text, encoding="utf-8")
 
 
+def copy(path: Path, folder: Path) -> Path:
+    """A copy of a file in a folder, under its own name, whole or not at all; where that is."""
+    place = folder / path.name
+    with replacing(place) as beside:
+        shutil.copyfile(path, beside)
+    return place
+
+
 def write_array(path: Path, array: np.ndarray) -> None:
     """Write `array` as .npy whole or not at all (`np.save` ignores that a disk is full)."""
     content = io.BytesIO()
