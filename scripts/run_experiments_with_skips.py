@@ -25,8 +25,8 @@ def refuse_without_network(typed: argparse.Namespace) -> None:
         device = options.chosen_machine(typed).device
         made = forecast.training_of(str(words["dataset"]), typed.name or OWN, device)
         raise UsageError(
-            "nothing says which network is yours: give --network a file, a URL or module:function; one named "
-            f"{made}"
+            "nothing says which network is yours: give --network a file, a URL or "
+            f"module:function; one named {made}"
         )
 
 
