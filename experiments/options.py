@@ -18,10 +18,10 @@ from linear_structure.system.machine import Machine
 from linear_structure.system.options import add_arguments, given, table
 
 SHOWN = ("steps", "sigma_min", "sigma_max", "rho", "sampler", "skips", "seeds", "block")
-FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))  # network first
+FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
 TYPED = tuple(each.name for each in fields(Preset) if each.metadata.get("meaning"))
 SETTINGS = tuple(each.name for each in fields(Settings))
-RECORDED = (*TYPED, *(f"{name}_sha256" for name in FILES), *SETTINGS)
+RECORDED = (*TYPED, *(f"{name}_sha256" for name in FILES), *SETTINGS, "threads")
 DTYPES = torch.float32, torch.bfloat16, torch.float16
 THREADS = "the preset's if it says, else all usable cores"
 
@@ -133,6 +133,7 @@ def _parsed(words: own.Typed) -> argparse.Namespace:
     parser = _Parser(add_help=False, allow_abbrev=False)
     add_values(parser, TYPED)
     add_arguments(parser, Settings)
+    machine.add_options(parser)
     options = []
     for name, value in words.items():
         flag = name.replace("_", "-")
@@ -146,8 +147,9 @@ def _parsed(words: own.Typed) -> argparse.Namespace:
 def _own(typed: argparse.Namespace, known: argparse.Namespace) -> Preset:
     """The user's preset as it is known, before anything else is changed."""
     name = getattr(typed, "name", None) or typed.preset
-    features, reference = (chosen_file(known, each) for each in ("features", "reference"))
-    return own.preset_of(name, known.dataset, chosen_network(known), features, reference)
+    files = (chosen_file(known, each) for each in ("features", "reference"))
+    preset = own.preset_of(name, known.dataset, chosen_network(known), *files)
+    return replace(preset, threads=known.threads)
 
 
 def _given(preset: Preset, typed: argparse.Namespace) -> Preset:
@@ -163,10 +165,11 @@ def changed(preset: Preset, typed: argparse.Namespace, names: Sequence[str]) -> 
     values = given(typed, names)
     if "skips" in names and typed.steps is not None and "skips" not in values:
         values["skips"] = tuple(skip for skip in preset.skips if skip < typed.steps)
-    files = {name: chosen_file(typed, name) for name in set(names) & set(FILES[1:])}
-    values |= {name: file for name, file in files.items() if file is not None}
-    if "network" in names and (network := chosen_network(typed)) is not None:
-        values["network"] = network
+    for name in set(names) & set(FILES):
+        file = chosen_network(typed) if name == "network" else chosen_file(typed, name)
+        values |= {name: file} if file is not None else {}
+    if "features" in values:
+        values["features_side"] = None  # of images as they are
     return replace(preset, **values)
 
 

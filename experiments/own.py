@@ -21,7 +21,7 @@ from linear_structure.system.errors import UsageError
 from linear_structure.system.files import check_folder, check_writable, read_json, write_json
 
 RECORD = "own.json"
-FREE = ("seeds", "skips")  # what two commands of one name need not share
+FREE = ("seeds", "skips")  # what two commands of one name need not share: the later one's count
 COMMAND = "bash run_experiments_with_skips.sh own --dataset IMAGES --network NET"
 
 Typed = dict[str, str | bool]
@@ -140,7 +140,7 @@ def read(name: str) -> Typed:
 
 
 def joined(name: str, typed: Typed) -> Typed:
-    """What was typed for a name before, and now.
+    """What was typed for a name before, and now; of what they need not share, only now.
 
     Raises:
         UsageError: they are of two experiments, or as `read`.
@@ -153,7 +153,7 @@ def joined(name: str, typed: Typed) -> Typed:
             f"the name {name} is taken, with {said.replace('_', '-')}: leave out what it has, or "
             f"choose another --name"
         )
-    return before | typed
+    return {each: words for each, words in before.items() if each not in FREE} | typed
 
 
 def check_place(name: str) -> None:

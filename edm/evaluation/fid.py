@@ -69,12 +69,14 @@ class Statistics:
         if self.dim != dim:
             raise UsageError(
                 f"features of {self.dim} and {dim} dimensions: expected those of the "
-                "reference and of the images to be of one network"
+                "reference and of the images to be of one network; make the reference again, with "
+                "that of the images"
             )
         if self.features and features and self.features != features:
             raise UsageError(
                 f"features of two networks, {self.features[:12]} and {features[:12]}: expected "
-                "those of the reference and of the images to be of one"
+                "those of the reference and of the images to be of one; make the reference again, "
+                "with that of the images"
             )
 
 

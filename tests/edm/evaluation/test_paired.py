@@ -11,9 +11,9 @@ import pytest
 import torch
 
 from edm.checkpoints import shipped
-from edm.evaluation import features, fid
+from edm.evaluation import features, fid, kid
 from edm.evaluation.fid import Statistics, frechet, measure
-from edm.evaluation.paired import Change, Knee, Sample, change, knee
+from edm.evaluation.paired import Change, Kernel, Knee, Sample, change, knee
 from linear_structure.data import datasets
 from linear_structure.system.errors import UsageError, WorkError
 
@@ -308,3 +308,33 @@ def test_the_table_of_digits(tmp_path):
     assert baseline.distance == pytest.approx(0.133, abs=5e-4)
     assert baseline.unbiased == pytest.approx(0.09, abs=5e-3)
     assert knee(found, baseline.distance) == Knee(by_interval=7, by_point=8)
+
+
+# KID of few images
+
+
+def test_kid_without_each_image_is_that_of_the_others():
+    rng = np.random.default_rng(0)
+    x, y = rng.normal(size=(7, 4)).astype(np.float32), rng.normal(1, 2, (9, 4)).astype(np.float32)
+    whole, rest = kid.without_each(x, y)
+    wide, target = x.astype(np.float64), y.astype(np.float64)
+    assert whole == pytest.approx(kid.mmd_squared(wide, target), rel=1e-12)
+    others = [kid.mmd_squared(np.delete(wide, i, 0), target) for i in range(7)]
+    assert rest == pytest.approx(others, rel=1e-12)
+
+
+def test_the_jackknife_of_a_change_of_kid_is_what_new_draws_show():
+    """Of pairs of images, one of them moved: over 300 draws of 60 pairs."""
+    generator = torch.Generator().manual_seed(0)
+    real = torch.randn(100, 3, generator=generator)
+
+    def drawn() -> Change:
+        x = torch.randn(60, 3, generator=generator) + 0.3
+        noise = torch.randn(60, 3, generator=generator)
+        return Kernel.of(1.1 * x + 0.1 * noise, real).change(Kernel.of(x, real))
+
+    changes = [drawn() for _ in range(300)]
+    spread = np.std([change.difference for change in changes])
+    stated = np.mean([change.standard_error for change in changes])
+    assert spread < 1.1 * stated < 1.5 * spread  # a spread of 300 is known to 4 %, and some above
+    assert changes[0].method == "jackknife" and changes[0].count == 60
