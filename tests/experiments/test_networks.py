@@ -119,7 +119,7 @@ def test_a_module_that_is_not_there_and_images_of_no_shape_are_one_sentence(mine
 def test_only_a_word_of_this_form_that_is_no_file_is_code(tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     assert networks.given("a.b:load") == Code("a.b", "load")
-    for text in ("http://127.0.0.1/n.pkl", "C:\\n.pkl", "n.pkl", "a:b:c", "1a:b"):
+    for text in ("http://127.0.0.1/n.pkl", "d:n.pkl", "n.pkl", "a:b:c", "1a:b"):
         assert not isinstance(networks.given(text), Code)
     checkpoint.save(tiny.network(), "a:b", {})
     assert networks.given("a:b") == Path("a:b")
