@@ -69,6 +69,8 @@ def load_sweep(
     """
     check_reference(preset)
     network = load_network(preset, machine, dtype)
+    if preset.makes_parameters and preset.reference is None:
+        load_dataset(preset, network)  # first: features that suit it would be blamed
     extractor = load_features(preset, machine.device)
     check_features(extractor, network)
     return Sweep(

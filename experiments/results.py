@@ -166,7 +166,8 @@ def _short(value: Any) -> str:
 def copied(preset: str, made: Sequence[Path], folder: Path) -> str:
     """Copy files of a preset to where only the latest ones lie; a sentence that says so."""
     *most, last = (str(copy(path, folder)) for path in made)
-    return f"wrote {made[0].parent}; {', '.join(most)} and {last} are copies, now of {preset}"
+    copies = f"{', '.join(most)} and {last} are copies, now of {preset}"
+    return f"everything is in {made[0].parent}; {copies}"
 
 
 def latest_sweep(root: Path, preset: str | None = None) -> list[Result]:
