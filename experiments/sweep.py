@@ -9,6 +9,7 @@ of several processes, end with the bytes of one that was not.
 
 import time
 from collections.abc import Iterator
+from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
 from itertools import chain
@@ -29,12 +30,14 @@ from experiments.sampling import Sampling, computed_in, grid_of, restarts_of
 from linear_structure.images import save_png
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
+from linear_structure.system.arrays import read_npz
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of, write_json
+from linear_structure.system.files import digest_of, write_arrays, write_json
 from linear_structure.system.machine import Machine, patience
 from linear_structure.system.store import Block, folder_of
 from linear_structure.teleport import Teleport
 
+ROWS = "rows"  # name of an array
 MOST_ROWS = 2000  # of a reference: their kernel is 32 MB
 OF_RESULT = ("seeds", "reference")  # what a result depends on and the features of a seed do not
 
@@ -177,7 +180,8 @@ def _keep_reference(sweep: Sweep) -> None:
     if _reference(sweep.root, preset, digest) is None:
         fid.write(_reference_path(sweep.root, preset, digest), sweep.reference)
     if sweep.rows is not None and stored_rows(sweep.root, preset, sweep.reference) is None:
-        _rows_of(sweep.root, preset, sweep.reference).write(sweep.rows)
+        path = _rows_path(sweep.root, preset, digest)
+        write_arrays(path, {ROWS: sweep.rows.numpy()})
 
 
 def sampled_rows(count: int) -> range:
@@ -187,12 +191,18 @@ def sampled_rows(count: int) -> range:
 
 def stored_rows(root: Path, preset: str, reference: fid.Statistics) -> Tensor | None:
     """Features of `sampled_rows` of a reference's images; None where they are not on disk."""
-    return _rows_of(root, preset, reference).read() if reference.count else None
+    path = _rows_path(root, preset, reference.digest)
+    if not path.is_file() or not reference.count:
+        return None
+    with suppress(UsageError, KeyError):
+        found = torch.from_numpy(read_npz(path, ROWS)[ROWS])
+        if found.shape == (len(sampled_rows(reference.count)), reference.dim):
+            return found
+    return None
 
 
-def _rows_of(root: Path, preset: str, reference: fid.Statistics) -> Block:
-    path = _reference_path(root, preset, reference.digest).with_suffix(".npy")
-    return Block(path, (len(sampled_rows(reference.count or 1)), reference.dim))
+def _rows_path(root: Path, preset: str, digest: str) -> Path:
+    return _reference_path(root, preset, digest).with_suffix(f".{ROWS}.npz")
 
 
 def _reference_path(root: Path, preset: str, digest: str) -> Path:

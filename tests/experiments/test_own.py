@@ -238,3 +238,15 @@ def test_a_record_that_is_damaged_is_one_sentence(call):
         own.path_of("x").write_text(text)
         with pytest.raises(UsageError, match="remove it, and type all again"):
             options.find("x")
+
+
+def test_the_page_says_which_features_judge_what():
+    """The rows of the table are those of the rule, in its order."""
+    page = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
+    lines = page.split("### Which features judge what\n")[1].strip().split("\n\n")[0].splitlines()
+    rows = [[cell.strip() for cell in line[1:-1].split("|")] for line in lines[2:-1]]
+    told = [(cells[0].split()[0].rstrip(","), cells[1].split("`")[1], cells[2]) for cells in rows]
+    kinds = {1: "grey", 3: "colour"}
+    assert told == [
+        (kinds[j.channels], Path(j.features).stem, f"{j.side} x {j.side}") for j in own.JUDGES
+    ]
