@@ -22,6 +22,7 @@ from tqdm import tqdm
 
 from edm.evaluation import fid
 from edm.evaluation.features import Features
+from edm.evaluation.paired import Sample
 from edm.network import Network
 from experiments import results
 from experiments.presets import PARTS, Preset
@@ -330,12 +331,12 @@ def _settled(sweep: Sweep, skip: int, seconds: float, until: float) -> Result:
     if earlier := sweep.reusable(skip):
         results.write(path, earlier)  # it is the latest now, and sealed if an old one was not
         return earlier
-    statistics = fid.measure(features_of(sweep, skip, until))
+    sample = Sample(torch.cat(list(features_of(sweep, skip, until))), sweep.reference)
     result = Result(
         inputs=sweep.inputs(skip),
         outputs={
-            "distance": fid.frechet(statistics, sweep.reference),
-            "count": statistics.count,
+            "distance": sample.distance,
+            "count": preset.seeds.count,
             "nfe": preset.calls(skip),
         },
         made={
