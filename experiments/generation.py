@@ -17,7 +17,7 @@ from tqdm import tqdm
 
 from edm.network import Network
 from experiments.sampling import computed_in, drawn
-from linear_structure.images import save_png, to_uint8
+from linear_structure.images import is_whole_png, save_png, to_uint8
 from linear_structure.sampling.ablation import Ablation, Schedule
 from linear_structure.sampling.grids import Churn
 from linear_structure.sampling.samplers import Step, ablation, check_skip, discard, final, heun
@@ -164,7 +164,7 @@ def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
 
 
 def _missing(generation: Generation, seeds: Iterable[int]) -> list[int]:
-    return [seed for seed in seeds if not generation.path(seed).exists()]
+    return [seed for seed in seeds if not is_whole_png(generation.path(seed))]
 
 
 def _write(generation: Generation, batch: Sequence[int], tick: Callable[[], object]) -> int:

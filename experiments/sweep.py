@@ -8,7 +8,7 @@ of several processes, end with the bytes of one that was not.
 """
 
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import suppress
 from dataclasses import dataclass
 from functools import cached_property, partial
@@ -28,7 +28,7 @@ from experiments import results
 from experiments.presets import PARTS, Preset
 from experiments.results import Result
 from experiments.sampling import Sampling, computed_in, grid_of, restarts_of
-from linear_structure.images import save_png
+from linear_structure.images import is_whole_png, save_png
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
 from linear_structure.system.arrays import read_npz
@@ -279,16 +279,18 @@ def _mine(sweep: Sweep) -> list[SeedBlock]:
 
 def _sampled(sweep: Sweep) -> Iterator[SeedBlock]:
     """Sample this process's blocks that are missing, with a bar."""
-    missing = [block for block in _mine(sweep) if _is_missing(sweep, block)]
+    missing = [block for block in _mine(sweep) if _is_missing(sweep, block, is_whole_png)]
     quiet = machine.rank() != 0 or not missing
     for block in tqdm(missing, desc="sampling", unit=" blocks", disable=quiet):
         block.write(_features(sweep, block))
         yield block
 
 
-def _is_missing(sweep: Sweep, block: SeedBlock) -> bool:
+def _is_missing(
+    sweep: Sweep, block: SeedBlock, is_there: Callable[[Path], bool] = Path.exists
+) -> bool:
     """Whether a block has to be sampled: for its images, or for features that no result has."""
-    if sweep.save_images and not all(path.exists() for path in _images_of(sweep, block)):
+    if sweep.save_images and not all(map(is_there, _images_of(sweep, block))):
         return True
     return not block.is_whole and sweep.reusable(block.skip) is None
 

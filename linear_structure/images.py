@@ -15,6 +15,7 @@ from linear_structure.system.files import replacing
 
 HALF_RANGE = 127.5
 ALL_LEVELS = 256
+PNG_START, PNG_END = b"\x89PNG\r\n\x1a\n", b"\0\0\0\0IEND\xaeB`\x82"
 
 
 def from_uint8(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
@@ -84,3 +85,12 @@ def save_png(path: str | Path, image: Tensor) -> None:
     pixels = image.permute(1, 2, 0).squeeze(2).numpy()
     with replacing(Path(path), lasting=False) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
+
+
+def is_whole_png(path: Path) -> bool:
+    """Whether a PNG begins and ends as each does, which after a power cut it may not."""
+    try:
+        content = path.read_bytes()
+    except FileNotFoundError:
+        return False
+    return content.startswith(PNG_START) and content.endswith(PNG_END)

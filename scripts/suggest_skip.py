@@ -81,8 +81,7 @@ def show(preset: Preset, found: list[Effect], seeds: SeedRange, tolerance: float
     print(f"{STRESS:g} times as far as the teleport misses, in units of their spread:")
     print("skip   sigma  change")
     for effect in found:
-        size = f"{effect.size:.3f}"
-        told = f"at least {size}, above {tolerance:g}" if effect.size > tolerance else size
+        told = f"{effect.size:.3f}" if effect.size <= tolerance else f"above {tolerance:g}"
         print(f"{effect.skip:4d}  {effect.sigma:6.3g}  {told}")
     best = found[-1].skip
     calls, full = preset.calls(best), preset.calls(0)

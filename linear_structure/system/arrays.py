@@ -14,6 +14,8 @@ from linear_structure.system.kinds import kind_of
 
 END = 22  # bytes of the record that ends a zip, before its comment
 MOST_COUNTED = 0xFFFF  # members; so it says of more, too
+UNPACKED = 1 << 30  # bytes that the members of any zip may have,
+TIMES = 100  # or so many times its own
 
 
 def whole_zip(file: Path | IO[bytes]) -> zipfile.ZipFile:
@@ -46,7 +48,7 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     """
     try:
         with whole_zip(path) as archive:
-            _test(archive)
+            _test(archive, path)
             stored = {name.removesuffix(".npy"): name for name in archive.namelist()}
             chosen = {name: stored[name] for name in names or stored if name in stored}
             return {name: _member(archive, member) for name, member in chosen.items()}
@@ -78,7 +80,7 @@ def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:
     content = io.BytesIO(path.read_bytes())
     try:
         if zipfile.is_zipfile(content):  # whose checksums torch ignores
-            _test(whole_zip(content))
+            _test(whole_zip(content), path)
         content.seek(0)
         return torch.load(content, map_location=device, weights_only=True)
     except UNREADABLE_TENSORS as error:
@@ -86,7 +88,15 @@ def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:
         raise UsageError(f"{path} is no readable tensor file: {reason}") from error
 
 
-def _test(archive: zipfile.ZipFile) -> None:
+def _test(archive: zipfile.ZipFile, path: Path) -> None:
+    """Raise what damage does, and a UsageError for what would fill the memory."""
+    size, own = sum(member.file_size for member in archive.infolist()), path.stat().st_size
+    if size > max(UNPACKED, TIMES * own):
+        raise UsageError(
+            f"{path}, of {own:,} bytes, says that unpacked it has {size:,}: expected at most "
+            f"{TIMES} times its own; what holds so much of so little goes into a file without "
+            "compression"
+        )
     if (damaged := archive.testzip()) is not None:
         raise zipfile.BadZipFile(f"{damaged} in it has another checksum")
 

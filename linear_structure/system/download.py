@@ -235,7 +235,7 @@ def _verify(source: Source, path: Path) -> None:
     known = first and (first.size, first.modified_ns, first.changed_ns) == _times(path.stat())
     record = first if first and known else _Record.of(path)
     if difference := _difference(source, record, first):
-        remedy = "remove it or replace it"
+        remedy = "move it elsewhere and it is fetched again, or put the right file in its place"
         if not source.pinned:
             remedy += f", or remove {_note(path).name} beside it if it is right as it is"
         raise WorkError(f"{path} is damaged or another file: {difference}; {remedy}")

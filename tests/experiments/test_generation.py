@@ -155,6 +155,18 @@ def test_continued_after_a_loss(run, tmp_path):
     assert {path: path.stat().st_mtime_ns for path in kept} == kept
 
 
+def test_images_that_a_power_cut_left_empty_blank_or_cut_are_made_again(run, tmp_path):
+    out, command = tmp_path / "out", (*PLAIN, "--seeds", "0-3")
+    assert run(*command) == 0
+    whole = contents(out)
+    first, second, third, _ = sorted(out.glob("*.png"))
+    first.write_bytes(b"")
+    second.write_bytes(bytes(second.stat().st_size))
+    third.write_bytes(third.read_bytes()[:-5])
+    assert run(*command) == 0
+    assert contents(out) == whole
+
+
 def test_what_is_complete_costs_no_call(run, tmp_path, monkeypatch):
     assert run(*PLAIN, "--seeds", "0-3") == 0
     monkeypatch.setattr("edm.precondition.Preconditioned.forward", None)  # a call would raise

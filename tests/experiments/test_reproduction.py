@@ -95,7 +95,8 @@ def test_a_skip_is_suggested_and_compared_with_a_sweep_of_the_same_settings(run,
     assert "another sigmas" in said and "4 finished samples (seeds 5-8)" in said
     assert run("suggest_skip.py", *words, "--sampler", "unipc") == 0
     said = capsys.readouterr().out
-    *_, last, best, _, _, _ = said.splitlines()
+    *above, last, best, _, _, _ = said.splitlines()
+    assert above[-1].endswith("  above 0.24")
     skip = int(re.fullmatch(r" +(\d+) +[\d.]+  [\d.]+", last)[1])
     assert best == f"Skip {skip} of 10 steps: NFE {10 - skip}, not 10."
     assert "another sampler" in said

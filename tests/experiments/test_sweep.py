@@ -187,6 +187,15 @@ def test_images_are_saved_as_measured(small):
         assert np.array_equal(np.stack(list(images.values())), pixels[3:8].squeeze(1).numpy())
 
 
+def test_a_saved_image_that_is_empty_is_made_again(small):
+    saving = dataclasses.replace(with_preset(small, seeds=SeedRange(0, 4)), save_images=True)
+    first = list(sweep.run(saving))
+    before, (path,) = stored(small, 2), small.root.glob("digits/images/2-*/000003.png")
+    path.write_bytes(b"")
+    assert list(sweep.run(saving)) == first
+    assert np.array_equal(stored(small, 2)[path.name], before[path.name])
+
+
 def test_images_of_other_settings_are_not_reused(small):
     saving = dataclasses.replace(with_preset(small, seeds=SeedRange(0, 4)), save_images=True)
     list(sweep.run(saving))
