@@ -3,18 +3,19 @@
 Teleport and Gaussian score: thin products against the D x D matrix that published reproductions
 build for each sigma. Point cloud: one pass over the points against its two matrix products alone,
 at levels where all points count, where many nearly do, and where one does.
-Repetitions alternate, so that all meet the same machine; times are medians. The arithmetic limit
-is the rate of a large matrix product of the same type, measured here.
+Repetitions alternate, so that all meet the same machine; times are medians. The limits are the
+rates of a large matrix product of the same type, and of a large copy, measured here.
 """
 
 import argparse
+from argparse import Namespace
 from collections.abc import Callable
 from functools import partial
 from itertools import accumulate
 
 import torch
 from moments import natural
-from timing import alternate, medians, peak
+from timing import Report, alternate, bandwidth, medians, parse, peak
 from torch import Tensor
 
 from linear_structure.data import datasets
@@ -22,15 +23,20 @@ from linear_structure.denoise import score
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
 from linear_structure.points import PointCloud
+from linear_structure.system.precision import set_tf32
 
-DIM = 3072
 START, STOP = 80.0, 3.0
 SIGMA = 0.5
 LEVELS = (80.0, 3.0, 1.0, 0.3, 0.002)
 
 
-def extra_memory(call: Callable[[], object]) -> int:
+def extra_memory(call: Callable[[], object], device: str) -> int:
     """Most bytes that torch holds at once during a call beyond those before it."""
+    if device == "cuda":
+        torch.cuda.reset_peak_memory_stats()
+        before = torch.cuda.memory_allocated()
+        call()
+        return torch.cuda.max_memory_allocated() - before
     with torch.profiler.profile(profile_memory=True) as profile:
         call()
     changes = (
@@ -39,17 +45,17 @@ def extra_memory(call: Callable[[], object]) -> int:
     return max(accumulate(changes))
 
 
-def gaussian(dtype: torch.dtype) -> Gaussian:
+def gaussian(dim: int, dtype: torch.dtype, device: str) -> Gaussian:
     """Full rank, eigenvalues that decay as those of images do."""
-    basis, _ = torch.linalg.qr(torch.randn(DIM, DIM, dtype=dtype))
-    eigenvalues = 200 / torch.arange(1, DIM + 1, dtype=dtype) ** 1.5
-    return Gaussian(torch.zeros(DIM, dtype=dtype), basis, eigenvalues)
+    basis, _ = torch.linalg.qr(torch.randn(dim, dim, dtype=dtype, device=device))
+    eigenvalues = 200 / torch.arange(1, dim + 1, dtype=dtype, device=device) ** 1.5
+    return Gaussian(torch.zeros_like(eigenvalues), basis, eigenvalues)
 
 
 def dense_flow(g: Gaussian, x: Tensor, start: float, stop: float) -> Tensor:
     """The teleport as one D x D matrix, made for this pair of levels."""
     inside = torch.sqrt((g.eigenvalues + stop**2) / (g.eigenvalues + start**2))
-    outside = torch.eye(DIM, dtype=x.dtype) - g.basis @ g.basis.T
+    outside = torch.eye(g.dim).to(x) - g.basis @ g.basis.T
     matrix = stop / start * outside + g.basis @ torch.diag(inside) @ g.basis.T
     return g.mean + (x - g.mean) @ matrix.T
 
@@ -57,51 +63,52 @@ def dense_flow(g: Gaussian, x: Tensor, start: float, stop: float) -> Tensor:
 def dense_score(g: Gaussian, x: Tensor, sigma: float) -> Tensor:
     """The score by the D x D inverse covariance, made for this level."""
     shrink = g.basis @ torch.diag(g.eigenvalues / (g.eigenvalues + sigma**2)) @ g.basis.T
-    return -(x - g.mean) @ (torch.eye(DIM, dtype=x.dtype) - shrink).T / sigma**2
+    return -(x - g.mean) @ (torch.eye(g.dim).to(x) - shrink).T / sigma**2
 
 
-def report_gaussian(dtype: torch.dtype, batch: int, repeats: int) -> None:
-    """Times of teleport and score in both forms, and the thin form's share of the peak rate."""
-    g, x = gaussian(dtype), START * torch.randn(batch, DIM, dtype=dtype)
+def measure_gaussian(args: Namespace, report: Report, dtype: torch.dtype, dim: int) -> None:
+    """Teleport and score in both forms; a batch this small reads more than it computes."""
+    g = gaussian(dim, dtype, args.device)
+    x = START * torch.randn(args.batch, dim, dtype=dtype, device=args.device)
     kept = Gaussian(g.mean, g.basis.float(), g.eigenvalues)
     works = {
         "teleport": lambda: g.flow(x, START, STOP),
-        "from float32": lambda: kept.flow(x, START, STOP),
         "dense teleport": lambda: dense_flow(g, x, START, STOP),
         "score": lambda: score(g.denoise, x, SIGMA),
         "dense score": lambda: dense_score(g, x, SIGMA),
+        "teleport from float32": lambda: kept.flow(x, START, STOP),  # as files keep the basis
     }
-    seconds = medians(alternate(works, repeats))
-    flop, limit = 4 * batch * DIM**2, peak(dtype)
-    moved = 2 * g.basis.nbytes
-    print(f"\n{dtype}: {flop / 1e9:.1f} GFLOP and {moved / 1e6:.0f} MB in the thin form,", end=" ")
-    print(f"{4 * DIM**3 / 1e9:.0f} GFLOP in the dense one; peak {limit / 1e9:.0f} GFLOP/s")
-    for name in ("teleport", "score"):
-        thin, dense = seconds[name], seconds[f"dense {name}"]
-        print(f"{name:9} {thin * 1e3:6.1f} ms, dense {dense * 1e3:6.0f} ms:", end=" ")
-        print(f"{dense / thin:.1f} times faster, {flop / thin / limit:.0%} of the peak")
-    taken = seconds["from float32"] * 1e3
-    print(f"teleport with the basis in float32, as files keep it: {taken:.1f} ms")
+    seconds, limit, moves = (
+        medians(alternate(works, args.repeats)),
+        peak(args, dtype),
+        bandwidth(args),
+    )
+    flop, moved = 4 * args.batch * dim**2, 2 * g.basis.nbytes
+    for name, taken in seconds.items():
+        shares = {"of_peak": flop / taken / limit, "of_bandwidth": moved / taken / moves}
+        dense = seconds.get(f"dense {name}")
+        ratio = {"times_dense": dense / taken, **shares} if dense else {}
+        report.row(f"{name}, {str(dtype)[6:]}", milliseconds=1e3 * taken, **ratio)
 
 
-def report_points(pixels: Tensor, batch: int, repeats: int) -> None:
-    """Times of the point-cloud denoiser, in multiples of its matrix products, and its memory."""
+def measure_points(args: Namespace, report: Report, pixels: Tensor) -> None:
+    """The point-cloud denoiser in multiples of its matrix products, and its memory."""
     points, count = from_uint8(pixels), len(pixels)
-    flop, limit = 4 * batch * count * DIM, peak(torch.float32)
-    print(f"\n{batch} queries, {count:,} points: {flop / 1e9:.0f} GFLOP,", end=" ")
-    print(f"{2 * points.nbytes / 1e9:.1f} GB in two passes; peak {limit / 1e9:.0f} GFLOP/s")
     clouds = {"float32": PointCloud(points), "uint8": PointCloud(pixels)}
-    weights, noise = torch.rand(batch, count), torch.randn(batch, DIM)
+    weights = torch.rand(args.batch, count, device=args.device)
+    noise = torch.randn(args.batch, points.shape[1], device=args.device)
+    flop, limit = 4 * args.batch * points.numel(), peak(args)
     for sigma in LEVELS:
-        x = points[:: count // batch][:batch] + sigma * noise
+        x = points[:: count // args.batch][: args.batch] + sigma * noise
         products = {"products": partial(two_products, x, points, weights)}
         denoisers = {name: partial(cloud.denoise, x, sigma) for name, cloud in clouds.items()}
-        seconds = medians(alternate(products | denoisers, repeats))
-        print(f"sigma {sigma:g}: products {seconds['products'] * 1e3:.0f} ms", end="")
-        for name, denoise in denoisers.items():
-            ratio, extra = seconds[name] / seconds["products"], extra_memory(denoise) / 1e6
-            print(f"; points in {name} {ratio:.2f} of them, {extra:.0f} MB extra", end="")
-        print()
+        seconds = medians(alternate(products | denoisers, args.repeats))
+        for name, taken in seconds.items():
+            told = {"milliseconds": 1e3 * taken, "of_peak": flop / taken / limit}
+            if name in denoisers:
+                told["times_products"] = taken / seconds["products"]
+                told["extra_megabytes"] = extra_memory(denoisers[name], args.device) / 1e6
+            report.row(f"points, sigma {sigma:g}, {name}", **told)
 
 
 def two_products(x: Tensor, points: Tensor, weights: Tensor) -> tuple[Tensor, Tensor]:
@@ -110,20 +117,21 @@ def two_products(x: Tensor, points: Tensor, weights: Tensor) -> tuple[Tensor, Te
 
 
 def main() -> None:
-    """Print every ratio."""
+    """Report every ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="images or queries at a time")
     parser.add_argument("--images", help="points: a dataset's name or path; default: synthetic")
     parser.add_argument("--points", type=int, default=50_000, help="how many synthetic points")
-    parser.add_argument("--repeats", type=int, default=7)
-    options = parser.parse_args()
+    args = parse(parser, repeats=7, batch=2, points=64, images="digits")
     torch.manual_seed(0)
-    print(f"torch {torch.__version__}, {torch.get_num_threads()} threads, D = {DIM}")
-    images = datasets.load(options.images).images().numpy() if options.images else None
-    pixels = natural(options.points) if images is None else images
-    report_points(torch.from_numpy(pixels).flatten(1), options.batch, options.repeats)
+    set_tf32(False)
+    report = Report("analytic", args.json)
+    images = datasets.load(args.images).images() if args.images else None
+    pixels = torch.from_numpy(natural(args.points)) if images is None else images
+    pixels = pixels.flatten(1).to(args.device)
+    measure_points(args, report, pixels)
     for dtype in (torch.float32, torch.float64):
-        report_gaussian(dtype, options.batch, options.repeats)
+        measure_gaussian(args, report, dtype, pixels.shape[1])
 
 
 if __name__ == "__main__":

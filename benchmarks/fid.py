@@ -8,16 +8,18 @@ float32 matrix product, measured here; its operations are counted by PyTorch.
 import argparse
 import math
 import time
+from argparse import Namespace
 
 import scipy.linalg
 import torch
-from timing import alternate, medians, peak
+from timing import Report, alternate, medians, parse, peak
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm.evaluation.fid import Statistics, frechet, measure
 from edm.evaluation.inception import SIZE, Inception, inception3
 from linear_structure.system.machine import set_threads, usable_cores
+from linear_structure.system.precision import set_tf32
 
 
 def covariances(dim: int) -> tuple[Tensor, Tensor, float]:
@@ -35,7 +37,7 @@ def naive(a: Statistics, b: Statistics) -> float:
     return float((a.mu - b.mu).square().sum() + (a.sigma + b.sigma).trace()) - 2 * root.trace()
 
 
-def distances(dim: int) -> None:
+def distances(report: Report, dim: int) -> None:
     """Time and error of the distance, alone and with the reference decomposed before."""
     first, second, overlap = covariances(dim)
     expected = float((first + second).trace()) - 2 * overlap
@@ -47,53 +49,44 @@ def distances(dim: int) -> None:
         took = time.perf_counter() - start
         slow = took if way is naive else slow
         error = abs(found - expected) / overlap
-        print(f"{name:20} {took:6.2f} s  {slow / took:5.1f} x  error {error:.0e} of the trace term")
+        report.row(f"distance, {name}", seconds=took, times_sqrtm=slow / took, error=error)
 
 
-def moments(dim: int, rows: int) -> None:
-    """Rate at which features become statistics, beside the product that they need at least."""
+def moments(report: Report, dim: int, rows: int) -> None:
+    """How fast features become statistics, beside the product that they need at least."""
     x = torch.randn(rows, dim)
     wide = x.double()
-    seconds = medians(
-        alternate({"ours": lambda: measure(x.split(64)), "product": lambda: wide.T @ wide}, 3)
-    )
-    print(
-        f"statistics of {rows} rows: {seconds['ours']:.2f} s, "
-        f"their product alone {seconds['product']:.2f} s"
-    )
+    works = {"ours": lambda: measure(x.split(64)), "product": lambda: wide.T @ wide}
+    for name, took in medians(alternate(works, 3)).items():
+        report.row(f"statistics, {name}", seconds=took)
 
 
-def inception(batch: int, device: str) -> None:
+def inception(args: Namespace, report: Report) -> None:
     """Images per second, and the share of the rate of a plain matrix product."""
-    network = Inception(inception3().state_dict()).to(device)
-    images = torch.randint(0, 256, (batch, 3, 32, 32), dtype=torch.uint8)
+    network = Inception(inception3().state_dict()).to(args.device)
+    images = torch.randint(0, 256, (args.batch, 3, 32, 32), dtype=torch.uint8)
     with FlopCounterMode(display=False) as counter:
         network(images)
-    limit = peak(device=device)
-    took = medians(alternate({"inception": lambda: network(images)}, 3))["inception"]
-    rate = counter.get_total_flops() / took
-    print(
-        f"Inception at {SIZE} px: {batch / took:.1f} images/s, "
-        f"{counter.get_total_flops() / batch / 1e9:.2f} GFLOP each, {rate / 1e9:.0f} GFLOP/s; "
-        f"matrix product {limit / 1e9:.0f} GFLOP/s: {rate / limit:.0%}"
-    )
+    works = {f"{SIZE} pixels": lambda: network(images)}
+    seconds = alternate(works, args.repeats, uncounted=0)  # counting was the first call
+    report.rates("inception", seconds, args.batch, counter.get_total_flops(), peak(args))
 
 
 def main() -> None:
-    """Print all three."""
+    """Report all three; Inception alone is measured on a GPU."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("--dim", type=int, default=2048)
     parser.add_argument("--rows", type=int, default=4096)
     parser.add_argument("--batch", type=int, default=16)
-    parser.add_argument("--device", default="cuda" if torch.cuda.is_available() else "cpu")
     parser.add_argument("--threads", type=int, default=usable_cores())
-    args = parser.parse_args()
+    args = parse(parser, repeats=3, dim=32, rows=64, batch=1)
     set_threads(args.threads)
+    set_tf32(False)
     torch.manual_seed(0)
-    print(f"{args.threads} threads, torch {torch.__version__}, device {args.device}")
-    distances(args.dim)
-    moments(args.dim, args.rows)
-    inception(args.batch, args.device)
+    report = Report("fid", args.json)
+    distances(report, args.dim)
+    moments(report, args.dim, args.rows)
+    inception(args, report)
 
 
 if __name__ == "__main__":

@@ -8,10 +8,11 @@ arithmetic limit is the rate of a large matrix product in the same precision, me
 import argparse
 import copy
 import math
+from argparse import Namespace
 from dataclasses import dataclass
 
 import torch
-from timing import alternate, peak, print_rates
+from timing import Report, alternate, parse, peak
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.utils.flop_counter import FlopCounterMode
@@ -31,7 +32,8 @@ CIFAR10 = {
     "dropout": 0.13,
     "augment_dim": 9,
 }
-SIZES = {"small": CIFAR10 | {"channel_mult": [1, 2], "num_blocks": 1}, "cifar10": CIFAR10}
+SMALL = CIFAR10 | {"channel_mult": [1, 2], "num_blocks": 1}
+SIZES = {"tiny": SMALL | {"model_channels": 16}, "small": SMALL, "cifar10": CIFAR10}
 BATCHES = {"cpu": 8, "cuda": 256}
 
 
@@ -48,8 +50,8 @@ PRECISIONS = {
     "cpu": [Precision("fp32")],
     "cuda": [
         Precision("fp32"),
-        Precision("TF32", tf32=True),
         Precision("bf16", dtype=torch.bfloat16),
+        Precision("TF32", tf32=True),
     ],
 }
 
@@ -67,7 +69,7 @@ def plain_denoise(network: Preconditioned, x: Tensor, sigma: Tensor, dtype: torc
 
 
 def plain_network(model: nn.Module, x: Tensor, noise: Tensor) -> Tensor:
-    half = model.options.noise_channels // 2
+    half = model.map_noise.count
     frequencies = 1e-4 ** (torch.arange(half, device=x.device) / (half - 1))
     angles = noise[:, None] * frequencies
     embedding = torch.cat([angles.sin(), angles.cos()], 1)
@@ -136,51 +138,43 @@ def random_network(size: str, device: str) -> Preconditioned:
     return network
 
 
-def compare(
-    network: Preconditioned, precision: Precision, batch: int, repeats: int, compiled: bool
-) -> None:
-    """Print one row for each formulation in one precision."""
-    device = next(network.parameters()).device
+def compare(args: Namespace, report: Report, network: Preconditioned, precision: Precision) -> None:
+    """A row for each formulation in one precision."""
     set_tf32(precision.tf32)
-    side = network.img_resolution
-    sigma = torch.tensor(2.0, device=device)
-    x = 2 * torch.randn(batch, network.img_channels, side, side, device=device)
+    batch = args.batch or BATCHES[args.device]
+    sigma = torch.tensor(2.0, device=args.device)
+    x = 2 * torch.randn(batch, *network.shape, device=args.device)
     ours = copy.deepcopy(network).to(memory_format=torch.channels_last)
     ours.compute_dtype = precision.dtype
     runs = {
         "plain": lambda: plain_denoise(network, x, sigma, precision.dtype),
         "ours": lambda: ours(x, sigma),
     }
-    if compiled:
+    if args.compile or args.device == "cuda":
         fused = copy.deepcopy(ours)
         fused.compile(fullgraph=True)
         runs["compiled"] = lambda: fused(x, sigma)
     difference = (runs["plain"]() - runs["ours"]()).abs().max() / runs["plain"]().abs().max()
-    seconds, limit = alternate(runs, repeats), peak(precision.dtype, device.type)
-    flop = flop_per_image(network, x.shape[1:]) * batch
-    print(f"\n{precision.name}, batch {batch}, matrix product {limit / 1e9:.0f} GFLOP/s, ", end="")
-    print(f"largest relative difference {difference:.1e}")
-    print_rates(seconds, batch, flop, limit, "plain")
+    name = f"{args.size} {precision.name} batch {batch}"
+    report.row(f"{name}, ours from plain", largest_relative_difference=float(difference))
+    seconds, limit = alternate(runs, args.repeats), peak(args, precision.dtype)
+    flop = flop_per_image(network, network.shape) * batch
+    report.rates(name, seconds, batch, flop, limit, "plain")
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--size", choices=SIZES, default="small")
-    parser.add_argument("--device", choices=BATCHES, help="default: cuda where there is one")
     parser.add_argument("--batch", type=int, help="default: 8 on a CPU, 256 on a GPU")
-    parser.add_argument("--repeats", type=int, default=9)
     parser.add_argument("--compile", action="store_true", help="on a CPU too (always on a GPU)")
-    args = parser.parse_args()
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    network = random_network(args.size, device)
+    args = parse(parser, repeats=9, batch=1, size="tiny")
+    network, report = random_network(args.size, args.device), Report("forward", args.json)
     count = sum(parameter.numel() for parameter in network.parameters())
-    gflop = flop_per_image(network, (3, network.img_resolution, network.img_resolution)) / 1e9
-    print(f"{args.size}: {count / 1e6:.1f} M parameters, {gflop:.2f} GFLOP per image, ", end="")
-    print(f"{device}, {torch.get_num_threads()} CPU threads, torch {torch.__version__}")
-    for precision in PRECISIONS[device]:
-        batch, compiled = args.batch or BATCHES[device], args.compile or device == "cuda"
+    gflop = flop_per_image(network, network.shape) / 1e9
+    report.row(args.size, million_parameters=count / 1e6, gflop_per_image=gflop)
+    for precision in PRECISIONS[args.device]:
         with torch.no_grad():
-            compare(network, precision, batch, args.repeats, compiled)
+            compare(args, report, network, precision)
 
 
 if __name__ == "__main__":

@@ -28,6 +28,8 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any
 
+from timing import Report, parse
+
 CONFIG = {
     "precondition": "EDMPrecond",
     "model_type": "SongUNet",
@@ -50,15 +52,16 @@ def published() -> ModuleType:
     return module
 
 
-def make(folder: Path) -> None:
+def make(folder: Path, channels: int) -> None:
     """Write `network.pkl` and `network.safetensors`."""
     from edm.checkpoints.checkpoint import save
     from edm.precondition import build
 
-    network, writer = build(CONFIG), published()
+    config = CONFIG | {"model_channels": channels}
+    network, writer = build(config), published()
     with (folder / "network.pkl").open("wb") as file:
         form = writer.Form()
-        writer.dump(writer.snapshot(CONFIG, network.state_dict(), form), file, form)
+        writer.dump(writer.snapshot(config, network.state_dict(), form), file, form)
     save(network, folder / "network.safetensors", {"source": "random"})
 
 
@@ -80,7 +83,7 @@ def naive(path: Path) -> Any:
 
     with path.open("rb") as file:
         state = flat(Unpickler(file).load()["ema"])
-    network = build(CONFIG)
+    network = build(CONFIG | {"model_channels": state["model.map_layer0.weight"].shape[1]})
     network.load_state_dict(state)
     return network
 
@@ -106,36 +109,37 @@ def resident() -> int:
     return int(pages) * os.sysconf("SC_PAGE_SIZE")
 
 
-def step(name: str, folder: Path) -> list[float]:
-    """Run one step in a process of its own; this one stays small, for children inherit its peak."""
+def step(name: str, folder: Path, channels: int) -> list[float]:
+    """Run one step in a process of its own."""
     command = [sys.executable, __file__, "--step", name, "--folder", str(folder)]
+    command += ["--channels", str(channels)]
     output = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     return [float(word) for word in output.split()]
 
 
-def table(folder: Path) -> None:
-    step("make", folder)
-    print(f"{'way':12} {'seconds':>8} {'memory / size':>14} {'size MB':>8}")
+def table(report: Report, folder: Path, channels: int) -> None:
+    step("make", folder, channels)
     for way in WAYS:
-        seconds, memory, size = step(way, folder)
-        print(f"{way:12} {seconds:8.2f} {memory / size:14.2f} {size / 1e6:8.1f}", flush=True)
+        seconds, memory, size = step(way, folder, channels)
+        told = {"memory_by_size": memory / size, "size_megabytes": size / 1e6}
+        report.row(way, seconds=seconds, **told)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
     parser.add_argument("--folder", type=Path, help="where to put 450 MB of files and keep them")
+    parser.add_argument("--channels", type=int, default=128, help=argparse.SUPPRESS)
     parser.add_argument("--step", choices=("make", *WAYS), help=argparse.SUPPRESS)
-    args = parser.parse_args()
+    args = parse(parser, repeats=1, devices=("cpu",), channels=8)
     if args.step == "make":
-        make(args.folder)
+        make(args.folder, args.channels)
     elif args.step:
         measure(args.step, args.folder)
-    elif args.folder:
-        args.folder.mkdir(parents=True, exist_ok=True)
-        table(args.folder)
     else:
-        with tempfile.TemporaryDirectory() as folder:
-            table(Path(folder))
+        with tempfile.TemporaryDirectory() as temporary:
+            folder = args.folder or Path(temporary)
+            folder.mkdir(parents=True, exist_ok=True)
+            table(Report("load", args.json), folder, args.channels)
 
 
 if __name__ == "__main__":

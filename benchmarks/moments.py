@@ -20,7 +20,7 @@ from pathlib import Path
 
 import numpy as np
 import torch
-from timing import peak
+from timing import Report, parse, peak
 from torch import Tensor
 
 from linear_structure.data import datasets
@@ -61,12 +61,10 @@ def naive(images: np.ndarray) -> dict[str, float]:
     from PIL import Image
     from torchvision import transforms
 
-    transform = transforms.Compose(
-        [transforms.ToTensor(), transforms.Normalize((0.5,) * 3, (0.5,) * 3)]
-    )
+    transform = transforms.Compose([transforms.ToTensor(), transforms.Normalize((0.5,), (0.5,))])
 
     start = time.perf_counter()
-    pictures = [Image.fromarray(image.transpose(1, 2, 0)) for image in images]
+    pictures = [Image.fromarray(image.transpose(1, 2, 0).squeeze()) for image in images]
     transformed = [transform(picture) for picture in pictures]
     samples = torch.stack(transformed).flatten(1)
     loaded = time.perf_counter()
@@ -103,37 +101,31 @@ def _measure(name: str, path: Path) -> dict[str, float]:
     command = [sys.executable, __file__, "--chain", name, "--array", str(path)]
     text = subprocess.run(command, check=True, capture_output=True, text=True).stdout
     report: dict[str, float] = json.loads(text)
-    parts = ", ".join(f"{key} {value:.1f}" for key, value in report.items())
-    print(f"{name:6} {parts}")
     return report
 
 
-def _parse() -> argparse.Namespace:
+def main() -> None:
+    """Run both chains in turns, and report what they took and the ratios of the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", help="a dataset's name or path; default: synthetic images")
     parser.add_argument("--count", type=int, default=50_000, help="how many synthetic images")
-    parser.add_argument("--repeats", type=int, default=3)
     parser.add_argument("--chain", choices=CHAINS, help=argparse.SUPPRESS)
     parser.add_argument("--array", type=Path, help=argparse.SUPPRESS)
-    return parser.parse_args()
-
-
-def main() -> None:
-    """Run both chains in turns, and print what they took and the ratios of the medians."""
-    options = _parse()
-    if options.chain:
-        _run_chain(options.chain, options.array)
+    args = parse(parser, repeats=3, devices=("cpu",), images="digits")
+    if args.chain:
+        _run_chain(args.chain, args.array)
         return
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "images.npy"
-        images = datasets.load(options.images).images() if options.images else None
-        np.save(path, natural(options.count) if images is None else images.numpy())
-        print(f"{path.stat().st_size / 1e6:.0f} MB of images, {torch.get_num_threads()} threads")
-        rounds = [[_measure(name, path) for name in CHAINS] for _ in range(options.repeats)]
+        images = datasets.load(args.images).images() if args.images else None
+        np.save(path, natural(args.count) if images is None else images.numpy())
+        rounds = [[_measure(name, path) for name in CHAINS] for _ in range(args.repeats)]
+    report = Report("moments", args.json)
     mine, theirs = (_medians(list(reports)) for reports in zip(*rounds, strict=True))
-    print(f"sums of products: {mine['gflops'] * 1e9 / peak():.0%} of a matrix product's rate")
-    print(f"time: {theirs['seconds'] / mine['seconds']:.1f} times faster")
-    print(f"peak memory: {mine['megabytes'] / theirs['megabytes']:.2f} of the naive chain's")
+    report.row("ours", **mine, of_peak=mine["gflops"] * 1e9 / peak(args))
+    report.row("naive", **theirs)
+    times = theirs["seconds"] / mine["seconds"]
+    report.row("ratios", times_naive=times, memory=mine["megabytes"] / theirs["megabytes"])
 
 
 if __name__ == "__main__":

@@ -1,14 +1,84 @@
-"""What the benchmarks measure alike: work taken in turns, and the rate of a matrix product."""
+"""What the benchmarks have in common: options, work taken in turns, limits, and their report."""
 
+import json
 import statistics
 import time
+from argparse import ArgumentParser, Namespace
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
 
 import torch
 
+from linear_structure.system.files import write_json
+
+DEVICES = ("cpu", "cuda")
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices that measure the peak rate
 
 Work = Callable[[], object]
+
+
+def parse(
+    parser: ArgumentParser, repeats: int, devices: tuple[str, ...] = DEVICES, **quick: object
+) -> Namespace:
+    """The options of a benchmark and those of all; with --quick, others have these defaults."""
+    found = "cuda" if torch.cuda.is_available() and "cuda" in devices else "cpu"
+    parser.add_argument("--device", choices=devices, default=found, help="default: a GPU, if any")
+    parser.add_argument("--repeats", type=int, default=repeats)
+    parser.add_argument("--product", type=int, help="side of the matrices whose product is a limit")
+    parser.add_argument("--json", type=Path, metavar="FILE", help="add the numbers to this file")
+    told = "tiny sizes, for a rehearsal: the numbers mean nothing"
+    parser.add_argument("--quick", action="store_true", help=told)
+    args = parser.parse_args()
+    if args.quick:
+        parser.set_defaults(repeats=1, product=128, **quick)
+        args = parser.parse_args()
+    args.product = args.product or PRODUCT[args.device]
+    return args
+
+
+@dataclass(frozen=True)
+class Report:
+    """Rows of numbers, each printed and, where there is a file, kept in it at once.
+
+    The file, `{benchmark: {row: {quantity: number}}}`, may hold other benchmarks, too.
+    """
+
+    benchmark: str
+    path: Path | None
+
+    def row(self, name: str, **values: float | str) -> None:
+        """Add one row, or replace that of an earlier run."""
+        told = (f"{key} {v if isinstance(v, str) else f'{v:.4g}'}" for key, v in values.items())
+        print(f"{self.benchmark:9} {name:32} {'   '.join(told)}", flush=True)
+        if self.path:
+            known = json.loads(self.path.read_text()) if self.path.exists() else {}
+            known.setdefault(self.benchmark, {})[name] = values
+            write_json(self.path, known)
+
+    def rates(
+        self,
+        name: str,
+        seconds: Mapping[str, list[float]],
+        images: int,
+        flop: float,
+        limit: float,
+        beside: str | None = None,
+    ) -> None:
+        """A row for each work on some images, of `flop` operations in all.
+
+        Args:
+            limit: FLOP/s.
+            beside: the work that the others are so many times as fast as.
+        """
+        for work, taken in seconds.items():
+            median = statistics.median(taken)
+            told = {"images_per_second": images / median, "gflops": flop / median / 1e9}
+            told["of_peak"] = flop / median / limit
+            if beside is not None:
+                pairs = zip(seconds[beside], taken, strict=True)
+                told[f"times_{beside}"] = statistics.median(other / own for other, own in pairs)
+            self.row(f"{name}, {work}", **told)
 
 
 def timed(work: Work) -> float:
@@ -38,20 +108,15 @@ def medians(seconds: Mapping[str, list[float]]) -> dict[str, float]:
     return {name: statistics.median(taken) for name, taken in seconds.items()}
 
 
-def peak(dtype: torch.dtype = torch.float32, device: str = "cpu") -> float:
-    """FLOP/s of the fastest of a few large matrix products."""
-    n = PRODUCT[device]
-    a, b = (torch.randn(n, n, device=device).to(dtype) for _ in range(2))
+def peak(args: Namespace, dtype: torch.dtype = torch.float32) -> float:
+    """FLOP/s of the fastest of a few large matrix products on the device."""
+    n = args.product
+    a, b = (torch.randn(n, n, device=args.device).to(dtype) for _ in range(2))
     return 2 * n**3 / min(alternate({"": lambda: a @ b}, 10)[""])
 
 
-def print_rates(
-    seconds: Mapping[str, list[float]], batch: int, flop: float, limit: float, beside: str
-) -> None:
-    """A row for each work on `batch` images of `flop` operations in all, and its ratio to one."""
-    print(f"{'':10}{'images/s':>10}{'GFLOP/s':>10}{'of peak':>9}{beside + '/this':>12}")
-    for name, taken in seconds.items():
-        median = statistics.median(taken)
-        ratio = statistics.median(p / t for p, t in zip(seconds[beside], taken, strict=True))
-        rates = f"{batch / median:10.1f}{flop / median / 1e9:10.0f}{flop / median / limit:9.0%}"
-        print(f"{name:10}{rates}{ratio:12.2f}")
+def bandwidth(args: Namespace) -> float:
+    """Bytes/s, read and written, of the fastest of a few large copies on the device."""
+    values = torch.randn(8, args.product, args.product, device=args.device)
+    copy = torch.empty_like(values)
+    return 2 * values.nbytes / min(alternate({"": lambda: copy.copy_(values)}, 10)[""])

@@ -14,7 +14,7 @@ from dataclasses import replace
 from functools import partial
 
 import torch
-from timing import alternate, peak, print_rates
+from timing import Report, alternate, parse, peak
 from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -26,8 +26,11 @@ from edm.training.recipes import RECIPES, Recipe
 from edm.training.state import State, mixed
 from edm.training.steps import GRADIENT_LIMIT, Trainer, accumulate
 from linear_structure.data.datasets import Dataset
+from linear_structure.system.precision import set_tf32
 
-SHAPES = {"digits": (1, 8, 8), "laptop": (3, 32, 32), "published": (3, 32, 32)}
+COLOUR = (3, 32, 32)
+SHAPES = {"digits": (1, 8, 8), "laptop": COLOUR, "gpu": COLOUR, "published": COLOUR}
+RECIPE = {"cpu": "digits", "cuda": "gpu"}
 COUNT = 2048  # random images
 
 
@@ -119,21 +122,19 @@ def flop_per_image(network: Preconditioned, images: Tensor) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__.partition("\n")[0])
-    parser.add_argument("--recipe", choices=SHAPES, default="digits")
-    parser.add_argument(
-        "--device", choices=["cpu", "cuda"], help="default: cuda where there is one"
-    )
+    parser.add_argument("--recipe", choices=SHAPES, help="default: digits on a CPU, gpu on a GPU")
     parser.add_argument("--batch", type=int, help="default: the recipe's")
     parser.add_argument("--precision", choices=["float32", "bfloat16"], default="float32")
-    parser.add_argument("--repeats", type=int, default=20)
-    parser.add_argument("--compile", action="store_true", help="also measure ours compiled")
-    args = parser.parse_args()
-    device = args.device or ("cuda" if torch.cuda.is_available() else "cpu")
-    recipe = RECIPES[args.recipe]
-    batch = args.batch or recipe.batch
-    recipe = replace(recipe, batch=batch, piece=batch, precision=args.precision)
-    images = random_images(args.recipe)
-    network = network_of(recipe, images, device)
+    parser.add_argument("--compile", action="store_true", help="measure ours compiled, too")
+    on_gpu = torch.cuda.is_available()
+    parser.set_defaults(precision="bfloat16" if on_gpu else "float32", compile=on_gpu)
+    args = parse(parser, repeats=20, batch=8, precision="float32")
+    name = args.recipe or RECIPE[args.device]
+    batch = args.batch or RECIPES[name].batch
+    recipe = replace(RECIPES[name], batch=batch, piece=batch, precision=args.precision)
+    set_tf32(False)
+    images, report = random_images(name), Report("training", args.json)
+    network = network_of(recipe, images, args.device)
     flop = flop_per_image(network, images) * batch
     runs = {
         "plain": plain(recipe, copy.deepcopy(network), images),
@@ -144,14 +145,10 @@ def main() -> None:
         compiled = copy.deepcopy(network)
         runs["compiled"] = ours(recipe, compiled, images)
         compiled.compile()
-    seconds, limit = alternate(runs, args.repeats, uncounted=2), peak(network.compute_dtype, device)
-    print(
-        f"{args.recipe}, batch {batch}, {flop / batch / 1e6:.1f} MFLOP per image, {device}, ",
-        end="",
-    )
-    print(f"{torch.get_num_threads()} CPU threads, {args.precision}, torch {torch.__version__}")
-    print(f"matrix product {limit / 1e9:.0f} GFLOP/s")
-    print_rates(seconds, batch, flop, limit, "separate")
+    seconds, limit = alternate(runs, args.repeats, uncounted=2), peak(args, network.compute_dtype)
+    what = f"{name} {args.precision} batch {batch}"
+    report.row(what, gflop_per_image=flop / batch / 1e9)
+    report.rates(what, seconds, batch, flop, limit, "separate")
 
 
 if __name__ == "__main__":

@@ -1,0 +1,58 @@
+"""Every benchmark runs, at sizes whose numbers mean nothing, and leaves all of them in one file."""
+
+import io
+import json
+import math
+import re
+import subprocess
+import sys
+from contextlib import redirect_stdout
+from pathlib import Path
+
+import builders
+import pytest
+
+FOLDER = Path(__file__).parents[1] / "benchmarks"
+SCRIPT = (FOLDER / "all.sh").read_text()
+NAMES = [name for listed in re.findall(r"^\w+=\((.+)\)$", SCRIPT, re.M) for name in listed.split()]
+ROWS = {
+    "analytic": ("teleport, float32", "of_peak", 25),
+    "fid": ("inception, 299 pixels", "images_per_second", 6),
+    "forward": ("tiny fp32 batch 1, ours", "times_plain", 4),
+    "load": ("safetensors", "memory_by_size", 4),
+    "moments": ("ratios", "times_naive", 3),
+    "peaks": ("product, float64", "gflops", 4),
+    "training": ("digits float32 batch 8, ours", "times_separate", 4),
+}
+
+
+def test_one_place_lists_every_benchmark() -> None:
+    files = {path.stem for path in FOLDER.glob("*.py")} - {"timing"}
+    assert sorted(NAMES) == sorted(files) == sorted(ROWS)
+
+
+@pytest.mark.parametrize("name", NAMES)
+def test_a_benchmark_keeps_its_numbers(
+    name: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, one_thread: None
+) -> None:
+    monkeypatch.syspath_prepend(FOLDER)
+    benchmark, path = builders.module(FOLDER / f"{name}.py"), tmp_path / "numbers.json"
+    path.write_text('{"other": {"row": {"seconds": 1.0}}}')
+
+    def within(command: list[str], **_: object) -> subprocess.CompletedProcess[str]:
+        """What a benchmark measures in processes of their own, in this one."""
+        monkeypatch.setattr(sys, "argv", command[1:])
+        with redirect_stdout(io.StringIO()) as output:
+            benchmark.main()
+        return subprocess.CompletedProcess(command, 0, output.getvalue())
+
+    monkeypatch.setattr(subprocess, "run", within)
+    options = ["--device", "cpu", "--quick", "--json", str(path)]
+    monkeypatch.setattr(sys, "argv", [name, *options])
+    benchmark.main()
+    found, (row, quantity, count) = json.loads(path.read_text()), ROWS[name]
+    assert found.keys() == {name, "other"}
+    assert len(found[name]) == count
+    assert found[name][row][quantity] > 0
+    values = [value for each in found[name].values() for value in each.values()]
+    assert all(isinstance(value, str) or math.isfinite(value) for value in values)
