@@ -1,15 +1,16 @@
-"""Convert a published EDM snapshot to safetensors, without running what is in it.
+"""Convert a network to safetensors: a published EDM snapshot, without running it, or one of ours.
 
     python scripts/convert_checkpoint.py edm-cifar10-32x32-uncond-vp.pkl network.safetensors
+    python scripts/convert_checkpoint.py ours.safetensors half.safetensors --dtype float16
     python scripts/convert_checkpoint.py state-dict.pt network.safetensors --options options.json
 
-The second is for a bare state dict, of torch.save or in safetensors, whose tensors have EDM's names
+The last is for a bare state dict, of torch.save or in safetensors, whose tensors have EDM's names
 but which does not say of which network they are: options.json does, as {"precondition":
 "EDMPrecond", "model_type": "SongUNet", "img_resolution": 32, "img_channels": 3, ...}; what it does
 not name has EDM's default.
 
-The result carries the network's configuration, and the name and SHA-256 of the snapshot. It is
-read wherever a network is asked for, as the snapshot is. The licence of the weights stays theirs:
+The result carries the network's configuration, the name and SHA-256 of the source, and how one of
+ours was trained. It is read wherever a network is asked for, as the snapshot is. The licence of the weights stays theirs:
 NVIDIA's are published under CC BY-NC-SA 4.0.
 """
 
@@ -35,6 +36,8 @@ def parse_arguments() -> argparse.Namespace:
     parser.add_argument(
         "--options", metavar="JSON", type=Path, help="file of the options of a bare state dict"
     )
+    half = "round the weights to it: half the file; a network that is read computes in float32"
+    parser.add_argument("--dtype", choices=["float16", "bfloat16"], help=half)
     return parser.parse_args()
 
 
@@ -52,7 +55,7 @@ def options_in(path: Path) -> dict[str, Any]:
 
 
 def main() -> None:
-    """Read, write, and say which network it is."""
+    """Read, round, write, and say which network it is."""
     options = parse_arguments()
     with importing():  # not before: --help needs none of it
         from edm.checkpoints import checkpoint
@@ -64,8 +67,13 @@ def main() -> None:
     else:
         network = checkpoint.load(path)
     provenance = {"source": public(options.source), "sha256": digest_of_file(path)}
+    if checkpoint.is_safetensors(path) and not options.options:
+        provenance = {**checkpoint.provenance(path), **provenance}
+    if options.dtype:
+        checkpoint.round_weights(network, options.dtype)
+        provenance["dtype"] = options.dtype
     checkpoint.save(network, options.target, provenance)
-    print(f"{options.target}: network {network.digest}")
+    print(f"{options.target}: network {network.float().digest}")
 
 
 if __name__ == "__main__":

@@ -123,7 +123,7 @@ def _blaming(path: Path) -> Iterator[None]:
 
 def _bare(path: Path) -> dict[str, Tensor]:
     """The state dict in a file."""
-    if _is_safetensors(path):
+    if is_safetensors(path):
         with _blaming(path), _reading_safetensors(), safe_open(path, framework="pt") as file:
             return {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
     found = read_torch(path)
@@ -163,6 +163,26 @@ def save(
         beside.write_bytes(serialize(tensors, metadata))
 
 
+@torch.no_grad()
+def round_weights(network: nn.Module, dtype: str) -> None:
+    """Keep the parameters in a narrower type, for `save`; buffers, which may be levels, stay.
+
+    Raises:
+        UsageError: a weight is beyond it.
+    """
+    for name, parameter in network.named_parameters():
+        parameter.data = parameter.data.to(getattr(torch, dtype))
+        if not parameter.isfinite().all():
+            raise UsageError(f"{name!r} holds weights beyond {dtype}: expected bfloat16 or none")
+
+
+def is_safetensors(path: Path) -> bool:
+    """Whether a file is one, by what it starts with: a length, then JSON."""
+    with path.open("rb") as file:
+        head = file.read(9)
+    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
+
+
 def provenance(path: str | Path) -> dict[str, Any]:
     """What `save` was told of where the weights come from.
 
@@ -178,7 +198,7 @@ def provenance(path: str | Path) -> dict[str, Any]:
 
 def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor], Mapping[str, Module]]:
     """Configuration, tensors and published modules, by what the file starts with."""
-    if _is_safetensors(path):
+    if is_safetensors(path):
         return *_read_safetensors(path, key), {}
     with path.open("rb") as file:
         pickled = file.read(1) == b"\x80"
@@ -189,12 +209,6 @@ def _read(path: Path, key: str) -> tuple[dict[str, Any], dict[str, Tensor], Mapp
         return published.config(read.modules), read.tensors, read.modules
     neither = "it is neither a pickle (protocol 2 or later) nor a safetensors file"
     raise UsageError(kind_of(path) or _zipped(path) or neither)
-
-
-def _is_safetensors(path: Path) -> bool:
-    with path.open("rb") as file:
-        head = file.read(9)
-    return head[8:] == b"{" and int.from_bytes(head[:8], "little") <= path.stat().st_size
 
 
 @contextmanager

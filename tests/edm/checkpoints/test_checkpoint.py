@@ -26,6 +26,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from edm.checkpoints import checkpoint
 from edm.checkpoints.checkpoint import WEIGHTS, load, load_module, save
 from edm.precondition import Preconditioned
 from linear_structure.system.download import Source, given, located
@@ -628,3 +629,30 @@ def test_conversion_keeps_the_network(
     assert same(load(target), source)
     with safe_open(target, framework="pt") as file:
         assert json.loads(file.metadata()["provenance"])["sha256"] == digest
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_conversion_to_half_precision_is_half_the_size_and_one_rounding(
+    dtype: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """The file says so, and keeps what it said of its training."""
+    source, path, target = network(), tmp_path / "a.safetensors", tmp_path / "b.safetensors"
+    save(source, path, {"images_seen": 7})
+    monkeypatch.setattr(sys, "argv", ["convert", str(path), str(target), "--dtype", dtype])
+    convert = runpy.run_path(str(ROOT / "scripts" / "convert_checkpoint.py"))["main"]
+    convert()
+    found = load(target)
+    assert found.digest in capsys.readouterr().out
+    told = checkpoint.provenance(target)
+    assert (told["images_seen"], told["dtype"]) == (7, dtype)
+    assert target.stat().st_size < 0.6 * path.stat().st_size
+    for name, parameter in source.named_parameters():
+        rounded = parameter.to(getattr(torch, dtype)).float()
+        assert torch.equal(found.get_parameter(name), rounded)
+    for name, buffer in source.named_buffers():
+        assert torch.equal(found.get_buffer(name), buffer)
+    if dtype == "float16":
+        next(source.parameters()).fill_(1e5)
+        save(source, path, {})
+        with pytest.raises(UsageError, match="beyond float16: expected bfloat16"):
+            convert()
