@@ -55,7 +55,7 @@ def gaussian(dim: int, dtype: torch.dtype, device: str) -> Gaussian:
 def dense_flow(g: Gaussian, x: Tensor, start: float, stop: float) -> Tensor:
     """The teleport as one D x D matrix, made for this pair of levels."""
     inside = torch.sqrt((g.eigenvalues + stop**2) / (g.eigenvalues + start**2))
-    outside = torch.eye(g.dim).to(x) - g.basis @ g.basis.T
+    outside = torch.eye(g.dim, dtype=x.dtype, device=x.device) - g.basis @ g.basis.T
     matrix = stop / start * outside + g.basis @ torch.diag(inside) @ g.basis.T
     return g.mean + (x - g.mean) @ matrix.T
 
@@ -63,7 +63,8 @@ def dense_flow(g: Gaussian, x: Tensor, start: float, stop: float) -> Tensor:
 def dense_score(g: Gaussian, x: Tensor, sigma: float) -> Tensor:
     """The score by the D x D inverse covariance, made for this level."""
     shrink = g.basis @ torch.diag(g.eigenvalues / (g.eigenvalues + sigma**2)) @ g.basis.T
-    return -(x - g.mean) @ (torch.eye(g.dim).to(x) - shrink).T / sigma**2
+    one = torch.eye(g.dim, dtype=x.dtype, device=x.device)
+    return -(x - g.mean) @ (one - shrink).T / sigma**2
 
 
 def measure_gaussian(args: Namespace, report: Report, dtype: torch.dtype, dim: int) -> None:

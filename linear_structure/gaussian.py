@@ -38,11 +38,12 @@ ORTHONORMAL_TOLERANCE = 1e-3
 def eigh_destroying(matrix: Tensor) -> tuple[Tensor, Tensor]:
     """Eigenvalues (D,), descending, and eigenvectors, the columns of (D, D), in float64.
 
-    The matrix (D, D), symmetric, finite, float64 and on the CPU, is overwritten.
+    The matrix (D, D), symmetric, finite and float64, is overwritten; the CPU decomposes it.
     """
-    negative = matrix.neg_().numpy().T  # whose eigenvalues ascend where the matrix's descend
-    eigenvalues, vectors = eigh(negative, driver="evd", overwrite_a=True, check_finite=False)
-    return -torch.from_numpy(eigenvalues), torch.from_numpy(vectors)
+    negative = matrix.neg_().cpu().numpy().T  # whose eigenvalues ascend where the matrix's descend
+    found = eigh(negative, driver="evd", overwrite_a=True, check_finite=False)
+    eigenvalues, vectors = (torch.from_numpy(each).to(matrix.device) for each in found)
+    return -eigenvalues, vectors
 
 
 def _check_start(start: Level) -> None:

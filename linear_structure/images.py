@@ -82,7 +82,7 @@ def save_png(path: str | Path, image: Tensor) -> None:
 
     A power cut may damage it: the disk is not waited for, image after image.
     """
-    pixels = image.permute(1, 2, 0).squeeze(2).numpy()
+    pixels = image.permute(1, 2, 0).squeeze(2).cpu().numpy()
     with replacing(Path(path), lasting=False) as beside:
         Image.fromarray(pixels).save(beside, format="PNG")
 

@@ -75,7 +75,7 @@ class PixelSums:
             raise ValueError(f"expected images of {dim} values, got {flat.shape[1]}")
         self.count += len(flat)
         for rows in flat.split(WAITING):
-            self._waiting.append((rows ^ OFFSET).view(torch.int8).numpy())  # v - 128
+            self._waiting.append((rows ^ OFFSET).view(torch.int8).cpu().numpy())  # v - 128
             if sum(map(len, self._waiting)) >= WAITING:
                 self._settle()
 

@@ -142,10 +142,12 @@ def _write_tensor(path: Path, value: Tensor) -> None:
     if path.suffix == ".npy":
         if value.dtype != torch.uint8:
             raise ValueError(f"{path.stem} of {value.dtype}: only uint8 pixels are kept in files")
-        write_array(path, value.numpy())
+        write_array(path, value.cpu().numpy())
     else:
         content = io.BytesIO()
-        torch.save(value.clone().contiguous(), content)  # to a full disk it would raise no OSError
+        torch.save(
+            value.cpu().clone().contiguous(), content
+        )  # to a full disk it would raise no OSError
         path.write_bytes(content.getbuffer())
 
 

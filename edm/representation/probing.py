@@ -315,7 +315,7 @@ def _told(scores: Scores, part: Part) -> Tensor:
 
 def _best(candidates: Sequence[Scores], part: Part) -> Tensor:
     """Which candidate tells most classes, the first of equals: () or, for each level, (K,)."""
-    return torch.stack([_told(scores, part) for scores in candidates]).argmax(0)
+    return torch.stack([_told(scores, part) for scores in candidates]).argmax(0).cpu()
 
 
 def _fitted(

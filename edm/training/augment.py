@@ -17,6 +17,8 @@ to say so would be waited for.
 """
 
 import math
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
 
 import torch
@@ -76,12 +78,24 @@ class Augment:
         labels = labels.to(device, non_blocking=True)
         for dim, chosen in ((3, labels[:, 0]), (2, labels[:, 1])):
             images = torch.where(chosen.reshape(-1, 1, 1, 1) == 1, images.flip(dim), images)
-        return transform(images, matrices), labels
+        with unmeasured():
+            return transform(images, matrices), labels
 
     def _gate(self, values: Tensor) -> Tensor:
         """Values (..., n), zero where one draw for each sample says no change."""
         drawn = torch.rand(values.shape[-1])
         return torch.where(drawn < self.probability, values, 0)
+
+
+@contextmanager
+def unmeasured() -> Iterator[None]:
+    """No search for the fastest convolution, which would be anew for each batch's margins."""
+    cudnn = torch.backends.cudnn
+    before, cudnn.benchmark = cudnn.benchmark, False
+    try:
+        yield
+    finally:
+        cudnn.benchmark = before
 
 
 def _any_angle(n: int) -> Tensor:

@@ -66,7 +66,7 @@ class Block:
     def write(self, values: Tensor) -> None:
         """Keep the values, whole or not at all."""
         write_text(self._seal, digest_of_tensor(values))  # first: what it does not suit is damaged
-        write_array(self.path, values.numpy())
+        write_array(self.path, values.cpu().numpy())
 
     def obtain(
         self, make: Callable[[], Tensor], mine: bool = True, until: float = math.inf

@@ -5,6 +5,7 @@ import math
 import pytest
 import torch
 from torch import Tensor
+from torch.overrides import TorchFunctionMode
 
 from edm.training.augment import LABELS, Augment, rotation, scaling, transform, translation
 
@@ -122,3 +123,27 @@ def test_changes_come_with_their_probability() -> None:
     expected = torch.tensor([0.5, 0.06, 0.12, 0.12, 0.12, 0.12, 0.06, 0.12, 0.12])
     torch.testing.assert_close(made, expected.double(), atol=0.01, rtol=0)
     assert labels[:, 2].std() == pytest.approx(math.sqrt(0.12), rel=0.05)
+
+
+class Searches(TorchFunctionMode):
+    """Whether a convolution would search for its fastest way, at each."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.found: list[bool] = []
+
+    def __torch_function__(self, function, types, args=(), kwargs=None):
+        if "conv" in function.__name__:
+            self.found.append(torch.backends.cudnn.benchmark)
+        return function(*args, **(kwargs or {}))
+
+
+def test_no_search_for_the_fastest_convolution_of_sizes_that_never_come_again(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """A training lets the network's be searched for, and goes on to do so."""
+    monkeypatch.setattr(torch.backends.cudnn, "benchmark", True)
+    with Searches() as searches:
+        Augment(1.0)(torch.zeros(2, 1, 8, 8))
+    assert searches.found == [False] * 4
+    assert torch.backends.cudnn.benchmark
