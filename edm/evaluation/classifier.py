@@ -10,7 +10,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor, nn
@@ -22,6 +22,7 @@ from linear_structure.system.files import digest_of_state
 from linear_structure.system.options import option, parse, plain
 
 KEY = "classifier"  # of the options in a file's metadata
+SURE = 0.8  # the probability of a class above which an image counts as clear
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -138,3 +139,24 @@ def accuracy(network: Classifier, images: Tensor, labels: Tensor) -> float:
     parts = zip(images.split(network.batch), labels.split(network.batch), strict=True)
     right = sum(int((network.logits(x).argmax(1).cpu() == y).sum()) for x, y in parts)
     return right / len(images)
+
+
+class Verdict(NamedTuple):
+    """What a classifier says of images.
+
+    Attributes:
+        sure: share of them with a class of probability above `SURE`.
+        shares: (classes,) float64, of how many each class is the likeliest; they sum to 1.
+    """
+
+    sure: float
+    shares: Tensor
+
+
+@torch.no_grad()
+def judge(network: Classifier, images: Tensor) -> Verdict:
+    """How clearly, and as what, the network sees images (n, C, H, W) uint8, n of 1 or more."""
+    parts = [network.logits(part).softmax(1).cpu() for part in images.split(network.batch)]
+    likeliest = torch.cat(parts).max(1)
+    counts = likeliest.indices.bincount(minlength=network.options.classes).double()
+    return Verdict(float((likeliest.values > SURE).double().mean()), counts / len(images))

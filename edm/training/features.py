@@ -47,6 +47,15 @@ RECIPES = {
     "digits": Recipe(
         knows="digits", widths=(32, 64), blocks=1, epochs=10, batch=64, shift=1, mirror=False
     ),
+    "fashion": Recipe(
+        knows="fashion",
+        widths=(16, 32, 64, 128),
+        blocks=1,
+        epochs=5,
+        batch=64,
+        shift=1,
+        mirror=True,
+    ),
     "cifar10": Recipe(
         knows="cifar", widths=(16, 32, 64, 128), blocks=1, epochs=10, batch=64, shift=2, mirror=True
     ),

@@ -11,7 +11,7 @@ from safetensors.torch import save as serialize
 from torch import Tensor
 
 from edm.evaluation import features
-from edm.evaluation.classifier import Classifier, Options, accuracy, load, save
+from edm.evaluation.classifier import Classifier, Options, accuracy, judge, load, save
 from edm.training.features import RECIPES, held_out
 from linear_structure.data import datasets
 from linear_structure.system.errors import UsageError
@@ -87,6 +87,20 @@ def test_a_full_disk_keeps_the_file_before(tmp_path: Path) -> None:
         resource.setrlimit(resource.RLIMIT_FSIZE, limits)
     assert path.read_bytes() == before
     assert list(tmp_path.iterdir()) == [path]
+
+
+def test_a_verdict_is_that_of_each_image_alone() -> None:
+    """Counted one by one, over more images than go through the network at once."""
+    network = load(SHIPPED)
+    batch = torch.cat([datasets.load("digits").images()[:500], images(20)])
+    sure, counts = 0, [0] * 10
+    for image in batch:
+        odds = network.logits(image[None]).double().exp()[0]
+        sure += bool(odds.max() / odds.sum() > 0.8)
+        counts[int(odds.argmax())] += 1
+    verdict = judge(network, batch)
+    assert (verdict.sure, sum(counts)) == (sure / 520, 520)
+    assert verdict.shares.tolist() == [count / 520 for count in counts]
 
 
 @pytest.mark.parametrize("name", ["digits-denoiser.safetensors", "digits.md"])
