@@ -20,8 +20,8 @@ from experiments import loading, options, results
 from experiments.pooled import pool
 from experiments.presets import Preset
 from experiments.sampling import Sampling, grid_of
-from experiments.suggestion import STRESS, TOLERANCE, Effect, Trial, effects
 from linear_structure.sampling.seeds import SeedRange
+from linear_structure.suggestion import STRESS, TOLERANCE, Effect, Trial, effects
 from linear_structure.system.errors import UsageError, run_command
 
 COUNT = 64

@@ -19,7 +19,6 @@ from experiments.generation import Generation, generate
 from experiments.loading import load_sweep
 from experiments.reproduction import Reproduction
 from experiments.sampling import Sampling
-from experiments.suggestion import Trial, effects
 from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.denoise import Posterior
@@ -28,6 +27,7 @@ from linear_structure.parameters import Story
 from linear_structure.sampling.samplers import euler, final
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.sampling.table import SAMPLERS, Sampler
+from linear_structure.suggestion import Trial, effects
 from linear_structure.system.machine import Machine
 from linear_structure.teleport import Teleport
 

@@ -18,7 +18,8 @@ What no such rule can see is a mode that none of the n samples is near: it is ab
 probability (1 - p)^n, p its weight. And S counts every change, one to the better as well.
 """
 
-from collections.abc import Callable, Iterator
+from abc import ABC, abstractmethod
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from functools import cached_property
 from math import sqrt
@@ -27,7 +28,7 @@ import torch
 from torch import Tensor
 
 from linear_structure.denoise import Denoiser
-from linear_structure.sampling.samplers import Step, final, heun
+from linear_structure.sampling.samplers import final, heun
 from linear_structure.teleport import Teleport
 
 TOLERANCE = 0.24
@@ -49,9 +50,56 @@ class Effect:
     size: float
 
 
-@dataclass(frozen=True, eq=False)
-class Trial:
+class Comparison(ABC):
     """A network beside what would take the place of its first steps, from the same noise.
+
+    Attributes:
+        sigmas: (N + 1,), what the levels are called in an `Effect`.
+    """
+
+    sigmas: Tensor
+
+    @property
+    @abstractmethod
+    def reached(self) -> Sequence[Tensor]:
+        """The network's states (n, *S) at the N + 1 levels: the last are its samples."""
+
+    @property
+    @abstractmethod
+    def carried(self) -> Sequence[Tensor]:
+        """Those of the teleport's model, by the same sampler: no call of the network."""
+
+    @abstractmethod
+    def finished(self, skip: int, x: Tensor, part: slice) -> Tensor:
+        """Samples that the network makes of the states x at level `skip`, of some of the n."""
+
+    @property
+    def variance(self) -> Tensor:
+        """V of the network's samples; above 0, that a constant network changes by nothing."""
+        ends = self.reached[-1].flatten(1)
+        return ends.var(0).sum().clamp(min=torch.finfo(ends.dtype).tiny)
+
+    def effect(self, skip: int, tolerance: float) -> Effect:
+        """S of a skip, or the least that it can be as soon as that is above the tolerance."""
+        count, square = len(self.reached[-1]), torch.zeros((), dtype=torch.float64)
+        sigma = float(self.sigmas[skip])
+        for first in range(0, count, PART):
+            square = square + self._moved(skip, slice(first, first + PART)).cpu()
+            size = sqrt(float(square / self.variance.cpu()) / count)
+            if size > tolerance:
+                break
+        return Effect(skip, sigma, size)
+
+    def _moved(self, skip: int, part: slice) -> Tensor:
+        """Sum of |y_k - y|^2 over some samples."""
+        x, end = self.reached[skip][part], self.reached[-1][part]
+        miss = self.carried[skip][part] - x
+        return (self.finished(skip, x + STRESS * miss, part) - end).square().sum()
+
+
+@dataclass(frozen=True, eq=False)
+class Trial(Comparison):
+    """A network in Heun's hands, beside a teleport.
 
     Attributes:
         bind: the network as a denoiser of some of the samples, which may have classes.
@@ -70,47 +118,24 @@ class Trial:
     labels: Tensor | None = None
 
     @cached_property
-    def network(self) -> list[Step]:
-        """The network's trajectory, to its end."""
+    def reached(self) -> list[Tensor]:
         steps = list(heun(self.bind(self.labels), self.x, self.sigmas))
         final(steps)
-        return steps
+        return [step.x for step in steps]
 
     @cached_property
-    def model(self) -> list[Step]:
-        """That of the teleport's model: no call of the network."""
-
+    def carried(self) -> list[Tensor]:
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return self.teleport.denoise(x, sigma, self.labels)
 
-        return list(heun(denoise, self.x, self.sigmas))
+        return [step.x for step in heun(denoise, self.x, self.sigmas)]
 
-    @property
-    def variance(self) -> Tensor:
-        """V of the network's samples; above 0, that a constant network changes by nothing."""
-        ends = self.network[-1].x.flatten(1)
-        return ends.var(0).sum().clamp(min=torch.finfo(ends.dtype).tiny)
-
-    def effect(self, skip: int, tolerance: float) -> Effect:
-        """S of a skip, or the least that it can be as soon as that is above the tolerance."""
-        count, square = len(self.x), torch.zeros((), dtype=torch.float64)
-        sigma = float(self.sigmas[skip])
-        for first in range(0, count, PART):
-            square = square + self._moved(skip, slice(first, first + PART)).cpu()
-            size = sqrt(float(square / self.variance.cpu()) / count)
-            if size > tolerance:
-                break
-        return Effect(skip, sigma, size)
-
-    def _moved(self, skip: int, part: slice) -> Tensor:
-        """Sum of |y_k - y|^2 over some samples."""
-        x, end = self.network[skip].x[part], self.network[-1].x[part]
-        miss = self.model[skip].x[part] - x
+    def finished(self, skip: int, x: Tensor, part: slice) -> Tensor:
         denoise = self.bind(None if self.labels is None else self.labels[part])
-        return (final(heun(denoise, x + STRESS * miss, self.sigmas[skip:])) - end).square().sum()
+        return final(heun(denoise, x, self.sigmas[skip:]))
 
 
-def effects(trial: Trial, tolerance: float = TOLERANCE) -> Iterator[Effect]:
+def effects(trial: Comparison, tolerance: float = TOLERANCE) -> Iterator[Effect]:
     """From the largest skip down to the first one within the tolerance, as skip 0 always is."""
     for skip in reversed(range(1, len(trial.sigmas) - 1)):
         yield (found := trial.effect(skip, tolerance))

@@ -12,13 +12,13 @@ import torch
 
 from edm import load_network
 from edm.checkpoints import shipped
-from experiments.suggestion import TOLERANCE, Trial, effects
 from linear_structure.data import datasets
 from linear_structure.fit import fit_gaussian
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.mixture import GaussianMixture
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.seeds import Seeds
+from linear_structure.suggestion import TOLERANCE, Trial, effects
 from linear_structure.system.errors import WorkError
 from linear_structure.teleport import Teleport
 
@@ -160,7 +160,7 @@ def test_one_sample_that_changes_its_mode_decides():
     _, _, data = KNOWN["two clusters"]
     tested = trial(data.denoise, data.gaussian(), latents().flatten(1))
     eight = tested.effect(8, math.inf).size
-    moved = (tested.model[8].x - tested.network[8].x).norm(dim=1) / 80
+    moved = (tested.carried[8] - tested.reached[8]).norm(dim=1) / 80
     assert eight > 3 * TOLERANCE > 100 * moved.median() / math.sqrt(DIM)
 
 
