@@ -19,8 +19,8 @@ not a state of any trajectory, but the randomness of a fresh sample of the noise
 import math
 from abc import abstractmethod
 from collections.abc import Mapping
-from dataclasses import dataclass
-from typing import ClassVar, Self
+from dataclasses import dataclass, replace
+from typing import ClassVar, Self, TypeVar
 
 import torch
 from scipy.linalg import eigh
@@ -29,6 +29,7 @@ from torch import Tensor
 from linear_structure.denoise import Level, Model, Position, Posterior, coefficients
 from linear_structure.images import from_uint8
 from linear_structure.moments import Moments
+from linear_structure.system.errors import UsageError
 
 RANK_TOLERANCE = 1e-12  # directions with lam <= 1e-12 lam_max are dropped
 NEGATIVE_TOLERANCE = 1e-6  # of the sum of all: what rounding in float32 can leave
@@ -55,6 +56,8 @@ def _check_start(start: Level) -> None:
 class Flowing(Model):
     """A Gaussian: a model whose flow is a formula."""
 
+    mean: Tensor  # (D,)
+
     @abstractmethod
     def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
         """Solution at `stop` of the probability-flow ODE that is at x (B, *S) when at `start`.
@@ -74,6 +77,9 @@ class Flowing(Model):
         the average brightness; `draw` has it, and so gives other pictures for the same seed.
         """
         return self.flow(noise, Position(0.0, 1.0), level)
+
+
+AnyFlowing = TypeVar("AnyFlowing", bound=Flowing)
 
 
 class EigenGaussian(Flowing):
@@ -187,6 +193,26 @@ class EigenGaussian(Flowing):
         g, flat = self.to(x), x.flatten(1)
         a, b = coefficients(level, flat)
         return g, flat - a * g.mean, a, b
+
+
+def guided(conditional: AnyFlowing, unconditional: AnyFlowing, weight: float) -> AnyFlowing:
+    """The Gaussian whose denoiser is `D_u + w (D_c - D_u)`, of two that share their covariance.
+
+    Classifier-free guidance by w (1: none) moves the mean to `mu_u + w (mu_c - mu_u)`, and nothing
+    else, so the guided flow is a flow like any other.
+
+    Raises:
+        UsageError: their covariances differ, of which there is no closed form.
+    """
+    ours, theirs = conditional.tensors(), unconditional.tensors()
+    shared = ours.keys() == theirs.keys() and type(conditional) is type(unconditional)
+    if not shared or not all(torch.equal(ours[n], theirs[n]) for n in ours if n != "mu"):
+        raise UsageError(
+            "guidance has a closed form for Gaussians that differ in their means alone: expected "
+            "one covariance for both, such as that of all data"
+        )
+    mean = unconditional.mean + weight * (conditional.mean - unconditional.mean)
+    return replace(conditional, mean=mean)  # type: ignore[type-var]
 
 
 @dataclass(frozen=True)

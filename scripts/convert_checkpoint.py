@@ -10,8 +10,8 @@ but which does not say of which network they are: options.json does, as {"precon
 not name has EDM's default.
 
 The result carries the network's configuration, the name and SHA-256 of the source, and how one of
-ours was trained. It is read wherever a network is asked for, as the snapshot is. The licence of the weights stays theirs:
-NVIDIA's are published under CC BY-NC-SA 4.0.
+ours was trained. It is read wherever a network is asked for. The licence of the weights stays
+theirs: NVIDIA's are published under CC BY-NC-SA 4.0.
 """
 
 if __name__ == "__main__":

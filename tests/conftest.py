@@ -13,8 +13,10 @@ import torch
 def pytest_configure() -> None:
     """Commands that tests start inherit the core, and so take one thread; and that SIGINT counts.
 
-    In the background of a shell it is ignored, and so would be by what tests interrupt.
+    In the background of a shell it is ignored, and so would be by what tests interrupt. What looks
+    for models on a hub finds none.
     """
+    os.environ["HF_HUB_OFFLINE"] = "1"
     if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
         signal.signal(signal.SIGINT, signal.default_int_handler)
     worker = os.environ.get("PYTEST_XDIST_WORKER", "").removeprefix("gw")

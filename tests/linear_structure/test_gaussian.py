@@ -1,5 +1,7 @@
 """Theorems of the Gaussian: its denoiser, its flow and its density agree with each other."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 import torch
@@ -7,8 +9,9 @@ from scipy.integrate import solve_ivp
 from scipy.stats import multivariate_normal
 
 from linear_structure.denoise import Position, score, slope
-from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.gaussian import Gaussian, Isotropic, guided
 from linear_structure.sampling.processes import VP, SubVP
+from linear_structure.system.errors import UsageError
 
 DIM = 6
 LEVELS = (80.0, 3.0, 0.2)
@@ -341,3 +344,20 @@ def test_a_draw_has_the_spread_that_a_start_from_pure_noise_lacks():
     kept = g.flow(14.6 * one, 14.6, last) / g.flow(g.draw(one, 14.6), 14.6, last)
     assert f"{float(kept):.2f}" == "0.25"
     assert torch.allclose(g.draw(one, last), g.flow(g.draw(one, 14.6), 14.6, last))
+
+
+@pytest.mark.parametrize("at", [3.0, Position(0.0, 1.0), Position(0.3, 0.7)])
+def test_guidance_moves_the_mean(model, at):
+    """By the definition of guidance, of denoisers; 1 is the conditional model, 0 the other."""
+    other, x = replace(model, mean=model.mean + 1), torch.linspace(-9, 9, 4 * DIM).double()
+    x, denoised = x.view(4, DIM), model.denoise(x.view(4, DIM), at)
+    expected = denoised + 7.5 * (other.denoise(x, at) - denoised)
+    torch.testing.assert_close(guided(other, model, 7.5).denoise(x, at), expected)
+    assert torch.equal(guided(other, model, 0.0).mean, model.mean)
+
+
+def test_guidance_by_another_covariance_has_no_closed_form():
+    model = gaussian(2)
+    for other in (gaussian(3), model.rescale(2.0), Isotropic(model.mean, 0.4)):
+        with pytest.raises(UsageError, match="expected one covariance"):
+            guided(other, model, 2.0)

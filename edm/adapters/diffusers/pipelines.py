@@ -1,0 +1,207 @@
+"""Pipelines of diffusers whose first steps are a teleport, with their own schedulers and prompts.
+
+    with teleported(pipe, gaussian, steps=20, skip=7, noise=noise) as latents:
+        image = pipe(prompt, latents=latents, num_inference_steps=20).images[0]
+
+For what takes no `latents` there is a loop of our own, `sample`.
+"""
+
+import copy
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
+from functools import wraps
+from inspect import signature
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm.adapters.diffusers.models import outputs
+from edm.adapters.diffusers.schedules import class_of, cut, level_count, position
+from linear_structure.denoise import Model
+from linear_structure.sampling.samplers import check_skip
+from linear_structure.system.errors import UsageError
+from linear_structure.teleport import flow
+
+
+@contextmanager
+def teleported(
+    pipe: Any,
+    model: Model,
+    *,
+    steps: int,
+    skip: int,
+    noise: Tensor,
+    draw: bool = False,
+    **timing: Any,
+) -> Iterator[Tensor]:
+    """Latents at level `skip` of `steps`, and within the block a pipeline that starts there.
+
+    Give the pipeline these latents, and the same number of steps as without a skip. It may be
+    called more than once; after the block it is as before.
+
+    Args:
+        pipe: a pipeline that takes `latents` (B, C, H, W), such as StableDiffusionPipeline.
+        model: of the latents as the network sees them (scaled by the autoencoder's factor), with a
+            `flow` where the schedule starts without any signal.
+        noise: (B, *S) standard normal, as the pipeline would draw it.
+        draw: whether the latents are a fresh draw of the model's from this noise, which needs a
+            Gaussian, in place of the pipeline's own trajectory, continued.
+        timing: what else the pipeline tells `set_timesteps`, such as `mu` or `sigmas`.
+
+    Raises:
+        UsageError: as `cut`; the model has another size; the pipeline packs its latents, or its
+            levels turn out to be others.
+    """
+    if hasattr(pipe, "_pack_latents") or noise.ndim < 4:
+        raise UsageError(
+            f"{type(pipe).__name__} packs its latents into rows of patches, or noise "
+            f"{tuple(noise.shape)} is packed: expected (B, C, H, W)"
+        )
+    planned = planned_of(pipe.scheduler, steps, timing)
+    latents = carried(planned, model, noise, skip, draw)
+    with starting_at(pipe, skip, planned):
+        yield latents
+
+
+def carried(
+    scheduler: Any, model: Model | None, noise: Tensor, skip: int, draw: bool = False
+) -> Tensor:
+    """Noise (B, *S) as the state at level `skip` of a scheduler's timesteps, in noise's dtype.
+
+    Raises as `teleported`; a UsageError too where a model is needed, and there is none.
+    """
+    check_skip(skip, level_count(scheduler))
+    at, x = position(scheduler, skip * scheduler.order), noise.double()
+    if not (skip or draw):
+        return (_start(scheduler) * x).to(noise)
+    if model is None:
+        raise UsageError(f"skip {skip} needs a model to teleport with, such as a Gaussian")
+    if model.dim != noise[0].numel():
+        raise UsageError(f"noise {tuple(noise.shape)}: the model describes {model.dim} values")
+    if not draw:
+        return flow(model, _start(scheduler) * x, position(scheduler, 0), at).to(noise)
+    if not hasattr(model, "draw"):
+        raise UsageError(f"{type(model).__name__} has no `draw`: expected a Gaussian")
+    return model.draw(x, at).to(noise)  # type: ignore[no-any-return]
+
+
+def _start(scheduler: Any) -> float:
+    """What a pipeline makes its start of noise with."""
+    return float(getattr(scheduler, "init_noise_sigma", 1.0))
+
+
+def planned_of(scheduler: Any, steps: int, timing: Mapping[str, Any]) -> Any:
+    """A copy of a scheduler with its timesteps set."""
+    planned = copy.copy(scheduler)
+    planned.set_timesteps(steps, **timing)
+    return planned
+
+
+@contextmanager
+def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[list[Tensor]]:
+    """Within the block a pipeline starts at level `skip` of planned timesteps, in every call.
+
+    Yields the states that its latest call went through: what each call of `step` was given, and
+    what the last one made.
+    """
+    before, states = pipe.scheduler, list[Tensor]()
+    pipe.scheduler = copy.copy(before)
+    pipe.scheduler.__class__ = _cutting(type(before), skip, planned, states)
+    try:
+        yield states
+    finally:
+        pipe.scheduler = before
+
+
+def _cutting(base: Any, skip: int, planned: Any, states: list[Tensor]) -> Any:
+    """A scheduler's class with levels from `skip` on, whenever they are set.
+
+    It keeps its name, by which pipelines and this package know it.
+    """
+    start = position(planned, skip * planned.order)
+
+    @wraps(base.set_timesteps)  # pipelines look at its arguments
+    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+        base.set_timesteps(self, *args, **kwargs)
+        count, wanted = level_count(self), level_count(planned)
+        if count != wanted or position(self, skip * self.order) != start:
+            raise UsageError(
+                f"the pipeline's {count} levels are not the {wanted} that the latents were carried "
+                "along: give it the same number of steps, and `teleported` its mu, sigmas or other "
+                "timing"
+            )
+        cut(self, skip)
+        states.clear()
+
+    @wraps(base.step)
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        made = base.step(self, model_output, timestep, sample, **kwargs)
+        states[-1:] = [sample, made[0]]
+        return made
+
+    ours = {
+        "set_timesteps": set_timesteps,
+        "step": step,
+        "init_noise_sigma": property(lambda self: 1.0, lambda self, value: None),
+        "__module__": base.__module__,
+    }
+    return type(base.__name__, (base,), ours)
+
+
+def walk(
+    predict: Callable[[Tensor, Tensor], Tensor],
+    scheduler: Any,
+    x: Tensor,
+    generator: torch.Generator | None = None,
+) -> Iterator[Tensor]:
+    """States (B, *S) at the scheduler's timesteps, x at the first, and where the last one ends.
+
+    Args:
+        predict: F(y, t), t () as the scheduler has it.
+        generator: of the noise of schedulers that add some.
+    """
+    takes = signature(scheduler.step).parameters
+    drawn = {"generator": generator} if generator is not None and "generator" in takes else {}
+    for t in scheduler.timesteps:
+        yield x
+        y = scheduler.scale_model_input(x, t) if hasattr(scheduler, "scale_model_input") else x
+        x = scheduler.step(predict(y, t), t, x, **drawn).prev_sample
+    yield x
+
+
+def sample(
+    network: Callable[..., Any],
+    scheduler: Any,
+    noise: Tensor,
+    *,
+    steps: int,
+    skip: int = 0,
+    model: Model | None = None,
+    draw: bool = False,
+    generator: torch.Generator | None = None,
+    conditions: Mapping[str, Any] | None = None,
+) -> Tensor:
+    """What a pipeline without `latents` would make (DDPM, DDIM, DiT): (B, *S), in noise's dtype.
+
+    Args:
+        network: the pipeline's, called as `network(y, t, **conditions)`.
+        scheduler: left as it is.
+        noise, model, draw: as in `teleported`; without a skip no model is needed.
+        generator: of the noise that the scheduler adds, if any.
+
+    Raises:
+        UsageError: as `teleported`, or skip > 0 without a model.
+    """
+    scheduler, told = planned_of(scheduler, steps, {}), conditions or {}
+    x = carried(scheduler, model, noise, skip, draw)
+    cut(scheduler, skip)
+    wide = str(scheduler.config.get("variance_type")).startswith("learned")
+    kept = None if wide and class_of(scheduler) == "DDPM" else noise.shape[1]
+
+    def predict(y: Tensor, t: Tensor) -> Tensor:
+        return outputs(network, y, t, told)[:, :kept]
+
+    with torch.no_grad():
+        *_, last = walk(predict, scheduler, x, generator)
+    return last

@@ -1,0 +1,112 @@
+"""The largest number of steps that a pipeline can skip, from a few of its own trajectories.
+
+    *_, best = suggested_skip(pipe, gaussian, run, steps=20, noise=noise)
+
+by the rule of `linear_structure.suggestion`: in place of Heun's method stands the pipeline's own
+scheduler, on the network with its prompt, and on the model's denoiser.
+"""
+
+import copy
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from functools import cached_property
+from math import inf
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from edm.adapters.diffusers.pipelines import carried, planned_of, starting_at, walk
+from edm.adapters.diffusers.predictions import prediction_of
+from edm.adapters.diffusers.schedules import call_of, level_count, position
+from linear_structure.denoise import Model, Position
+from linear_structure.suggestion import PART, TOLERANCE, Comparison, Effect, effects
+from linear_structure.system.errors import UsageError
+from linear_structure.teleport import has_flow
+
+
+@dataclass(frozen=True, eq=False)
+class PipelineTrial(Comparison):
+    """A pipeline beside a teleport; see `suggested_skip`."""
+
+    pipe: Any
+    model: Model
+    run: Callable[[Tensor], object]
+    noise: Tensor
+    planned: Any  # the pipeline's scheduler with its timesteps
+    sigmas: Tensor
+
+    @property
+    def count(self) -> int:
+        """N."""
+        return len(self.sigmas) - 1
+
+    @cached_property
+    def reached(self) -> list[Tensor]:
+        start = carried(self.planned, None, self.noise, 0)
+        parts = [self._ran(0, latents) for latents in start.split(PART)]
+        return [torch.cat(states).double() for states in zip(*parts, strict=True)]
+
+    @cached_property
+    def carried(self) -> list[Tensor]:
+        prediction, scheduler = prediction_of(self.planned), copy.deepcopy(self.planned)
+        start = carried(scheduler, None, self.noise.double(), 0)
+
+        def predict(y: Tensor, t: Tensor) -> Tensor:
+            at = prediction.inputs.position(prediction.inputs.sigma(t.double()))
+            return prediction.told(y, at, _denoised(self.model, y, at))
+
+        return _at_levels(scheduler, list(walk(predict, scheduler, start)), self.count)
+
+    def finished(self, skip: int, x: Tensor, part: slice) -> Tensor:
+        return self._ran(skip, x.to(self.noise))[-1].double()
+
+    def _ran(self, skip: int, latents: Tensor) -> list[Tensor]:
+        """The states of the pipeline at the levels from `skip` on, and where it ends."""
+        with starting_at(self.pipe, skip, self.planned) as states:
+            self.run(latents)
+        count = self.count - skip
+        if len(states) <= call_of(self.planned, count - 1):
+            raise UsageError("run: expected a call of the pipeline with the latents it is given")
+        return _at_levels(self.planned, states, count)
+
+
+def _at_levels(scheduler: Any, states: list[Tensor], count: int) -> list[Tensor]:
+    """Of all states that were given to `step`, those at levels, and the last one."""
+    return [states[call_of(scheduler, k)] for k in range(count)] + states[-1:]
+
+
+def _denoised(model: Model, y: Tensor, at: Position) -> Tensor:
+    if has_flow(model):
+        return model.denoise(y, at)  # type: ignore[arg-type]
+    return model.denoise(y / at.scale, at.noise / at.scale)
+
+
+def suggested_skip(
+    pipe: Any,
+    model: Model,
+    run: Callable[[Tensor], object],
+    *,
+    steps: int,
+    noise: Tensor,
+    tolerance: float = TOLERANCE,
+    **timing: Any,
+) -> Iterator[Effect]:
+    """Effects of skips from the largest down to the first within the tolerance: the suggestion.
+
+    Args:
+        pipe: as in `teleported`, which it is left as it was.
+        run: calls the pipeline on latents (B, *S), at most 8, with a prompt or none, for example
+            `lambda latents: pipe(prompt, latents=latents, num_images_per_prompt=len(latents),
+            num_inference_steps=20, output_type="latent")`.
+        noise: (n, *S) standard normal, n above 1; the more, the rarer the modes that are seen.
+        timing: as in `teleported`.
+
+    Raises:
+        UsageError: as `teleported`, or `run` does not call the pipeline.
+    """
+    planned = planned_of(pipe.scheduler, steps, timing)
+    entries = range(0, level_count(planned) * planned.order + 1, planned.order)
+    at = [position(planned, i) for i in entries]
+    sigmas = torch.tensor([b / a if a else inf for a, b in at], dtype=torch.float64)
+    return effects(PipelineTrial(pipe, model, run, noise, planned, sigmas), tolerance)
