@@ -144,9 +144,9 @@ class Exact(nn.Module):
         self.config = diffusers.configuration_utils.FrozenDict(**config)
         self.dtype, self.device = torch.float64, torch.device("cpu")
 
-    def forward(self, sample=None, t=None, hidden_states=None, timestep=None, **told):
-        y, t = (sample, t) if hidden_states is None else (hidden_states, timestep)
+    def forward(self, sample=None, timestep=None, hidden_states=None, **told):
+        y = sample if hidden_states is None else hidden_states
         self.calls += 1
         scheduler = self.scheduler()
-        at = seen(scheduler, t.flatten()[0])
+        at = seen(scheduler, timestep.flatten()[0])
         return (predicted(scheduler, y, at, self.model.denoise(y, at)),)

@@ -8,6 +8,7 @@ of latents, where the pipeline is one of latents. Its guidance is not part of it
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from inspect import signature
 from typing import Any
 
 import torch
@@ -51,7 +52,9 @@ def _repeated(value: Any, count: int) -> Any:
 
 def outputs(model: Callable[..., Any], y: Tensor, t: Tensor, told: Mapping[str, Any]) -> Tensor:
     """F(y, t), whether the model gives it as `sample`, first of several, or as it is."""
-    made = model(y, t.expand(len(y)), **told)
+    takes, times = signature(getattr(model, "forward", model)).parameters, t.expand(len(y))
+    named = "timestep" in takes  # which is not everywhere the second argument
+    made = model(y, timestep=times, **told) if named else model(y, times, **told)
     found = getattr(made, "sample", made[0] if isinstance(made, tuple) else made)
     if not isinstance(found, Tensor):
         raise UsageError(f"the model gives a {type(made).__name__}: expected a tensor or `.sample`")
@@ -73,8 +76,9 @@ def network_of_model(
     A level that its scheduler's table does not have is refused when it is called with it.
 
     Args:
-        model: called as `model(y, t, **conditions)`; with `num_class_embeds` in its configuration,
-            also with `class_labels`, once it is bound.
+        model: called as `model(y, t, **conditions)`, or `model(y, timestep=t, **conditions)` where
+            it has such an argument; with `num_class_embeds` in its configuration, also with
+            `class_labels`, once it is bound.
         scheduler: says what the model predicts; its timesteps do not count.
         shape: (C, H, W); by default as the model's configuration says.
         dtype, device: that the model wants, by default those of its parameters.

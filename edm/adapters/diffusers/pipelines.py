@@ -92,34 +92,21 @@ def _start(scheduler: Any) -> float:
 
 
 def planned_of(scheduler: Any, steps: int, timing: Mapping[str, Any]) -> Any:
-    """A copy of a scheduler with its timesteps set."""
+    """A copy of a scheduler with its timesteps set; UsageError where it takes them not."""
     planned = copy.copy(scheduler)
-    planned.set_timesteps(steps, **timing)
+    try:
+        planned.set_timesteps(steps, **timing)
+    except (TypeError, ValueError, AttributeError, AssertionError) as error:
+        told = "".join(f", {name}=..." for name in timing)
+        name = type(scheduler).__name__
+        raise UsageError(f"{name}.set_timesteps({steps}{told}) fails: {error}") from error
     return planned
 
 
 @contextmanager
-def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[list[Tensor]]:
-    """Within the block a pipeline starts at level `skip` of planned timesteps, in every call.
-
-    Yields the states that its latest call went through: what each call of `step` was given, and
-    what the last one made.
-    """
-    before, states = pipe.scheduler, list[Tensor]()
-    pipe.scheduler = copy.copy(before)
-    pipe.scheduler.__class__ = _cutting(type(before), skip, planned, states)
-    try:
-        yield states
-    finally:
-        pipe.scheduler = before
-
-
-def _cutting(base: Any, skip: int, planned: Any, states: list[Tensor]) -> Any:
-    """A scheduler's class with levels from `skip` on, whenever they are set.
-
-    It keeps its name, by which pipelines and this package know it.
-    """
-    start = position(planned, skip * planned.order)
+def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[None]:
+    """Within the block a pipeline starts at level `skip` of planned timesteps, in every call."""
+    base, start = type(pipe.scheduler), position(planned, skip * planned.order)
 
     @wraps(base.set_timesteps)  # pipelines look at its arguments
     def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -132,21 +119,26 @@ def _cutting(base: Any, skip: int, planned: Any, states: list[Tensor]) -> Any:
                 "timing"
             )
         cut(self, skip)
-        states.clear()
 
-    @wraps(base.step)
-    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
-        made = base.step(self, model_output, timestep, sample, **kwargs)
-        states[-1:] = [sample, made[0]]
-        return made
+    scale = property(lambda self: 1.0, lambda self, value: None)
+    with changed(pipe, set_timesteps=set_timesteps, init_noise_sigma=scale):
+        yield
 
-    ours = {
-        "set_timesteps": set_timesteps,
-        "step": step,
-        "init_noise_sigma": property(lambda self: 1.0, lambda self, value: None),
-        "__module__": base.__module__,
-    }
-    return type(base.__name__, (base,), ours)
+
+@contextmanager
+def changed(pipe: Any, **members: Any) -> Iterator[None]:
+    """Within the block the class of the pipeline's scheduler has other members.
+
+    It keeps its name, by which pipelines and this package know it.
+    """
+    before, base = pipe.scheduler, type(pipe.scheduler)
+    pipe.scheduler = copy.copy(before)
+    members["__module__"] = base.__module__
+    pipe.scheduler.__class__ = type(base.__name__, (base,), members)
+    try:
+        yield
+    finally:
+        pipe.scheduler = before
 
 
 def walk(

@@ -74,8 +74,10 @@ def level_count(scheduler: Any) -> int:
             scheduler would not go from one to the next.
     """
     family = Family.of(scheduler)
-    if getattr(scheduler, "num_inference_steps", None) is None:
-        raise UsageError(f"{type(scheduler).__name__} has no levels yet: call set_timesteps first")
+    name = class_of(scheduler)
+    unset = getattr(scheduler, "num_inference_steps", None) is None
+    if unset and not name.startswith("EDM"):  # which forget it, where they are told sigmas
+        raise UsageError(f"{name}Scheduler has no levels yet: call set_timesteps first")
     if family is Family.TABLED:
         return len(_own_timesteps(scheduler))
     sigmas = scheduler.sigmas.double()
@@ -83,7 +85,7 @@ def level_count(scheduler: Any) -> int:
         raise UsageError("invert_sigmas: a scheduler whose levels rise is not known here")
     if not bool((sigmas.diff() <= 0).all() and (sigmas >= 0).all() and sigmas.isfinite().all()):
         raise UsageError(
-            f"the levels of {type(scheduler).__name__} are {_told(sigmas)}: expected levels that "
+            f"the levels of {name}Scheduler are {_told(sigmas)}: expected levels that "
             "decrease to 0 (EDM's schedulers take `sigmas` for positions in [0, 1])"
         )
     return -(-len(scheduler.timesteps) // scheduler.order)

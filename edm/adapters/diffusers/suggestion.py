@@ -8,15 +8,16 @@ scheduler, on the network with its prompt, and on the model's denoiser.
 
 import copy
 from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass
-from functools import cached_property
+from functools import cached_property, wraps
 from math import inf
 from typing import Any
 
 import torch
 from torch import Tensor
 
-from edm.adapters.diffusers.pipelines import carried, planned_of, starting_at, walk
+from edm.adapters.diffusers.pipelines import carried, changed, planned_of, starting_at, walk
 from edm.adapters.diffusers.predictions import prediction_of
 from edm.adapters.diffusers.schedules import call_of, level_count, position
 from linear_structure.denoise import Model, Position
@@ -45,7 +46,7 @@ class PipelineTrial(Comparison):
     def reached(self) -> list[Tensor]:
         start = carried(self.planned, None, self.noise, 0)
         parts = [self._ran(0, latents) for latents in start.split(PART)]
-        return [torch.cat(states).double() for states in zip(*parts, strict=True)]
+        return [torch.cat(states) for states in zip(*parts, strict=True)]
 
     @cached_property
     def carried(self) -> list[Tensor]:
@@ -59,16 +60,32 @@ class PipelineTrial(Comparison):
         return _at_levels(scheduler, list(walk(predict, scheduler, start)), self.count)
 
     def finished(self, skip: int, x: Tensor, part: slice) -> Tensor:
-        return self._ran(skip, x.to(self.noise))[-1].double()
+        return self._ran(skip, x.to(self.noise))[-1]
 
     def _ran(self, skip: int, latents: Tensor) -> list[Tensor]:
         """The states of the pipeline at the levels from `skip` on, and where it ends."""
-        with starting_at(self.pipe, skip, self.planned) as states:
-            self.run(latents)
         count = self.count - skip
+        with starting_at(self.pipe, skip, self.planned), recorded(self.pipe) as states:
+            self.run(latents)
+        states = [state.to(self.noise.device, torch.float64) for state in states]
         if len(states) <= call_of(self.planned, count - 1):
             raise UsageError("run: expected a call of the pipeline with the latents it is given")
         return _at_levels(self.planned, states, count)
+
+
+@contextmanager
+def recorded(pipe: Any) -> Iterator[list[Tensor]]:
+    """Of a call of a pipeline, the states that `step` was given, and what the last one made."""
+    base, states = type(pipe.scheduler), list[Tensor]()
+
+    @wraps(base.step)
+    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        made = base.step(self, model_output, timestep, sample, **kwargs)
+        states[-1:] = [sample, made[0]]
+        return made
+
+    with changed(pipe, step=step):
+        yield states
 
 
 def _at_levels(scheduler: Any, states: list[Tensor], count: int) -> list[Tensor]:
@@ -95,12 +112,14 @@ def suggested_skip(
     """Effects of skips from the largest down to the first within the tolerance: the suggestion.
 
     Args:
-        pipe: as in `teleported`, which it is left as it was.
+        pipe, timing: as in `teleported`.
+        model: of the latents.
         run: calls the pipeline on latents (B, *S), at most 8, with a prompt or none, for example
             `lambda latents: pipe(prompt, latents=latents, num_images_per_prompt=len(latents),
             num_inference_steps=20, output_type="latent")`.
+        steps: N, as `run` tells the pipeline.
         noise: (n, *S) standard normal, n above 1; the more, the rarer the modes that are seen.
-        timing: as in `teleported`.
+        tolerance: of the change of finished latents.
 
     Raises:
         UsageError: as `teleported`, or `run` does not call the pipeline.

@@ -174,7 +174,6 @@ def test_sigmas_that_edm_takes_for_positions_are_refused(name):
     scheduler = planned(make(name), 4)
     if name == "EDMEuler":
         scheduler.set_timesteps(sigmas=torch.tensor([5, 2, 0.5, 0.1]))
-        scheduler.num_inference_steps = 4
         with pytest.raises(UsageError, match="expected levels that decrease to 0"):
             cut(scheduler, 1)
     scheduler.set_timesteps(4)
@@ -307,6 +306,21 @@ def test_a_random_unet_denoises_as_its_scheduler_predicts(unet, name, kind):
         assert relative_error(ours, theirs.double()) < 1e-6
 
 
+def test_a_transformer_is_told_the_time_by_its_name():
+    torch.manual_seed(0)
+    tiny = {"num_layers": 1, "attention_head_dim": 4, "num_attention_heads": 2}
+    tiny |= {"joint_attention_dim": 4, "caption_projection_dim": 8, "pooled_projection_dim": 4}
+    model = diffusers.SD3Transformer2DModel(8, 2, 4, out_channels=4, **tiny).eval()
+    told = {"encoder_hidden_states": torch.ones(1, 2, 4), "pooled_projections": torch.ones(1, 4)}
+    network = network_of_model(model, make("FlowMatchEulerDiscrete"), **told)
+    x, sigma = exact.standard(2, 4, 8, 8), torch.tensor([0.5, 4]).double()
+    t = (sigma / (1 + sigma)).view(-1, 1, 1, 1)
+    y, told = (1 - t) * x, {name: value.expand(2, *value.shape[1:]) for name, value in told.items()}
+    with torch.no_grad():
+        velocity = model(y.float(), timestep=1000 * t.flatten(), **told).sample
+    assert relative_error(network(x, sigma), y - t * velocity) < 1e-6
+
+
 def test_a_network_walks_is_told_apart_and_refuses_levels_it_does_not_know(unet):
     scheduler = make("DDIM")
     network = network_of_model(unet, scheduler, class_labels=torch.tensor([2]))
@@ -399,6 +413,16 @@ def test_no_skip_is_the_pipeline_itself():
     with teleported(piped.pipe, LATENTS, steps=20, skip=0, noise=DRAWN) as latents:
         teleport = piped(latents)
     assert relative_error(teleport, piped(DRAWN)) < 1e-6
+
+
+def test_what_a_scheduler_does_not_take_is_said():
+    piped = Piped(make("FlowMatchEulerDiscrete", use_dynamic_shifting=True))
+    for told, said in (({}, r"set_timesteps\(20\) fails: `mu` must"), ({"mus": 1}, "mus=.* fails")):
+        with (
+            pytest.raises(UsageError, match=said),
+            teleported(piped.pipe, LATENTS, steps=20, skip=7, noise=DRAWN, **told),
+        ):
+            raise AssertionError
 
 
 def test_other_steps_than_the_latents_were_carried_along_are_refused():
