@@ -3,6 +3,7 @@
 import ast
 import math
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -136,14 +137,17 @@ def test_what_img2img_does_is_not_a_cut(name):
 
 
 def test_heun_is_not_begun_a_level_early():
-    """`denoising_start` finds each timestep a level before its own, as all but the first recur."""
-    whole = planned(SETTINGS["Heun"].scheduler(), 20)
-    own = [whole.timesteps[2 * k] for k in range(20)]
-    assert [whole.index_for_timestep(t) for t in own] == [0, *range(2, 40, 2)]
-    for k in range(20):
-        rest = planned(SETTINGS["Heun"].scheduler(), 20)
+    """As `denoising_start` does, which counts both calls at a timestep, and one more."""
+    pytest.importorskip("transformers")
+    theirs = diffusers.StableDiffusionXLImg2ImgPipeline.get_timesteps
+    for k in range(1, 20):
+        whole, rest = (planned(SETTINGS["Heun"].scheduler(), 20) for _ in range(2))
+        own, levels = whole.timesteps[0::2], whole.sigmas[0::2]
+        start = 1 - (math.floor(own[k]) + 1) / 1000
+        begun, _ = theirs(SimpleNamespace(scheduler=whole), 20, 1.0, "cpu", start)
         cut(rest, k)
-        assert (rest.timesteps[0], rest.sigmas[0]) == (own[k], whole.sigmas[2 * k])
+        assert begun[0] == own[k - 1]
+        assert (rest.timesteps[0], rest.sigmas[0]) == (own[k], levels[k])
         assert len(rest.timesteps) == 2 * (20 - k) - 1
 
 
