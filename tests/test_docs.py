@@ -40,6 +40,13 @@ def blocks(page: Path, language: str) -> list[str]:
     return re.findall(rf"```{language}\n(.*?)```", page.read_text(encoding="utf-8"), re.S)
 
 
+def skip_without(code: str) -> None:
+    """Skip what is of the extra `diffusers` where that is not installed."""
+    if re.search(r"^(from|import) diffusers\b", code, re.M):
+        pytest.importorskip("diffusers")
+        pytest.importorskip("transformers")
+
+
 def code_of(block: str) -> list[str]:
     return [line for line in block.splitlines() if line.strip()]
 
@@ -63,6 +70,7 @@ def apart(tmp_path, monkeypatch, one_thread):
 @pytest.mark.parametrize("page", **named([p for p in PAGES if blocks(p, "python")]))
 def test_code_prints_what_it_says(page, apart):
     code, printed = "\n".join(blocks(page, "python")), StringIO()
+    skip_without(code)
     with redirect_stdout(printed):
         exec(compile(code, page.name, "exec"), {})
     assert printed.getvalue().splitlines() == SAID.findall(code)
@@ -97,6 +105,7 @@ def test_the_readme_is_short_and_its_first_code_shorter():
 @pytest.mark.parametrize("example", **named(EXAMPLES))
 def test_an_example_prints_what_it_says_on_top(example, apart):
     source, printed = example.read_text(encoding="utf-8"), StringIO()
+    skip_without(source)
     with redirect_stdout(printed):
         runpy.run_path(str(example))
     said = ast.get_docstring(ast.parse(source)).partition("Prints")[2]
