@@ -154,7 +154,8 @@ def scripts_of(program: str, *arguments: str) -> list[list[str]]:
     script, *options = arguments
     body = (ROOT / script).read_text(encoding="utf-8")
     inner = re.findall(r'clone/(\S+\.py)" "\$@"', body)
-    assert inner or options in ([], ["--help"]), f"{script} takes no options"
+    steps = re.findall(r"^(\w+)\(\) \{$", body, re.M)
+    assert inner or set(options) <= {"--help", *steps}, f"{script} takes no options"
     return [[each, *options] for each in inner]
 
 
