@@ -55,6 +55,7 @@ sweep() {
     local here=$WORK/sweep network=$WORK/network.safetensors seeds
     mkdir -p "$here"
     cd "$here"
+    rm -f features.tar.gz
     for seeds in $SEEDS; do
         "$PYTHON" "$clone/scripts/run_experiments_with_skips.py" cifar10-small --network "$network" \
             --seeds "$seeds" --block "$BLOCK" --skips "$SKIPS" --dtype "$DTYPE"
