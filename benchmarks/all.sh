@@ -7,7 +7,7 @@ source "$(dirname "$0")/../scripts/help.sh"
 source "$(dirname "$0")/../scripts/environment.sh"
 json=${1:?expected a file for the numbers, such as benchmarks.json}
 shift
-devices=(peaks forward training analytic fid)
+devices=(peaks forward training analytic spectral fid)
 cpu=(moments load)
 failed=()
 export PYTHONPATH=$clone${PYTHONPATH:+:$PYTHONPATH}

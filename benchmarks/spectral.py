@@ -21,7 +21,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from PIL import Image
-from timing import alternate, medians, peak
+from timing import Report, alternate, medians, parse, peak
 from torch import Tensor
 
 from linear_structure.data import datasets
@@ -32,6 +32,7 @@ from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.spectral import Spectral, block_size, transform
+from linear_structure.system.precision import set_tf32
 from linear_structure.teleport import flow
 
 SIGMAS = sigma_grid(18)
@@ -52,23 +53,24 @@ def deviations(model: Model, full: Model, x: Tensor) -> list[float]:
     return [float((end - other).square().mean().sqrt() / sigma) for (sigma, end), other in pairs]
 
 
-def report_deviations(dataset: Dataset) -> None:
+def report_deviations(report: Report, dataset: Dataset) -> None:
     """A row for each structure, and for the counts of images of one."""
     moments, _ = measure(dataset)
     full = Gaussian.from_covariance(moments.mean, moments.covariance, overwrite=True)
     x = SIGMAS[0] * Seeds.of(range(64)).latents(dataset.shape).double()
-    print("sigma".ljust(34) + "".join(f"{float(SIGMAS[k]):9.2f}" for k in SKIPS), flush=True)
     images = dataset.images()
-    print_row("isotropic", deviations(Isotropic(full.mean), full, x))
+    add_row(report, "isotropic", deviations(Isotropic(full.mean), full, x))
     for low in LOWS:
-        print_row(f"spectral, low {low}", deviations(Spectral.from_samples(images, low), full, x))
+        add_row(
+            report, f"spectral, low {low}", deviations(Spectral.from_samples(images, low), full, x)
+        )
     for count in COUNTS:
         if count <= dataset.count:
             rows = [
                 deviations(Spectral.from_samples(part), full, x) for part in subsets(images, count)
             ]
             mean = [statistics.fmean(values) for values in zip(*rows, strict=True)]
-            print_row(f"low 8 of {count:,} images, mean of {SUBSETS}", mean)
+            add_row(report, f"low 8 of {count:,} images, mean of {SUBSETS}", mean)
 
 
 def subsets(images: Tensor, count: int) -> list[Tensor]:
@@ -77,32 +79,30 @@ def subsets(images: Tensor, count: int) -> list[Tensor]:
     return [images[torch.randperm(len(images), generator=g)[:count]] for g in chosen]
 
 
-def print_row(title: str, values: list[float]) -> None:
-    """One structure's deviations."""
-    print(title.ljust(34) + "".join(f"{value:9.6f}" for value in values), flush=True)
+def add_row(report: Report, title: str, values: list[float]) -> None:
+    """One structure's deviations, by the level that it is carried to."""
+    levels = (f"sigma_{float(SIGMAS[k]):.2f}" for k in SKIPS)
+    report.row(title, **dict(zip(levels, values, strict=True)))
 
 
-def report_flow(repeats: int) -> None:
-    """Milliseconds of a flow of 8 latents in float32, and of its transforms' operations alone."""
-    limit = peak()
-    print(f"{torch.get_num_threads()} threads, peak {limit / 1e9:.0f} GFLOP/s, {BATCH} latents")
-    for shape in SHAPES:
+def report_flow(report: Report, args: argparse.Namespace) -> None:
+    """A flow of 8 latents in float32, and its transforms alone, whose operations are counted."""
+    set_tf32(False)
+    limit = peak(args)
+    for shape in SHAPES[:1] if args.quick else SHAPES:
         _, height, width = shape
         torch.manual_seed(0)
-        x = 80 * torch.randn(BATCH, *shape)
+        x = 80 * torch.randn(BATCH, *shape).to(args.device)
         model = Spectral.from_samples(torch.randn(2, *shape), low=4).to(x)
         works = {
             "flow": lambda x=x, model=model: model.flow(x, 80.0, 5.3),
             "transforms": lambda x=x: (transform(x), transform(x)),
         }
-        seconds = medians(alternate(works, repeats, uncounted=3))
         flop = 4 * BATCH * x[0].numel() * (height + width)
         stored = 4 * sum(tensor.numel() for tensor in model.tensors().values())
-        print(
-            f"{' x '.join(map(str, shape)):14} {seconds['flow'] * 1e3:7.1f} ms,"
-            f" its transforms {seconds['transforms'] * 1e3:6.1f} ms: {flop / 1e9:.2f} GFLOP,"
-            f" {flop / limit * 1e3:.1f} ms at the peak; {stored / 1e6:.1f} MB kept"
-        )
+        for name, taken in medians(alternate(works, args.repeats, uncounted=3)).items():
+            told = {"milliseconds": 1e3 * taken, "of_peak": flop / taken / limit}
+            report.row(f"{name}, {' x '.join(map(str, shape))}", **told, megabytes=stored / 1e6)
 
 
 def write_photographs(folder: Path, size: int) -> None:
@@ -118,7 +118,7 @@ def write_photographs(folder: Path, size: int) -> None:
         Image.fromarray(pixels).save(folder / f"{number:05}.png", compress_level=1)
 
 
-def report_fit(size: int) -> None:
+def report_fit(report: Report, size: int) -> None:
     """Peak resident memory and seconds of the command, on so many images."""
     with tempfile.TemporaryDirectory() as made:
         folder = Path(made) / "images"
@@ -132,24 +132,27 @@ def report_fit(size: int) -> None:
         )
         seconds = time.perf_counter() - start
     resident = resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss / 1e6
-    per_block = block_size((3, size, size))
-    print(f"{PHOTOGRAPHS:,} images of {size} x {size}, {per_block} at a time:", end=" ")
-    print(f"{seconds:.0f} s, peak {resident:.2f} GB resident")
+    report.row(
+        f"fit of {PHOTOGRAPHS:,} images of {size} x {size}",
+        images_at_a_time=block_size((3, size, size)),
+        seconds=seconds,
+        peak_gigabytes=resident,
+    )
 
 
 def main() -> None:
-    """Print what is asked for."""
+    """Report what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--images", help="a dataset whose full covariance is compared with")
     parser.add_argument("--fit", type=int, metavar="SIZE", help="side of images that are fitted")
-    parser.add_argument("--repeats", type=int, default=15)
-    options = parser.parse_args()
-    if options.images:
-        report_deviations(datasets.load(options.images))
-    elif options.fit:
-        report_fit(options.fit)
+    args = parse(parser, repeats=15)
+    report = Report("spectral", args.json)
+    if args.images:
+        report_deviations(report, datasets.load(args.images))
+    elif args.fit:
+        report_fit(report, args.fit)
     else:
-        report_flow(options.repeats)
+        report_flow(report, args)
 
 
 if __name__ == "__main__":

@@ -22,6 +22,7 @@ ROWS = {
     "load": ("safetensors", "memory_by_size", 4),
     "moments": ("ratios", "times_naive", 3),
     "peaks": ("product, float64", "gflops", 4),
+    "spectral": ("flow, 3 x 32 x 32", "of_peak", 2),
     "training": ("digits float32 batch 8, ours", "times_separate", 4),
 }
 

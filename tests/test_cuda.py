@@ -36,6 +36,7 @@ from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import final
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.sampling.table import SAMPLERS
+from linear_structure.spectral import Spectral
 from linear_structure.system.machine import Machine
 from linear_structure.system.precision import set_tf32
 from linear_structure.teleport import Teleport, flow
@@ -87,6 +88,7 @@ MODELS = {
     "isotropic": lambda: Isotropic(gaussian().mean, 0.5),
     "mixture": mixture,
     "points": lambda: PointCloud(points()),
+    "spectral": lambda: Spectral.from_samples(points().reshape(-1, *SHAPE)),
 }
 
 
