@@ -272,15 +272,15 @@ def _digits() -> Preset:
     )
 
 
-def _cifar10_small() -> Preset:
-    """Natural images without a download: networks and statistics of our own, made from CIFAR-10."""
+def _offline(name: str, stem: str) -> Preset:
+    """Images without a download: networks and statistics of our own, shipped under a stem."""
     return Preset(
-        name="cifar10-small",
+        name=name,
         dataset=None,
-        parameters=shipped("cifar10-parameters"),
-        network=shipped("cifar10-denoiser.safetensors"),
-        features=shipped("cifar10-features.safetensors"),
-        reference=shipped("cifar10-reference.npz"),
+        parameters=shipped(f"{stem}-parameters"),
+        network=shipped(f"{stem}-denoiser.safetensors"),
+        features=shipped(f"{stem}-features.safetensors"),
+        reference=shipped(f"{stem}-reference.npz"),
         seeds=SeedRange(0, 499),
         block=125,
     )
@@ -289,7 +289,7 @@ def _cifar10_small() -> Preset:
 def presets() -> dict[str, Preset]:
     """All presets by name."""
     afhqv2 = _edm64("afhqv2", "afhqv2", 0.25, 1.96)
-    own = (_digits(), _cifar10_small())
+    own = (_digits(), _offline("fashion", "fashion"), _offline("cifar10-small", "cifar10"))
     known = (*own, _cifar10(), _edm64("ffhq64", "ffhq", 0.05, 2.39), afhqv2)
     return {preset.name: preset for preset in known}
 

@@ -2,6 +2,7 @@
 
 import argparse
 import dataclasses
+import re
 import zipfile
 from pathlib import Path
 
@@ -9,7 +10,7 @@ import numpy as np
 import pytest
 import torch
 
-from edm.checkpoints import shipped
+from edm.checkpoints import checkpoint, shipped
 from edm.evaluation import features, fid
 from experiments import loading, options, sweep
 from experiments.presets import Preset, find
@@ -21,14 +22,16 @@ from linear_structure.images import save_png
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
+from linear_structure.system.files import digest_of_file
 from linear_structure.system.machine import Machine
 
 CPU = Machine(torch.device("cpu"), 1)
-SMALL = find("cifar10-small")
+FASHION, SMALL = find("fashion"), find("cifar10-small")
+OFFLINE = pytest.mark.parametrize("preset", [FASHION, SMALL], ids=lambda preset: preset.name)
 
 
 def test_an_unknown_preset_lists_the_known_ones():
-    with pytest.raises(UsageError, match="digits, cifar10-small, cifar10, ffhq64, afhqv2"):
+    with pytest.raises(UsageError, match="digits, fashion, cifar10-small, cifar10, ffhq64, afhqv2"):
         find("cifar")
 
 
@@ -63,8 +66,8 @@ def test_help_says_what_what_each_value_means_and_what_the_presets_have():
     text = " ".join(options.command(None, "sweep").format_help().split())
     meant = [each.metadata["meaning"] for each in dataclasses.fields(Preset) if each.metadata]
     assert len(meant) == 15 and all(meaning in text for meaning in meant)
-    assert "| steps | 18 | 18 | 18 | 40 | 40 |" in text
-    assert "| seeds | 0-999 | 0-499 | 0-49999 |" in text
+    assert "| steps | 18 | 18 | 18 | 18 | 40 | 40 |" in text
+    assert "| seeds | 0-999 | 0-499 | 0-499 | 0-49999 |" in text
 
 
 def size_of(*names: str) -> int:
@@ -78,16 +81,35 @@ def test_shipped_files_are_small():
     assert size_of("cifar10-parameters") <= 4e6
     digits = ("denoiser", "conditional", "features")
     assert size_of(*(f"digits-{name}.safetensors" for name in digits)) <= 4e6
+    assert size_of("fashion-denoiser.safetensors") <= 2.5e6
+    assert size_of("fashion-parameters") <= 1e6
+    assert size_of(*(path.name for path in shipped("").iterdir())) <= 32e6
 
 
-def test_cifar10_small_runs_from_shipped_files_alone(tmp_path, monkeypatch):
+def test_every_shipped_file_is_on_a_card_with_its_size_and_digest():
+    """Of a folder of parameters, the digests are in its own story, which loading compares."""
+    row = re.compile(r"^\| `([^`]+)` \| ([\d,]+) bytes \| (.*) \|$", re.M)
+    cards = [card.read_text(encoding="utf-8") for card in shipped("").glob("*.md")]
+    told = {name.rstrip("/"): rest for card in cards for name, *rest in row.findall(card)}
+    files = {path.name: path for path in shipped("").iterdir() if path.suffix != ".md"}
+    assert told.keys() == files.keys()
+    for name, (size, digest) in told.items():
+        assert size_of(name) == int(size.replace(",", "")), name
+        path = files[name]
+        known = "in its `parameters.json`" if path.is_dir() else f"`{digest_of_file(path)}`"
+        assert digest == known, name
+
+
+@OFFLINE
+def test_it_runs_from_shipped_files_alone(preset, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    preset = dataclasses.replace(SMALL, seeds=SeedRange(0, 3), block=4, skips=(8, 12), steps=14)
-    loaded = loading.load_sweep(preset, CPU)
+    few = dataclasses.replace(preset, seeds=SeedRange(0, 3), block=4, skips=(8, 12), steps=14)
+    loaded = loading.load_sweep(few, CPU)
     results = list(sweep.run(loaded))
     assert [result.outputs["count"] for result in results] == [4, 4]
     assert all(result.distance > 0 for result in results)
-    assert results[0].inputs["distance_name"] == "FD-cifar"
+    names = {"fashion": "FD-fashion", "cifar10-small": "FD-cifar"}
+    assert results[0].inputs["distance_name"] == names[preset.name]
 
 
 def titles(preset, network):
@@ -152,20 +174,32 @@ def test_images_that_change_nothing_are_refused():
     options.check_images_count(dataclasses.replace(find("cifar10"), dataset="CIFAR100"))
 
 
-def test_the_shipped_parts_belong_together():
+@OFFLINE
+def test_the_shipped_parts_belong_together(preset):
     """The reference is of the shipped features, and of as many images as the parameters."""
-    reference = fid.read(SMALL.reference)
-    network = features.load(SMALL.features, device=CPU.device)
+    reference = fid.read(preset.reference)
+    network = features.load(preset.features, device=CPU.device)
     assert reference.features == network.digest
-    story = parameters.load(SMALL.parameters).story
-    assert reference.count == story["count"] == 50_000
+    story = parameters.load(preset.parameters).story
+    counts = {"fashion": 60_000, "cifar10-small": 50_000}
+    assert reference.count == story["count"] == counts[preset.name]
 
 
-def test_the_truncated_covariance_teleports_as_the_whole_one_to_a_stated_error():
+@pytest.mark.parametrize(("preset", "error"), [(FASHION, 0.002), (SMALL, 0.0052)])
+def test_the_truncated_covariance_teleports_as_the_whole_one_to_a_stated_error(preset, error):
     """A dropped direction's eigenvalue is at most the last kept: its gain errs by lam / 2 s^2."""
-    eigenvalues = parameters.load(SMALL.parameters).model.eigenvalues
+    eigenvalues = parameters.load(preset.parameters).model.eigenvalues
     assert len(eigenvalues) == 300
-    assert float(eigenvalues[-1]) / (2 * 3.26**2) < 0.0052
+    assert float(eigenvalues[-1]) / (2 * 3.26**2) < error
+
+
+def test_what_the_shipped_clothes_were_made_with_is_on_their_card():
+    """As the files say themselves: accuracy of the classifier, images that the network has seen."""
+    card = shipped("fashion.md").read_text(encoding="utf-8")
+    classifier, denoiser = map(checkpoint.provenance, (FASHION.features, FASHION.network))
+    assert classifier["accuracy"] >= 0.9 and f"{classifier['accuracy']:.2%}" in card
+    assert f"{denoiser['images_seen']:,} of the" in card and denoiser["source"] in card
+    assert denoiser["images"] == parameters.load(FASHION.parameters).story["digest"]
 
 
 def test_a_title_names_what_was_replaced():
