@@ -15,10 +15,10 @@ from tqdm import tqdm
 
 from linear_structure.data.datasets import Dataset
 from linear_structure.denoise import Model
-from linear_structure.gaussian import Gaussian, Isotropic
+from linear_structure.gaussian import Gaussian, Isotropic, Rank
 from linear_structure.images import HALF_RANGE, from_uint8
 from linear_structure.mixture import GaussianMixture
-from linear_structure.moments import Moments, PixelSums
+from linear_structure.moments import FloatSums, Moments, PixelSums
 from linear_structure.parameters import Story
 from linear_structure.points import PointCloud
 from linear_structure.spectral import LOW, Spectral, SpectralSums, block_size
@@ -34,7 +34,7 @@ Fitted = tuple[Model, Story]
 def fit(
     dataset: Dataset,
     kind: str = "gaussian",
-    rank: int | None = None,
+    rank: Rank = None,
     s0: float = 0.0,
     components: int = COMPONENTS,
     seed: int = 0,
@@ -45,14 +45,15 @@ def fit(
 
     Args:
         kind: `gaussian`, `isotropic`, `mixture`, `pointcloud` or `spectral`.
-        rank: at most so many directions are kept of a covariance.
+        rank: at most so many directions are kept of a covariance, or as many as planned.
         s0: of the isotropic model, on the [-1, 1] scale.
         components, seed: of the mixture's k-means clusters.
         batch: images that are read at a time for the Gaussian.
         low: frequencies of rows and columns in the dense block of the spectral model.
 
     Raises:
-        UsageError: more components are asked for than there are images, or it is no `Dataset`.
+        UsageError: more components are asked for than there are images, a point cloud of real
+            numbers, or it is no `Dataset`.
     """
     _check(dataset)
     if kind == "gaussian":
@@ -63,8 +64,11 @@ def fit(
     story = _story_of_images(dataset, images)
     if kind == "isotropic":
         mean = images.flatten(1).numpy().mean(0, dtype=np.float64)  # exact but for one rounding
-        return Isotropic(torch.from_numpy(mean) / HALF_RANGE - 1, s0), story
+        center = torch.from_numpy(mean)
+        return Isotropic(center / HALF_RANGE - 1 if dataset.pixels else center, s0), story
     if kind == "pointcloud":
+        if not dataset.pixels:
+            raise UsageError(f"{dataset.name} holds floats: point clouds are kept as uint8 pixels")
         return PointCloud(images.flatten(1)), story
     if components > len(images):
         raise UsageError(f"{components} components cannot be fitted to {len(images)} images")
@@ -73,9 +77,8 @@ def fit(
 
 def fit_classes(dataset: Dataset, labels: Tensor, **chosen: Any) -> Iterator[Fitted]:
     """A model of the images of each class, labels (n,) int64, in ascending order, as `fit` says."""
-    images = dataset.images()
     for label in labels.unique().tolist():
-        model, story = fit(Dataset.of(dataset.name, images[labels == label]), **chosen)
+        model, story = fit(dataset.only((labels == label).nonzero().flatten()), **chosen)
         yield model, replace(story, label=label)
 
 
@@ -90,8 +93,9 @@ def check_classes(dataset: Dataset, labels: Tensor, components: int) -> None:
 
 
 def measure(dataset: Dataset, batch: int = BATCH) -> tuple[Moments, str]:
-    """Moments on the [-1, 1] scale and SHA-256 of the pixels in order, in one pass with a bar."""
-    sums, sha = PixelSums(math.prod(dataset.shape)), hashlib.sha256()
+    """Moments, of pixels on the [-1, 1] scale, and SHA-256 of the images in order: one pass."""
+    dim = math.prod(dataset.shape)
+    sums, sha = PixelSums(dim) if dataset.pixels else FloatSums(), hashlib.sha256()
     with tqdm(total=dataset.count, desc="mean and covariance", unit=" images") as bar:
         for images in dataset.blocks(batch):
             sums.add(images)
@@ -100,9 +104,7 @@ def measure(dataset: Dataset, batch: int = BATCH) -> tuple[Moments, str]:
     return sums.moments(), sha.hexdigest()
 
 
-def fit_gaussian(
-    dataset: Dataset, rank: int | None = None, batch: int = BATCH
-) -> tuple[Gaussian, Story]:
+def fit_gaussian(dataset: Dataset, rank: Rank = None, batch: int = BATCH) -> tuple[Gaussian, Story]:
     """The Gaussian of a dataset, of at most `rank` directions, and its story.
 
     The images pass once, `batch` at a time; only where they are fewer than the pixels of one are
@@ -114,13 +116,12 @@ def fit_gaussian(
     _check(dataset)
     if dataset.count >= math.prod(dataset.shape):
         moments, digest = measure(dataset, batch)
-        story = Story(dataset.name, digest, dataset.count, dataset.shape, moments.sigma_data)
+        story = _story(dataset, digest, moments.sigma_data)
         mean, covariance = moments.mean, moments.covariance
         del moments  # as large as the covariance
         return Gaussian.from_covariance(mean, covariance, rank, overwrite=True), story
     images = dataset.images()
-    samples = from_uint8(images.flatten(1), torch.float64)
-    return Gaussian.from_samples(samples, rank), _story_of_images(dataset, images)
+    return Gaussian.from_samples(images, rank), _story_of_images(dataset, images)
 
 
 def fit_spectral(dataset: Dataset, low: int = LOW) -> tuple[Spectral, Story]:
@@ -137,7 +138,7 @@ def fit_spectral(dataset: Dataset, low: int = LOW) -> tuple[Spectral, Story]:
             sha.update(octets(images))
             bar.update(len(images))
     moments = sums.moments()
-    story = Story(dataset.name, sha.hexdigest(), dataset.count, dataset.shape, moments.sigma_data)
+    story = _story(dataset, sha.hexdigest(), moments.sigma_data)
     return Spectral.from_moments(moments), story
 
 
@@ -169,20 +170,21 @@ def cluster(samples: Tensor, components: int, seed: int = 0) -> Tensor:
 
 
 def mixture_of(
-    images: Tensor, components: int, rank: int | None = None, seed: int = 0
+    images: Tensor, components: int, rank: Rank = None, seed: int = 0
 ) -> GaussianMixture:
-    """A mixture of images, uint8 (n, C, H, W), by clusters: the same for the same seed.
+    """A mixture of images (n, C, H, W) by clusters: the same for the same seed.
 
     Where fewer images differ than components are asked for, one sentence says how many there are.
     """
-    samples = from_uint8(images.flatten(1))
+    flat = images.flatten(1)
+    samples = from_uint8(flat) if images.dtype == torch.uint8 else flat
     mixture = fit_mixture(samples, cluster(samples, components, seed), rank)
     if (found := len(mixture.components)) < components:
         print(f"{found} of {components} components: no more of the images differ", file=sys.stderr)
     return mixture
 
 
-def fit_mixture(samples: Tensor, labels: Tensor, rank: int | None = None) -> GaussianMixture:
+def fit_mixture(samples: Tensor, labels: Tensor, rank: Rank = None) -> GaussianMixture:
     """One component of at most `rank` directions for each label: its share, mean, covariance.
 
     Args:
@@ -195,10 +197,17 @@ def fit_mixture(samples: Tensor, labels: Tensor, rank: int | None = None) -> Gau
 
 
 def _story_of_images(dataset: Dataset, images: Tensor) -> Story:
-    """The story of a dataset whose images are in memory: sigma_data from their histogram."""
+    """The story of a dataset whose images are in memory: sigma_data of pixels by histogram."""
+    if not dataset.pixels:
+        spread = float(images.double().std(correction=0))
+        return _story(dataset, digest_of_tensor(images), spread)
     counts = images.flatten().bincount(minlength=256).double()
     levels = from_uint8(torch.arange(256, dtype=torch.uint8), torch.float64)
     mean = counts @ levels / counts.sum()
     sigma_data = float((counts @ (levels - mean) ** 2 / counts.sum()).sqrt())
-    digest = digest_of_tensor(images)
-    return Story(dataset.name, digest, dataset.count, dataset.shape, sigma_data)
+    return _story(dataset, digest_of_tensor(images), sigma_data)
+
+
+def _story(dataset: Dataset, digest: str, sigma_data: float) -> Story:
+    story = Story(dataset.name, digest, dataset.count, dataset.shape, sigma_data)
+    return story if dataset.pixels else replace(story, pixel_range=None)

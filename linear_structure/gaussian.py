@@ -47,6 +47,28 @@ def eigh_destroying(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return -eigenvalues, vectors
 
 
+@dataclass(frozen=True)
+class Planned:
+    """As many directions as a teleport to a level needs.
+
+    Dropping those of a set R moves its end by `sqrt(sum_R (sqrt(1 + lam / sigma^2) - 1)^2 / D)`,
+    root mean square over the D values, in units of sigma.
+    """
+
+    sigma: float  # where the teleport ends, above 0
+    error: float = 0.005  # the most that it may be moved by
+
+    def of(self, eigenvalues: Tensor, dim: int) -> int:
+        """How many of the eigenvalues, descending, are kept."""
+        moved = ((1 + eigenvalues.double() / self.sigma**2).sqrt() - 1).square() / dim
+        dropped = moved.flip(0).cumsum(0)  # by the last, the last two, ...
+        return int((dropped > self.error**2).sum())
+
+
+Rank = int | Planned | None
+"""The most directions that are kept, or how they are chosen; None: all."""
+
+
 def _check_start(start: Level) -> None:
     noise = start.noise if isinstance(start, Position) else start
     if not bool((torch.as_tensor(noise) > 0).all()):
@@ -227,7 +249,7 @@ class Gaussian(EigenGaussian):
 
     @classmethod
     def from_covariance(
-        cls, mean: Tensor, covariance: Tensor, rank: int | None = None, overwrite: bool = False
+        cls, mean: Tensor, covariance: Tensor, rank: Rank = None, overwrite: bool = False
     ) -> "Gaussian":
         """Decompose a covariance (D, D) in float64, once, and keep at most `rank` directions.
 
@@ -242,7 +264,7 @@ class Gaussian(EigenGaussian):
         return cls(mean, basis, eigenvalues).truncated(rank)
 
     @classmethod
-    def from_samples(cls, samples: Tensor, rank: int | None = None) -> "Gaussian":
+    def from_samples(cls, samples: Tensor, rank: Rank = None) -> "Gaussian":
         """Mean and covariance (over n - 1) of samples (n, D), or (n, *S), in float64.
 
         uint8 stands for [-1, 1]; floats, which may be in any units, are taken as they are.
@@ -301,9 +323,11 @@ class Gaussian(EigenGaussian):
     def rescale(self, factor: float) -> "Gaussian":
         return Gaussian(self.mean, self.basis, self.eigenvalues * factor)
 
-    def truncated(self, rank: int | None = None) -> "Gaussian":
+    def truncated(self, rank: Rank = None) -> "Gaussian":
         """Without the directions of the rank rule (lam <= 1e-12 lam_max), at most `rank` kept."""
         kept = int((self.eigenvalues > RANK_TOLERANCE * self.eigenvalues[:1]).sum())
+        if isinstance(rank, Planned):
+            rank = rank.of(self.eigenvalues[:kept], self.dim)
         kept = kept if rank is None else min(kept, rank)
         return Gaussian(self.mean, self.basis[:, :kept], self.eigenvalues[:kept])
 

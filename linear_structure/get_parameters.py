@@ -12,12 +12,17 @@ if __name__ == "__main__":  # this folder would come first on the path and shado
 import argparse
 import math
 from contextlib import suppress
+from dataclasses import replace
 from functools import partial
+from typing import cast
 
-from linear_structure import parameters
+import torch
+
+from linear_structure import parameters, planning
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.fit import BATCH, COMPONENTS, Fitted, check_classes, fit, fit_classes
+from linear_structure.gaussian import EigenGaussian, Gaussian, Planned, Rank
 from linear_structure.parameters import KINDS
 from linear_structure.spectral import LOW
 from linear_structure.system.errors import UsageError, run_command
@@ -45,6 +50,16 @@ def _count(text: str) -> int:
     return int(text)
 
 
+def _rank(text: str) -> int | str:
+    return text if text == "auto" else positive(text)
+
+
+def _positive(text: str) -> float:
+    if (value := _not_negative(text)) == 0:
+        raise argparse.ArgumentTypeError(f"{text!r} is no number above 0")
+    return value
+
+
 def _not_negative(text: str) -> float:
     with suppress(ValueError):
         if 0 <= float(text) < math.inf:
@@ -57,7 +72,15 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("dataset", help="a known name (CIFAR10, digits, ...) or a path to images")
     parser.add_argument("kind", choices=KINDS)
     parser.add_argument("save_dir", type=Path)
-    parser.add_argument("--rank", type=positive, help="keep at most so many directions")
+    parser.add_argument(
+        "--rank", type=_rank, help="keep at most so many directions; auto: as many as --sigma needs"
+    )
+    parser.add_argument("--sigma", type=_positive, help="--rank auto: where the teleport ends")
+    parser.add_argument(
+        "--error", type=_positive, help="--rank auto: how far that may move it, in units of sigma"
+    )
+    parser.add_argument("--count", type=positive, help="so many of the images, random by --seed")
+    parser.add_argument("--first", action="store_true", help="--count: the first ones instead")
     parser.add_argument("--by-class", action="store_true", help="one model for each class as well")
     parser.add_argument("--batch", type=positive, default=BATCH, help="images read at a time")
     parser.add_argument("--data-dir", type=Path, help="where archives are kept or looked for")
@@ -65,15 +88,45 @@ def _parse() -> argparse.Namespace:
         "--s0", type=_not_negative, default=0.0, help="isotropic: deviation of pixels"
     )
     parser.add_argument("--components", type=positive, default=COMPONENTS, help="mixture: how many")
-    parser.add_argument("--seed", type=_seed, default=0, help="mixture: seed of the k-means")
+    parser.add_argument("--seed", type=_seed, default=0, help="of --count, or a mixture's k-means")
     parser.add_argument(
         "--low", type=_count, default=LOW, help="spectral: frequencies in the dense block"
     )
     options = parser.parse_args()
     for name, kinds in USED_BY.items():
-        if options.kind not in kinds and getattr(options, name) != parser.get_default(name):
+        counted = name == "seed" and options.count is not None
+        given = getattr(options, name) != parser.get_default(name)
+        if options.kind not in kinds and given and not counted:
             raise UsageError(f"--{name} is for {' and '.join(kinds)}, not for {options.kind}")
+    options.rank = _planned(options)
+    if options.first and options.count is None:
+        raise UsageError("--first is for --count: expected how many are the first ones")
     return options
+
+
+def _planned(options: argparse.Namespace) -> Rank:
+    """The rank, or how it is chosen."""
+    if options.rank != "auto":
+        if options.sigma is not None or options.error is not None:
+            raise UsageError("--sigma and --error are for --rank auto")
+        return cast(Rank, options.rank)
+    if options.sigma is None:
+        raise UsageError("--rank auto needs --sigma, the level where the teleport ends")
+    return Planned(options.sigma, options.error or Planned.error)
+
+
+def _chosen(dataset: Dataset, options: argparse.Namespace) -> tuple[Dataset, str | None]:
+    """As many images as asked for, and which they are."""
+    total, count = dataset.count, options.count
+    if count is None or count == total:
+        return dataset, None
+    if count > total:
+        raise UsageError(f"--count {count}: {dataset.name} has {total:,} images")
+    if options.first:
+        return dataset.only(torch.arange(count)), f"the first {count} of {total}"
+    generator = torch.Generator().manual_seed(options.seed)
+    numbers, _ = torch.randperm(total, generator=generator)[:count].sort()
+    return dataset.only(numbers), f"{count} of {total}, random by seed {options.seed}"
 
 
 def _say_replaced(directory: Path, kind: str, dataset: str) -> None:
@@ -96,7 +149,9 @@ def main() -> None:
     """Fit, save, and say in a few lines what was made."""
     options = _parse()
     parameters.check_target(options.save_dir)
-    dataset = datasets.load(options.dataset, options.data_dir)
+    dataset = datasets.load(options.dataset, options.data_dir, floats=True)
+    dataset, selection = _chosen(dataset, options)
+    print(planning.check_memory(options.kind, dataset, options.low, planning.available()))
     labels = dataset.classes() if options.by_class else None
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
@@ -105,12 +160,19 @@ def main() -> None:
     check_writable(options.save_dir.resolve().parent)
     chosen = {name: getattr(options, name) for name in ("kind", "batch", *USED_BY)}
     model, story = fit(dataset, **chosen)
+    story = replace(story, selection=selection)
     told = partial(_told, dataset)
     classes = () if labels is None else map(told, fit_classes(dataset, labels, **chosen))
     _say_replaced(options.save_dir, options.kind, story.dataset)
     parameters.save(options.save_dir, model, story, classes)
     print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")
-    print(f"pixel standard deviation (sigma_data) {story.sigma_data:.4f} on the [-1, 1] scale")
+    of, scale = ("pixel ", "on the [-1, 1] scale") if dataset.pixels else ("", "in their own units")
+    print(f"{of}standard deviation (sigma_data) {story.sigma_data:.4f} {scale}")
+    if isinstance(model, Gaussian):
+        print(f"{model.rank} of {model.dim} directions are kept")
+    if isinstance(model, EigenGaussian):
+        for line in planning.told(*planning.trials(dataset, options.low, story.sigma_data)):
+            print(line)
     print(f"{options.kind} parameters written to {options.save_dir}")
 
 

@@ -57,6 +57,24 @@ class Moments:
         return float((variance + self.mean.var(correction=0)).sqrt())
 
 
+class FloatSums:
+    """Moments of blocks of floats, merged as they come."""
+
+    def __init__(self) -> None:
+        self._moments: Moments | None = None
+
+    def add(self, images: Tensor) -> None:
+        """Add images (n, *S), n >= 1."""
+        found = Moments.of(images.flatten(1))
+        self._moments = self._moments.merge(found) if self._moments else found
+
+    def moments(self) -> Moments:
+        """Of all of them; a ValueError if no image was added."""
+        if self._moments is None:
+            raise ValueError("no image was added")
+        return self._moments
+
+
 class PixelSums:
     """Exact running sums of uint8 images: `add` blocks in any order, `merge` what others summed."""
 

@@ -57,8 +57,10 @@ class Story:
     digest: str  # SHA-256 of the pixels in order
     count: int  # images used
     image_shape: tuple[int, int, int]  # (C, H, W)
-    sigma_data: float  # pixel standard deviation on the [-1, 1] scale
+    sigma_data: float  # standard deviation over all values, of pixels on the [-1, 1] scale
     label: int | None = None  # the class, None for all images
+    pixel_range: tuple[int, int] | None = (-1, 1)  # None: real numbers, taken as they were
+    selection: str | None = None  # which images of the dataset, None for all
 
 
 @dataclass(frozen=True)
@@ -128,7 +130,6 @@ def _write(folder: Path, model: Model, story: Story) -> None:
     description = {
         "format": FORMAT,
         "kind": model.kind,
-        "pixel_range": [-1, 1],
         "rank_rule": f"eigenvalues above {RANK_TOLERANCE} of the largest",
         "dtype": {name: str(value.dtype)[6:] for name, value in floats.items()},
         "files": {path.name: digest_of_file(path) for path in folder.glob("*.*")},
@@ -182,6 +183,8 @@ def load(directory: str | Path, eigenvalue_scale: float = 1.0) -> Parameters:
     if eigenvalue_scale != 1.0:
         model = model.rescale(eigenvalue_scale)
     notice = "" if story else f"{directory} has no {STORY}: {kind}, taken as pixels in [-1, 1]"
+    if "pixel_range" in story and story["pixel_range"] is None:
+        notice = f"{directory} describes real numbers as they were, not pixels in [-1, 1]"
     return Parameters(model, story, digest(model), notice)
 
 

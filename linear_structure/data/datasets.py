@@ -9,6 +9,9 @@ training and a test set, the first), or a `.npy` or `.npz` of uint8. An array of
 three axes is (n, H, W); of four, the channels (1 or 3) are the last axis, or else the second. In an
 `.npz` the images are `images` or `arr_0`, the labels, if any, `labels` or `arr_1`.
 
+Where real numbers are asked for, an array may hold floats as well: latents (n, C, H, W), of any
+number of channels and in any units, which are taken as they are.
+
 Folders, zips and `.npy` are read as they are asked for; the others are held in memory. Labels are
 read when they are asked for: who needs none is not stopped by odd ones.
 """
@@ -44,6 +47,7 @@ class Dataset:
     shape: tuple[int, int, int]  # C, H, W
     read: Callable[[int, int], Tensor] = field(repr=False)  # images [start, stop)
     read_labels: Callable[[], Labels] = field(repr=False)  # as `labels`
+    pixels: bool = True  # uint8; else floats, real numbers of any size
 
     @classmethod
     def of(cls, name: str, images: Tensor, labels: Tensor | None = None) -> "Dataset":
@@ -71,6 +75,18 @@ class Dataset:
     def images(self) -> Tensor:
         """All images at once: uint8 (count, C, H, W)."""
         return self.read(0, self.count)
+
+    def only(self, chosen: Tensor) -> "Dataset":
+        """The images of some numbers (m,), int64, in that order, with their labels."""
+
+        def read(start: int, stop: int) -> Tensor:
+            return torch.cat([self.read(i, i + 1) for i in chosen[start:stop].tolist()])
+
+        def read_labels() -> Tensor | None:
+            labels = self.labels()
+            return None if labels is None else labels[chosen]
+
+        return replace(self, count=len(chosen), read=read, read_labels=read_labels)
 
     def digest(self, size: int = 1000) -> str:
         """SHA-256 (64 hexadecimal digits) of the pixels in order, `size` images at a time."""
@@ -125,6 +141,7 @@ def load(
     name_or_path: str | Path,
     data_dir: Path | None = None,
     sources: tuple[Source, ...] | None = None,
+    floats: bool = False,
 ) -> Dataset:
     """The dataset of a known name (which wins over a path of that name), or at a path.
 
@@ -132,6 +149,7 @@ def load(
         name_or_path: one of `NAMES`, or a folder, `.zip`, `.npy`, `.npz` or IDX file of images.
         data_dir: where published archives are looked up and stored, instead of the cache.
         sources: other URLs and digests for a published dataset, as many as `sources_of(name)`.
+        floats: whether an array of them is a dataset, too.
 
     Raises:
         UsageError: the name is unknown, or what is there cannot be read as a dataset.
@@ -143,7 +161,7 @@ def load(
     if name in ARCHIVES:
         paths = [fetch(source, data_dir) for source in sources or sources_of(name)]
         return Dataset.of(name, *ARCHIVES[name].read(*paths))
-    return _at_path(Path(name_or_path))
+    return _at_path(Path(name_or_path), floats)
 
 
 def sources_of(name: str) -> tuple[Source, ...]:
@@ -165,7 +183,7 @@ def file_of(path: Path) -> Path | None:
     return path if path.is_file() else idx.images_at(path)
 
 
-def _at_path(path: Path) -> Dataset:
+def _at_path(path: Path, floats: bool) -> Dataset:
     if path.exists() and (images := idx.images_at(path)):
         return _of_idx(images)
     if path.is_dir():
@@ -177,7 +195,7 @@ def _at_path(path: Path) -> Dataset:
     if path.suffix.lower() == ".zip":
         return Dataset(path.stem, *open_zip(path))
     if path.suffix.lower() in (".npy", ".npz"):
-        return _of_arrays(path)
+        return _of_arrays(path, floats)
     raise UsageError(f"{path} is neither a folder nor a .zip, .npy, .npz or IDX file of images")
 
 
@@ -193,7 +211,7 @@ def _of_idx(path: Path) -> Dataset:
     return replace(dataset, read_labels=read_labels)
 
 
-def _of_arrays(path: Path) -> Dataset:
+def _of_arrays(path: Path, floats: bool) -> Dataset:
     labelled: tuple[str, ...] = ()
     if zipfile.is_zipfile(path):
         names = names_in(path)
@@ -203,16 +221,30 @@ def _of_arrays(path: Path) -> Dataset:
         labelled = tuple(key for key in LABELS if key in names)[:1]
     else:
         stored = map_npy(path)
-    images = _channels_second(stored, path)
+    pixels = not (floats and stored.dtype.kind == "f")
+    images = _channels_second(stored, path) if pixels else _latents(stored, path)
 
     def read(start: int, stop: int) -> Tensor:
-        return torch.from_numpy(np.array(images[start:stop], order="C"))
+        values = np.array(images[start:stop], images.dtype.newbyteorder("="), order="C")
+        if not pixels and not np.isfinite(values).all():
+            raise UsageError(f"{path} holds NaN or infinity, in images {start} to {stop - 1}")
+        return torch.from_numpy(values)
 
     def read_labels() -> Labels:
         arrays = (read_npz(path, name)[name] for name in labelled)
         return Labels(next((_targets(array, len(images), path) for array in arrays), None))
 
-    return Dataset(path.stem, len(images), images.shape[1:], read, read_labels)
+    return Dataset(path.stem, len(images), images.shape[1:], read, read_labels, pixels)
+
+
+def _latents(array: np.ndarray, path: Path) -> np.ndarray:
+    """Floats that torch knows, (n, C, H, W)."""
+    if array.ndim != 4 or array.size == 0 or array.dtype.itemsize > 8:
+        raise UsageError(
+            f"{path} holds {array.dtype} of shape {array.shape}: floats of 16, 32 or 64 bits "
+            "are needed, (n, C, H, W) with at least one image"
+        )
+    return array
 
 
 def _channels_second(array: np.ndarray, path: Path) -> np.ndarray:

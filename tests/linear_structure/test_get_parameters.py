@@ -224,6 +224,31 @@ def test_the_spectral_model_is_that_of_the_images(tmp_path, command, low):
     assert found.story["sigma_data"] == pytest.approx(story["sigma_data"], rel=1e-12)
 
 
+def test_so_many_images_at_random_or_the_first(tmp_path, command):
+    for name, words, said in (
+        ("random", ("--seed", 3), "50 of 1797, random by seed 3"),
+        ("again", ("--seed", 3), "50 of 1797, random by seed 3"),
+        ("first", ("--first",), "the first 50 of 1797"),
+    ):
+        assert command("digits", "gaussian", tmp_path / name, "--count", 50, *words)[0] == 0
+        story = parameters.read_story(tmp_path / name)
+        assert (story["count"], story["selection"]) == (50, said)
+    random, again, first = (parameters.load(tmp_path / n) for n in ("random", "again", "first"))
+    assert random.digest == again.digest != first.digest
+    np.testing.assert_allclose(first.model.mean, X[:50].mean(0), rtol=0, atol=1e-14)
+
+
+def test_the_rank_is_planned_for_the_level_of_a_teleport(tmp_path, command):
+    command("digits", "gaussian", tmp_path / "all")
+    words = ("--rank", "auto", "--sigma", 3, "--error", 0.01)
+    code, said, _ = command("digits", "gaussian", tmp_path / "few", *words)
+    lam = parameters.load(tmp_path / "all").model.eigenvalues
+    cost = (np.sqrt(1 + lam.numpy() / 9) - 1) ** 2
+    kept = next(r for r in range(64) if math.sqrt(cost[r:].sum() / 64) <= 0.01)
+    assert code == 0 and f"{kept} of 64 directions" in said
+    assert torch.equal(parameters.load(tmp_path / "few").model.eigenvalues, lam[:kept])
+
+
 # Bad input
 
 
@@ -278,6 +303,14 @@ def test_an_option_that_makes_no_sense_is_refused(tmp_path, command, options):
     ("kind", "options", "sentence"),
     [
         ("isotropic", ("--rank", "3"), "--rank is for gaussian and mixture, not for isotropic"),
+        ("gaussian", ("--count", "1798"), "--count 1798: digits has 1,797 images"),
+        ("gaussian", ("--first",), "--first is for --count: expected how many are the first ones"),
+        ("gaussian", ("--sigma", "3"), "--sigma and --error are for --rank auto"),
+        (
+            "gaussian",
+            ("--rank", "auto"),
+            "--rank auto needs --sigma, the level where the teleport ends",
+        ),
         ("pointcloud", ("--s0", "0.5"), "--s0 is for isotropic, not for pointcloud"),
         ("gaussian", ("--components", "3"), "--components is for mixture, not for gaussian"),
         ("gaussian", ("--low", "3"), "--low is for spectral, not for gaussian"),

@@ -1,0 +1,121 @@
+"""What a fit needs and which structure suits; parts of a dataset, and real numbers."""
+
+import numpy as np
+import pytest
+import torch
+
+from linear_structure import fit, parameters, planning
+from linear_structure.data.datasets import Dataset, load
+from linear_structure.gaussian import Gaussian, Planned
+from linear_structure.points import PointCloud
+from linear_structure.spectral import Spectral
+from linear_structure.system.errors import UsageError
+
+
+@pytest.mark.parametrize("sigma", [12.9, 3.0, 1.0])
+def test_the_planned_rank_is_the_least_that_keeps_the_error(sigma):
+    """The error of a teleport from endless noise, whose ends are `sqrt(lam + sigma^2) z`."""
+    lam = 100 / torch.arange(1, 49, dtype=torch.float64) ** 2
+    full = Gaussian(torch.zeros(48).double(), torch.eye(48).double(), lam)
+    rank = Planned(sigma, 0.01).of(lam, 48)
+    assert 0 < rank < 48
+    far = 1e7
+    unit = full.flow(far * torch.eye(48, dtype=torch.float64), far, sigma)
+    for kept, within in ((rank, True), (rank - 1, False)):
+        moved = full.truncated(kept).flow(far * torch.eye(48).double(), far, sigma) - unit
+        assert (float((moved.square().sum() / 48).sqrt()) / sigma <= 0.01) == within
+    assert len(full.truncated(Planned(sigma, 0.01)).eigenvalues) == rank
+
+
+def test_the_ranks_of_cifar10_are_the_published_ones():
+    """Of the first levels; the shipped file has 300 of 3072 directions."""
+    lam = parameters.load("edm/weights/cifar10-parameters").model.eigenvalues
+    assert [Planned(sigma).of(lam, 3072) for sigma in (12.91, 8.40, 5.32)] == [2, 7, 21]
+
+
+def test_the_forecast_names_what_would_fit():
+    shape, free = (3, 256, 256), 2_000_000_000
+    many = Dataset("many", 200_000, shape, lambda *_: torch.zeros(0), lambda: None)
+    with pytest.raises(UsageError, match=r"take about 927.7 GB of memory, .* 2.0 GB are free"):
+        planning.check_memory("gaussian", many, 8, free)
+    with pytest.raises(UsageError, match=r"spectral ones take 0.3 GB"):
+        planning.check_memory("gaussian", many, 8, free)
+    assert "spectral parameters of 200,000 images" in planning.check_memory(
+        "spectral", many, 8, free
+    )
+    with pytest.raises(UsageError) as refused:
+        planning.check_memory("spectral", many, 128, free)
+    assert "spectral ones" not in str(refused.value)
+    assert planning.check_memory("gaussian", many, 8, None)
+    assert (planning.available() or 1) > 0
+
+
+def test_held_out_errors_tell_smooth_images_from_aligned_ones():
+    """Fields of one spectrum are better off with frequencies, multiples of one image with rank."""
+    generator = torch.Generator().manual_seed(0)
+    amplitude = torch.outer(*[1 / (1 + torch.arange(16.0)) for _ in range(2)])
+    white = torch.randn(300, 1, 16, 16, generator=generator)
+    smooth = torch.fft.ifft2(torch.fft.fft2(white) * amplitude).real
+    shapes = torch.randn(3, 1, 16, 16, generator=generator)
+    aligned = torch.einsum("nk,kchw->nchw", torch.randn(300, 3, generator=generator), shapes)
+    for images, better in ((smooth, "spectral"), (aligned, "gaussian")):
+        dataset = of_floats(images)
+        fitted, apart, found = planning.trials(dataset, 4, float(images.std()))
+        assert (fitted, apart, len(found)) == (270, 30, 3)
+        assert found[0].better == better
+        assert f"{better} is better" in planning.told(fitted, apart, found)[1]
+
+
+def of_floats(images: torch.Tensor) -> Dataset:
+    count, *shape = images.shape
+    return Dataset("floats", count, tuple(shape), lambda a, b: images[a:b], lambda: None, False)
+
+
+def test_a_structure_that_holds_all_is_not_better():
+    _, _, found = planning.trials(load("digits"), 8, 0.75)
+    assert {trial.better for trial in found} == {"neither"}
+    assert planning.trials(load("digits").only(torch.arange(9)), 8, 0.75)[2] == []
+
+
+def test_only_some_images_have_their_labels():
+    digits, chosen = load("digits"), torch.tensor([3, 4, 700])
+    part = digits.only(chosen)
+    assert torch.equal(part.images(), digits.images()[chosen])
+    assert torch.equal(part.labels(), digits.labels()[chosen])
+    assert torch.equal(part.read(1, 3), digits.images()[chosen[1:]])
+
+
+@pytest.mark.parametrize("dtype", ["<f2", "<f4", ">f4", "<f8"])
+@pytest.mark.parametrize("end", ["npy", "npz"])
+def test_latents_are_taken_as_they_are(tmp_path, dtype, end):
+    values = np.random.default_rng(0).normal(3, 20, (50, 4, 3, 2)).astype(dtype)
+    path = tmp_path / f"latents.{end}"
+    np.save(path, values) if end == "npy" else np.savez(path, images=values)
+    with pytest.raises(UsageError, match="uint8"):
+        load(path)
+    dataset, rows = load(path, floats=True), values.reshape(50, -1).astype(np.float64)
+    assert (dataset.count, dataset.shape, dataset.pixels) == (50, (4, 3, 2), False)
+    for kind in ("gaussian", "spectral", "isotropic", "mixture"):
+        model, story = fit.fit(dataset, kind, components=2, batch=7)
+        assert story.pixel_range is None
+        assert story.sigma_data == pytest.approx(rows.std(), rel=1e-10)
+        if kind != "mixture":
+            np.testing.assert_allclose(model.mean, rows.mean(0), rtol=0, atol=1e-10)
+    gaussian, _ = fit.fit(dataset, batch=7)
+    covariance = (gaussian.basis * gaussian.eigenvalues) @ gaussian.basis.T
+    np.testing.assert_allclose(covariance, np.cov(rows.T), rtol=0, atol=1e-9)
+    with pytest.raises(UsageError, match="point clouds are kept as uint8"):
+        fit.fit(dataset, PointCloud.kind)
+    parameters.save(tmp_path / "p", *fit.fit(dataset, Spectral.kind, low=2))
+    assert "real numbers" in parameters.load(tmp_path / "p").notice
+
+
+def test_latents_that_are_none_are_refused(tmp_path):
+    values = np.zeros((5, 4, 3, 2), np.float32)
+    np.save(tmp_path / "flat.npy", values[0])
+    with pytest.raises(UsageError, match=r"\(n, C, H, W\)"):
+        load(tmp_path / "flat.npy", floats=True)
+    values[3, 0, 0, 0] = np.nan
+    np.save(tmp_path / "nan.npy", values)
+    with pytest.raises(UsageError, match="NaN or infinity, in images 0 to 4"):
+        fit.fit(load(tmp_path / "nan.npy", floats=True), "spectral")
