@@ -82,9 +82,9 @@ class Dataset:
         def read(start: int, stop: int) -> Tensor:
             return torch.cat([self.read(i, i + 1) for i in chosen[start:stop].tolist()])
 
-        def read_labels() -> Tensor | None:
-            labels = self.labels()
-            return None if labels is None else labels[chosen]
+        def read_labels() -> Labels:
+            values, names = self.read_labels()
+            return Labels(None if values is None else values[chosen], names)
 
         return replace(self, count=len(chosen), read=read, read_labels=read_labels)
 
