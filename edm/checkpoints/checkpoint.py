@@ -9,7 +9,7 @@ import json
 import sys
 import zipfile
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -237,14 +237,11 @@ def _read_safetensors(path: Path, key: str) -> tuple[dict[str, Any], dict[str, T
 
 def _program(path: Path) -> bytes | None:
     """How the pickle begins that torch.save wrote; None where it did not write the file."""
-    try:
-        with zipfile.ZipFile(path) as archive:
-            for name in archive.namelist():
-                if name.endswith(PROGRAM):
-                    with archive.open(name) as file:
-                        return file.read(MOST_READ)
-    except UNREADABLE_ARRAYS:
-        pass
+    with suppress(*UNREADABLE_ARRAYS), zipfile.ZipFile(path) as archive:
+        for name in archive.namelist():
+            if name.endswith(PROGRAM):
+                with archive.open(name) as file:
+                    return file.read(MOST_READ)
     return None
 
 
