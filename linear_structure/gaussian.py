@@ -137,6 +137,7 @@ class EigenGaussian(Flowing):
         return (g.mean + g.from_axes(g.onto_axes(offset) * shrink)).view_as(x)
 
     def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
+        """`a1 mu + (b1/b0) (d - U U'd) + U diag(sqrt(var1 / var0)) U'd`, var = a^2 lam + b^2."""
         _check_start(start)
         g, offset, a0, b0 = self._prepare(x, start)
         a1, b1 = coefficients(stop, offset)

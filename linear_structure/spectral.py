@@ -195,6 +195,7 @@ class Spectral(EigenGaussian):
         return cls(mean.double(), low.float(), rest.float(), lam.double().clamp(min=0))
 
     def tensors(self) -> dict[str, Tensor]:
+        """As `from_tensors` takes them."""
         return {
             "mu": self.mean.double(),
             "low": self.low.float(),

@@ -109,7 +109,7 @@ def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[None]:
     base, start = type(pipe.scheduler), position(planned, skip * planned.order)
 
     @wraps(base.set_timesteps)  # pipelines look at its arguments
-    def set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
+    def _set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
         base.set_timesteps(self, *args, **kwargs)
         count, wanted = level_count(self), level_count(planned)
         if count != wanted or position(self, skip * self.order) != start:
@@ -121,7 +121,7 @@ def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[None]:
         cut(self, skip)
 
     scale = property(lambda self: 1.0, lambda self, value: None)
-    with changed(pipe, set_timesteps=set_timesteps, init_noise_sigma=scale):
+    with changed(pipe, set_timesteps=_set_timesteps, init_noise_sigma=scale):
         yield
 
 

@@ -50,6 +50,7 @@ class PipelineTrial(Comparison):
 
     @cached_property
     def carried(self) -> list[Tensor]:
+        """Those of the model in the network's place, in the same scheduler's steps."""
         prediction, scheduler = prediction_of(self.planned), copy.deepcopy(self.planned)
         start = carried(scheduler, None, self.noise.double(), 0)
 
