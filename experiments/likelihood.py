@@ -33,7 +33,6 @@ from matplotlib.axes import Axes
 from torch import Tensor
 from tqdm import tqdm
 
-from edm.evaluation.paired import HALF_WIDTH
 from edm.network import Network
 from experiments.comparison import GAUSSIAN, ISOTROPIC, Key
 from experiments.presets import Preset
@@ -46,6 +45,7 @@ from linear_structure.denoise import Denoiser, Model
 from linear_structure.gaussian import EigenGaussian, Isotropic
 from linear_structure.images import ALL_LEVELS, dequantize, grey_levels
 from linear_structure.mixture import GaussianMixture
+from linear_structure.moments import HALF_WIDTH
 from linear_structure.points import PointCloud
 from linear_structure.sampling.bound import terms
 from linear_structure.sampling.grids import Rounding, ve_grid

@@ -31,7 +31,6 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from edm.evaluation.paired import HALF_WIDTH
 from edm.network import Network
 from edm.training.loss import EDM
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, SPHERICAL, Key, Makers, models
@@ -40,6 +39,7 @@ from linear_structure import parameters
 from linear_structure.denoise import Denoiser, Model
 from linear_structure.gaussian import EigenGaussian, Isotropic
 from linear_structure.images import from_uint8
+from linear_structure.moments import HALF_WIDTH
 from linear_structure.sampling.grids import ve_grid
 from linear_structure.sampling.likelihood import entropy_from_losses
 from linear_structure.sampling.processes import ddpm_grid

@@ -23,7 +23,6 @@ from torch import Tensor
 from tqdm import tqdm
 
 from edm.checkpoints import checkpoint
-from edm.evaluation.paired import HALF_WIDTH
 from edm.representation.encoder import BLOCK, Encode, check_levels, trajectory
 from edm.representation.objective import Pair
 from edm.representation.training import Coloured, PairRecipe
@@ -35,6 +34,7 @@ from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.data.factors import PARTS, Factors, in_fixed_colours, in_parts, pooled
 from linear_structure.images import from_uint8
+from linear_structure.moments import HALF_WIDTH
 from linear_structure.sampling.grids import ve_grid
 from linear_structure.system.arrays import read_npz
 from linear_structure.system.errors import UsageError, WorkError

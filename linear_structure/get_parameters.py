@@ -27,6 +27,7 @@ from linear_structure.parameters import KINDS
 from linear_structure.spectral import LOW
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_writable
+from linear_structure.system.machine import free_memory
 from linear_structure.system.options import positive
 
 USED_BY = {
@@ -151,7 +152,7 @@ def main() -> None:
     parameters.check_target(options.save_dir)
     dataset = datasets.load(options.dataset, options.data_dir, floats=True)
     dataset, selection = _chosen(dataset, options)
-    print(planning.check_memory(options.kind, dataset, options.low, planning.available()))
+    print(planning.check_memory(options.kind, dataset, options.low, free_memory()))
     labels = dataset.classes() if options.by_class else None
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")

@@ -17,6 +17,7 @@ from torch import Tensor
 from linear_structure.images import HALF_RANGE
 from linear_structure.products import add_products, mirror
 
+HALF_WIDTH = 1.96  # of a 95 % interval, in standard errors
 OFFSET = 128
 WAITING = 8000  # images that are summed together; fewer would mean more additions to the sums
 

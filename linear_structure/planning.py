@@ -5,7 +5,6 @@ and decomposed; of n < D images their n x n products are decomposed instead, and
 """
 
 import math
-from pathlib import Path
 from typing import NamedTuple
 
 import torch
@@ -14,31 +13,17 @@ from torch import Tensor
 from linear_structure.data.datasets import Dataset
 from linear_structure.gaussian import EigenGaussian, Gaussian
 from linear_structure.images import from_uint8
+from linear_structure.moments import HALF_WIDTH
 from linear_structure.spectral import BLOCK, Spectral, block_size
 from linear_structure.system.errors import UsageError
 
 DOUBLE = 8  # bytes of a float64
-LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")  # of a container
 LEVELS = (4, 10, 25)  # sigma in units of sigma_data: where teleports end
 HELD_OUT = 200  # images, of a tenth at most
 FITTED = 2000  # images that two structures are compared on, unless they have few values
 FEW = 1024  # values of an image whose full covariance is decomposed in a second
 HELD = 1 << 23  # values of all images that are compared on
 SEEN = 0.005  # percent: less is printed as 0
-HALF_WIDTH = 1.96  # of a 95 % interval, in standard errors
-
-
-def available() -> int | None:
-    """Bytes that this process may still take; None where the system does not say."""
-    found = []
-    meminfo = Path("/proc/meminfo")
-    if meminfo.exists():
-        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        found = [1024 * int(rows[name].split()[0]) for name in ("MemAvailable",) if name in rows]
-    limit, taken = map(Path, LIMITS)
-    if limit.exists() and (most := limit.read_text().strip()).isdecimal():
-        found.append(int(most) - int(taken.read_text()))
-    return min(found, default=None)
 
 
 def memory_of(kind: str, count: int, shape: tuple[int, int, int], low: int) -> int:

@@ -16,6 +16,7 @@ from pathlib import Path
 
 from edm.evaluation import classifier
 from linear_structure.data import datasets
+from linear_structure.moments import HALF_WIDTH
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import Machine, add_options
 
@@ -33,7 +34,7 @@ def parse_arguments() -> argparse.Namespace:
 
 def share(part: float, count: int) -> str:
     """A share of `count` images in percent, with half the width of its interval."""
-    return f"{part:.2%} ± {1.96 * math.sqrt(part * (1 - part) / count):.2%}"
+    return f"{part:.2%} ± {HALF_WIDTH * math.sqrt(part * (1 - part) / count):.2%}"
 
 
 def main() -> None:

@@ -144,9 +144,10 @@ def test_mypy_sees_the_types(clone, tmp_path):
     words = ("--cache-dir", os.devnull, "--python-executable", python, "users.py")
     said = run(sys.executable, "-m", "mypy", *words, cwd=tmp_path).stdout.splitlines()
     level = "torch.Tensor | float"
+    position = f"{level} | tuple[{level}, {level}, fallback=linear_structure.denoise.Position]"
     assert (
-        f"x: torch.Tensor, start: {level}, stop: {level}) -> torch.Tensor" in said[0]
-        and "self: linear_structure.gaussian.Gaussian" in said[0]
+        f"x: torch.Tensor, start: {position}, stop: {position}) -> torch.Tensor" in said[0]
+        and "self: linear_structure.gaussian.EigenGaussian" in said[0]
     )
     assert "denoise: def (torch.Tensor, torch.Tensor) -> torch.Tensor" in said[1]
     assert "Iterator[" in said[1] and "linear_structure.sampling.samplers.Step]" in said[1]

@@ -40,9 +40,9 @@ from torch import Tensor
 
 from edm.evaluation import fid, kid
 from edm.evaluation.fid import Statistics
+from linear_structure.moments import HALF_WIDTH
 from linear_structure.system.errors import UsageError
 
-HALF_WIDTH = 1.96  # of a 95 % interval, in standard errors
 RESAMPLES = 200  # leave a standard error uncertain by 5 %
 UNCHANGED = 0.1  # of the distance at skip 0: the knee is before the first change of that size
 

@@ -46,7 +46,7 @@ class Dataset:
     count: int
     shape: tuple[int, int, int]  # C, H, W
     read: Callable[[int, int], Tensor] = field(repr=False)  # images [start, stop)
-    read_labels: Callable[[], Labels] = field(repr=False)  # as `labels`
+    read_labels: Callable[[], Labels | Tensor | None] = field(repr=False)  # as `labels`
     pixels: bool = True  # uint8; else floats, real numbers of any size
 
     @classmethod
@@ -83,7 +83,7 @@ class Dataset:
             return torch.cat([self.read(i, i + 1) for i in chosen[start:stop].tolist()])
 
         def read_labels() -> Labels:
-            values, names = self.read_labels()
+            values, names = self._labels
             return Labels(None if values is None else values[chosen], names)
 
         return replace(self, count=len(chosen), read=read, read_labels=read_labels)
@@ -134,7 +134,8 @@ class Dataset:
 
     @cached_property
     def _labels(self) -> Labels:
-        return self.read_labels()
+        found = self.read_labels()
+        return found if isinstance(found, Labels) else Labels(found)
 
 
 def load(

@@ -23,6 +23,7 @@ from linear_structure.system.precision import set_tf32
 
 Item = TypeVar("Item")
 MOST_THREADS = 1024
+LIMITS = ("/sys/fs/cgroup/memory.max", "/sys/fs/cgroup/memory.current")  # of a container
 GRACE = 60.0  # seconds
 PATIENCE = timedelta(days=365)  # that processes have with each other: work may take long
 
@@ -123,6 +124,19 @@ def chosen_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
         raise UsageError(f"--device {name}: there is no such device here") from error
     return device
+
+
+def free_memory() -> int | None:
+    """Bytes that this process may still take; None where the system does not say."""
+    found = []
+    meminfo = Path("/proc/meminfo")
+    if meminfo.exists():
+        rows = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        found = [1024 * int(rows[name].split()[0]) for name in ("MemAvailable",) if name in rows]
+    limit, taken = map(Path, LIMITS)
+    if limit.exists() and (most := limit.read_text().strip()).isdecimal():
+        found.append(int(most) - int(taken.read_text()))
+    return min(found, default=None)
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:

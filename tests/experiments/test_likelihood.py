@@ -16,7 +16,7 @@ import torch
 
 from edm.checkpoints import save, shipped
 from edm.network import network_of
-from experiments import likelihood
+from experiments import likelihood, presets
 from experiments.likelihood import (
     Bound,
     Images,
@@ -196,7 +196,7 @@ def test_a_network_of_few_levels_is_asked_at_those_alone():
 
 
 def test_the_range_is_the_networks_or_else_the_presets():
-    digits = likelihood_script().presets.find("digits")
+    digits = presets.find("digits")
     assert Range.of(digits, network()) == Range(0.02, 80.0, 0.002, 80.0)
     own = network(sigma_min=0.03, sigma_max=50.0)
     assert Range.of(digits, own) == Range(0.03, 50.0, 0.03, 50.0)
