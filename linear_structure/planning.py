@@ -21,6 +21,7 @@ DOUBLE = 8  # bytes of a float64
 LEVELS = (4, 10, 25)  # sigma in units of sigma_data: where teleports end
 HELD_OUT = 200  # images, of a tenth at most
 FITTED = 2000  # images that two structures are compared on, unless they have few values
+LEAST = 20  # images that can tell anything
 FEW = 1024  # values of an image whose full covariance is decomposed in a second
 HELD = 1 << 23  # values of all images that are compared on
 SEEN = 0.005  # percent: less is printed as 0
@@ -83,12 +84,15 @@ class Trial(NamedTuple):
 def trials(dataset: Dataset, low: int, sigma_data: float) -> tuple[int, int, list[Trial]]:
     """Both structures, fitted to some images, on others: how many of each, and a trial a level.
 
-    The images are random, but the same ones each time; with fewer than 20 there is no trial.
+    The images are random, but the same ones each time. Where fewer than 20 are at hand, or can be
+    held, there is no trial.
     """
-    dim, apart = math.prod(dataset.shape), min(HELD_OUT, dataset.count // 10)
-    most = dataset.count - apart if dim <= FEW else FITTED
-    fitted = min(most, dataset.count - apart, max(HELD // dim - apart, 1))
-    if apart < 2 or sigma_data == 0:
+    dim = math.prod(dataset.shape)
+    most = dataset.count if dim <= FEW else FITTED + HELD_OUT
+    count = min(dataset.count, most, HELD // dim)
+    apart = min(HELD_OUT, dataset.count // 10, count // 3)
+    fitted = count - apart
+    if count < LEAST or apart < 2 or sigma_data == 0:
         return fitted, apart, []
     order = torch.randperm(dataset.count, generator=torch.Generator().manual_seed(0))
     chosen, _ = order[: fitted + apart].sort()
