@@ -500,7 +500,7 @@ def call(tmp_path, monkeypatch):
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["nonsense"], "unknown preset 'nonsense': expected one of digits, cifar10"),
+        (["nonsense"], "unknown preset 'nonsense': expected one of digits, fashion, cifar10"),
         (["digits", "--skips", "0,18"], "from 0 to 17"),
         (["digits", "--parameters", "nowhere"], "nowhere is no directory"),
         (["digits", "--network", "nowhere.pkl"], "nowhere.pkl is not a file"),
