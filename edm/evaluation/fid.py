@@ -189,7 +189,7 @@ def write(path: str | Path, statistics: Statistics) -> None:
 
 def singular(count: int, dim: int) -> str:
     """What to know of a distance of no more images than features."""
-    return f"{count} images give a singular covariance of {dim} features; compare at equal n only"
+    return f"{count} images give a singular covariance of {dim} features: compare at equal n only."
 
 
 def refuse_unequal(counts: Sequence[int]) -> None:
