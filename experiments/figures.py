@@ -13,6 +13,7 @@ from torch.nn.functional import pad
 
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, quartiles
 from experiments.pooled import Pool
+from experiments.published import SHARES, SIGMAS
 from experiments.style import COLORS, NOISE_LEVEL, drawn, style_of
 from experiments.tables import Row, gaps, range_count
 from linear_structure.images import grid, to_uint8
@@ -180,6 +181,27 @@ def score_comparison(path: Path, numbers: Numbers, places: Mapping[str, str], ti
             _noise_axis(right, squares, f"{share} at {where}")
             right.set_ylim(top=3)
         _legend_beside(figure, panels[0, 0])
+
+
+def published_shares(path: Path, numbers: Numbers, title: str) -> None:
+    """The unexplained share of the score, mean over images, beside the authors' of their network.
+
+    Published shares of 1.0000 are below what their table shows, and left out.
+    """
+    with drawn(path, title, WIDE, TALL) as figure:
+        axes = figure.subplots()
+        for key, shares in ((key, each) for key, each in SHARES.items() if key.rank is None):
+            style, left = style_of(key), 1 - np.array(shares)
+            if key in numbers:
+                ours = numbers[key]["noised"]
+                axes.plot(ours["sigma"], 1 - np.array(ours["share"]), **style, label=key.title)
+            theirs = {**style, "linestyle": ":", "marker": "s", "ms": 4}
+            shown = left > 0
+            label = f"{key.title}, published"
+            axes.plot(np.array(SIGMAS)[shown], left[shown], **theirs, label=label)
+        _noise_axis(axes, "1 - share of |score|² explained, mean over images")
+        axes.set_ylim(top=3)
+        _legend_beside(figure, axes)
 
 
 def _told_apart(numbers: Numbers) -> Numbers:
