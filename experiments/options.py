@@ -106,7 +106,7 @@ def remembered(typed: argparse.Namespace) -> own.Typed | None:
     """
     name = getattr(typed, "name", None)
     if typed.preset == OWN and hasattr(typed, "name"):
-        return own.joined(name or OWN, said(typed))
+        return own.joined(OWN if name is None else name, said(typed))
     if name is not None:
         raise UsageError(f"--name would change nothing: {typed.preset} has its own")
     return None if typed.preset in presets.presets() else own.read(typed.preset) or None

@@ -251,7 +251,8 @@ class Prepared:
         done = Counter(text for record in self.records.values() for text in record.done)
         faults = [(name, record.fault) for name, record in self.records.items() if record.fault]
         rows = [("what was done", "files"), ("---", "---:"), *sorted(done.items())]
-        rows += [("nothing", sum(record == Record([]) for record in self.records.values()))]
+        if untouched := sum(record == Record([]) for record in self.records.values()):
+            rows += [("nothing", untouched)]
         if faults:
             rows += [("left out", len(faults)), ("", ""), ("left out", "why"), ("---", "---")]
         lines = (f"| {left} | {right} |" if left else "" for left, right in (*rows, *faults))

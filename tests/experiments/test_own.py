@@ -170,6 +170,7 @@ def test_a_name_serves_a_second_range_and_keeps_its_settings(call, capsys, monke
         "a file for a folder": ({}, "images_with_skips is a file: expected a folder"),
         "a name of a preset": ({"--name": "digits"}, "digits is a preset: choose another --name"),
         "a name that is a path": ({"--name": "../x"}, "--name '../x': expected letters"),
+        "no name at all": ({"--name": ""}, "--name '': expected letters"),
         "no images named": ({"dataset": None}, "nothing says which images are yours"),
         "another preset": ({"preset": "digits", "--name": "x"}, "--name would change nothing"),
     }.values(),
