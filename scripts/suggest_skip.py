@@ -68,7 +68,7 @@ def measured(preset: Preset, settled: dict[str, Any]) -> str:
         sweep = results.latest_sweep(results.ROOT, preset.name)
         other = [name for name, value in settled.items() if sweep[0].inputs.get(name) != value]
         if other:
-            return f"The latest sweep was of other {', '.join(other)}: nothing to compare with."
+            return f"The latest sweep was of another {', '.join(other)}: nothing to compare with."
         together = pool(results.ROOT, sweep)
     except UsageError as error:
         return f"Nothing measured to compare with: {error}."

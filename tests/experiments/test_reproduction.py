@@ -92,7 +92,7 @@ def test_a_skip_is_suggested_and_compared_with_a_sweep_of_the_same_settings(run,
     assert "(1 - p)^4, 0.81 for 5 %, 0.96 for 1 %" in said
     assert run("suggest_skip.py", "--seeds", "5-8") == 0
     said = capsys.readouterr().out
-    assert "other sigmas" in said and "4 finished samples (seeds 5-8)" in said
+    assert "another sigmas" in said and "4 finished samples (seeds 5-8)" in said
     assert run("suggest_skip.py", *words, "--sampler", "unipc") == 0
     said = capsys.readouterr().out
     *above, last, best, _, _, _ = said.splitlines()
@@ -112,7 +112,7 @@ def test_a_sweep_is_quoted_only_where_both_teleport_by_class_or_neither(run, fil
         assert run("suggest_skip.py", *words, "--count", "4", *swept) == 0
         assert "Measured: up to skip" in capsys.readouterr().out
         assert run("suggest_skip.py", *words, "--count", "4", *other) == 0
-        assert "The latest sweep was of other by_class:" in capsys.readouterr().out
+        assert "The latest sweep was of another by_class:" in capsys.readouterr().out
 
 
 def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
@@ -126,7 +126,7 @@ def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
     assert "Measured: up to skip" in capsys.readouterr().out
     monkeypatch.setattr("linear_structure.teleport.SOLVER_STEPS", 16)
     assert run("suggest_skip.py", *words, "--count", "4") == 0
-    assert "The latest sweep was of other solver_steps:" in capsys.readouterr().out
+    assert "The latest sweep was of another solver_steps:" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize(
