@@ -2,7 +2,8 @@
 
 `--network module:function` names a function without arguments that returns any denoiser: what
 `network_of` gives, or a callable `D(x, sigma)`, an `nn.Module` among them, whose images are then
-taken to have the shape of the dataset's. Such code is the user's, and runs; a file never does.
+taken to have the shape of the dataset's. Such code is the user's, and runs; what a file names is
+imported only where the user typed it before (`consent`).
 """
 
 import inspect
@@ -20,6 +21,7 @@ from torch import nn
 from edm import checkpoints
 from edm.network import Network, network_of
 from edm.precondition import Preconditioned
+from experiments import consent
 from linear_structure.system import download
 from linear_structure.system.download import Source
 from linear_structure.system.errors import UsageError
@@ -39,22 +41,30 @@ PROBED = (80.0, 1.0, 0.002)  # noise levels of a first call
 
 @dataclass(frozen=True)
 class Code:
-    """A function of the user's, by the name of its module and its own."""
+    """A function of the user's, by the name of its module and its own.
+
+    Attributes:
+        kept: the folder of results whose record names it; None: it was typed.
+    """
 
     module: str
     function: str
+    kept: Path | None = None
 
     def __str__(self) -> str:
         return f"{self.module}:{self.function}"
 
 
-def given(text: str, sha256: str | None = None) -> File | Code:
-    """What somebody typed for a network; raises as `download.given`, and for a digest of code."""
+def given(text: str, sha256: str | None = None, kept: Path | None = None) -> File | Code:
+    """What somebody typed for a network, or what a folder of results has kept of it.
+
+    Raises as `download.given`, and for a digest of code.
+    """
     if not FORM.fullmatch(text) or Path(text).exists():
         return download.given(text, sha256)
     if sha256:
         raise UsageError(f"a digest is of a file, and {text} is code of yours: leave it out")
-    return Code(*text.split(":"))
+    return Code(*text.split(":"), kept)
 
 
 def load(
@@ -114,8 +124,15 @@ def made_by(code: Code) -> Any:
     """What the function returns; its module is imported, from the current folder if need be.
 
     Raises:
-        UsageError: there is no such module or function, or it asks for arguments.
+        UsageError: there is no such module or function, it asks for arguments, or nobody but a
+            file asked for it.
     """
+    if code.kept and not consent.given(code.kept, str(code)):
+        raise UsageError(
+            f"the record in {code.kept} names code to run, {code}, which was not typed here: if it "
+            f"is yours, type once: bash run_experiments_with_skips.sh own --name {code.kept.name} "
+            f"--network {code}"
+        )
     module = _imported(code)
     where, function = getattr(module, "__file__", code.module), getattr(module, code.function, None)
     if not callable(function):

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from pathlib import Path
 from typing import Any, NoReturn
 
 import torch
@@ -81,7 +82,8 @@ def chosen_preset(typed: argparse.Namespace) -> Preset:
     known = remembered(typed)
     if known is None:
         return _given(presets.find(typed.preset), typed)
-    before, now = _parsed(known), vars(typed)
+    now, folder = vars(typed), own.path_of(_name(typed)).parent
+    before = _parsed(known, None if typed.network else folder)
     base = _own(typed, before)
     if typed.sampler not in (None, before.sampler):
         vars(before).update(dict.fromkeys(SETTINGS))  # of the other one
@@ -93,7 +95,7 @@ def find(name: str) -> Preset:
     """A preset, or what was given under a name of the user's; UsageError for another name."""
     if name in presets.presets() or not (known := own.read(name)):
         return presets.find(name)
-    typed = _parsed(known)
+    typed = _parsed(known, own.path_of(name).parent)
     typed.preset = name
     return _given(_own(typed, typed), typed)
 
@@ -128,8 +130,8 @@ class _Parser(argparse.ArgumentParser):
         raise UsageError(f"{own.RECORD} of this name holds what is no option ({message})")
 
 
-def _parsed(words: own.Typed) -> argparse.Namespace:
-    """What `said` tells, as if it were typed."""
+def _parsed(words: own.Typed, kept: Path | None) -> argparse.Namespace:
+    """What `said` tells, as if it were typed, but for the folder that a network is kept in."""
     parser = _Parser(add_help=False, allow_abbrev=False)
     add_values(parser, TYPED)
     add_arguments(parser, Settings)
@@ -141,14 +143,18 @@ def _parsed(words: own.Typed) -> argparse.Namespace:
             options.append(f"--{flag}" if value else f"--no-{flag}")
         else:
             options.append(f"--{flag}={value}")
-    return parser.parse_args(options)
+    return parser.parse_args(options, argparse.Namespace(kept=kept))
+
+
+def _name(typed: argparse.Namespace) -> str:
+    """The user's name for a preset."""
+    return getattr(typed, "name", None) or str(typed.preset)
 
 
 def _own(typed: argparse.Namespace, known: argparse.Namespace) -> Preset:
     """The user's preset as it is known, before anything else is changed."""
-    name = getattr(typed, "name", None) or typed.preset
     files = (chosen_file(known, each) for each in ("features", "reference"))
-    preset = own.preset_of(name, known.dataset, chosen_network(known), *files)
+    preset = own.preset_of(_name(typed), known.dataset, chosen_network(known), *files)
     return replace(preset, threads=known.threads)
 
 
@@ -174,9 +180,9 @@ def changed(preset: Preset, typed: argparse.Namespace, names: Sequence[str]) -> 
 
 
 def chosen_network(typed: argparse.Namespace) -> File | Code | None:
-    """The network that was typed; None: nothing was. Raises as `networks.given`."""
+    """The network that was typed, or kept; None: neither. Raises as `networks.given`."""
     text, sha256 = _file(typed, "network")
-    return networks.given(text, sha256) if text else None
+    return networks.given(text, sha256, getattr(typed, "kept", None)) if text else None
 
 
 def chosen_file(typed: argparse.Namespace, name: str) -> File | None:

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from edm.checkpoints import shipped
-from experiments import presets
+from experiments import consent, networks, presets
 from experiments.networks import Code, File
 from experiments.presets import Preset
 from experiments.results import ROOT
@@ -21,7 +21,7 @@ from linear_structure.system.errors import UsageError
 from linear_structure.system.files import check_folder, check_writable, read_json, write_json
 
 RECORD = "own.json"
-FREE = ("seeds", "skips")  # what two commands of one name need not share: the later one's count
+PER_RANGE = ("seeds", "skips")  # what two commands of one name need not share
 COMMAND = "bash run_experiments_with_skips.sh own --dataset IMAGES --network NET"
 
 Typed = dict[str, str | bool]
@@ -146,14 +146,14 @@ def joined(name: str, typed: Typed) -> Typed:
         UsageError: they are of two experiments, or as `read`.
     """
     before = read(name)
-    other = [each for each in typed if each not in FREE and typed[each] != before.get(each)]
+    other = [each for each in typed if each not in PER_RANGE and typed[each] != before.get(each)]
     if before and other:
         said = ", ".join(f"{each} {before.get(each, 'of its own')}" for each in other)
         raise UsageError(
             f"the name {name} is taken, with {said.replace('_', '-')}: leave out what it has, or "
             f"choose another --name"
         )
-    return {each: words for each, words in before.items() if each not in FREE} | typed
+    return {each: words for each, words in before.items() if each not in PER_RANGE} | typed
 
 
 def check_place(name: str) -> None:
@@ -168,5 +168,8 @@ def check_place(name: str) -> None:
 
 
 def write(name: str, typed: Mapping[str, str | bool]) -> None:
-    """Keep what was typed for a name."""
-    write_json(path_of(name), typed)
+    """Keep what was typed for a name; code among it may be run by the name from now on."""
+    write_json(path := path_of(name), typed)
+    network = networks.given(str(typed["network"])) if "network" in typed else None
+    if isinstance(network, Code):
+        consent.give(path.parent, str(network))

@@ -80,6 +80,7 @@ def call(files, tmp_path, monkeypatch, one_thread):
     """A command in this process, in a folder of its own with those files: its exit code."""
     shutil.copytree(files, tmp_path, dirs_exist_ok=True)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setenv("LINEAR_STRUCTURE_CACHE", str(tmp_path / "cache"))
 
     def run(*words, script="scripts/run_experiments_with_skips.py"):
         monkeypatch.setattr(sys, "argv", [script, *map(str, words)])
@@ -133,6 +134,7 @@ def test_code_of_ones_own_in_another_process_beside_folders_named_as_packages_he
     given = ("--dataset", "colours.npy", "--network", "owntest:Net", *SMALL)
     command = ["bash", str(ROOT / "run_experiments_with_skips.sh"), "own", *given]
     environment = {**os.environ, "VIRTUAL_ENV": sys.prefix, "PYTHONPATH": ""}
+    environment["LINEAR_STRUCTURE_CACHE"] = str(tmp_path / "cache")
     environment["PATH"] = f"{Path(sys.executable).parent}{os.pathsep}{os.environ['PATH']}"
     done = subprocess.run(
         command, cwd=tmp_path, env=environment, capture_output=True, text=True, check=False
@@ -140,6 +142,57 @@ def test_code_of_ones_own_in_another_process_beside_folders_named_as_packages_he
     assert done.returncode == 0, done.stderr
     kept = results.latest_sweep(tmp_path / "images_with_skips", "own")
     assert [result.skip for result in kept] == [0, 2, 4]
+
+
+@pytest.mark.parametrize("code", ["images_with_skips.mine.evil:load", "evil:load"], ids=str)
+@pytest.mark.parametrize(
+    "command",
+    [
+        ("scripts/run_experiments_with_skips.py", "mine", *SMALL),
+        ("scripts/run_experiments_with_skips.py", "own", "--name", "mine", "--seeds", "0-4"),
+        ("scripts/plot_scores.py", "mine"),
+        ("scripts/suggest_skip.py", "mine"),
+        ("scripts/reproduce_figures.py", "mine"),
+        ("scripts/losses.py", "mine"),
+        ("scripts/generate.py", "--preset", "mine", "--outdir", "images"),
+        ("scripts/likelihood.py", "mine"),
+        ("scripts/annealed.py", "mine"),
+        ("scripts/teleported_chains.py", "mine"),
+    ],
+    ids=" ".join,
+)
+def test_code_that_a_copied_folder_names_is_not_run(call, capsys, code, command):
+    """Neither a module inside of the folder, nor one beside; of a name that ran other code, too."""
+    script, *words = command
+    record = {"dataset": "colours.npy", "network": "owntest:Net"}
+    own.write("mine", record)  # what this user typed
+    own.path_of("mine").write_text(json.dumps({**record, "network": code}))
+    for folder in (Path(), own.path_of("mine").parent):
+        (folder / "evil.py").write_text("raise SystemExit('it runs')")
+    capsys.readouterr()
+    assert call(*words, script=script) == 2
+    said = capsys.readouterr().err
+    assert f"names code to run, {code}, which was not typed here" in said
+
+
+def test_code_that_was_typed_runs_by_the_name_where_it_was_typed(call, capsys, tmp_path):
+    assert own_sweep(call, "--name", "mine", network="owntest:Net") == 0
+    assert call("mine", "--count", 4, "--threads", 1, script="scripts/suggest_skip.py") == 0
+    Path("images_with_skips/mine").rename("images_with_skips/moved")
+    assert call("moved", *SMALL) == 2
+    assert "own --name moved --network owntest:Net" in capsys.readouterr().err
+    assert call("moved", "--network", "owntest:Net", *SMALL) == 0
+    assert call("moved", *SMALL) == 2  # that was for one command; this is for the name
+    assert call("own", "--name", "moved", "--network", "owntest:Net", *SMALL) == 0
+    assert call("moved", *SMALL) == 0
+
+
+def test_where_the_cache_cannot_be_written_code_is_typed_each_time(call, capsys, monkeypatch):
+    Path("cache").write_text("")
+    assert own_sweep(call, network="owntest:Net") == 0
+    assert "note: type --network owntest:Net each time" in capsys.readouterr().err
+    assert call("own", *SMALL) == 2
+    assert own_sweep(call, network="owntest:Net") == 0
 
 
 def test_a_name_serves_a_second_range_and_keeps_its_settings(call, capsys, monkeypatch):
