@@ -27,7 +27,7 @@ from scipy.linalg import eigh
 from torch import Tensor
 
 from linear_structure.denoise import Level, Model, Position, Posterior, coefficients
-from linear_structure.images import from_uint8
+from linear_structure.images import values_of
 from linear_structure.moments import Moments
 from linear_structure.system.errors import UsageError
 
@@ -278,14 +278,12 @@ class Gaussian(EigenGaussian):
         """
         if not len(samples) or not bool(torch.isfinite(samples.double().sum())):
             raise ValueError("samples are needed, without NaN and infinity")
-        samples = samples.flatten(1)
-        if samples.dtype == torch.uint8:
-            samples = from_uint8(samples, torch.float64)
+        samples = values_of(samples.flatten(1), torch.float64)
         if len(samples) > samples.shape[1]:
             moments = Moments.of(samples)
             return cls.from_covariance(moments.mean, moments.covariance, rank, overwrite=True)
-        mean = samples.double().mean(0)
-        centred = (samples.double() - mean) / max(len(samples) - 1, 1) ** 0.5
+        mean = samples.mean(0)
+        centred = (samples - mean) / max(len(samples) - 1, 1) ** 0.5
         eigenvalues, vectors = eigh_destroying(centred @ centred.T)
         inner = cls(mean, vectors, eigenvalues).truncated(rank)
         axes = centred.T @ inner.basis

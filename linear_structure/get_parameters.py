@@ -152,7 +152,8 @@ def main() -> None:
     parameters.check_target(options.save_dir)
     dataset = datasets.load(options.dataset, options.data_dir, floats=True)
     dataset, selection = _chosen(dataset, options)
-    print(planning.check_memory(options.kind, dataset, options.low, free_memory()))
+    free = free_memory()
+    print(planning.check_memory(options.kind, dataset, options.low, free))
     labels = dataset.classes() if options.by_class else None
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
@@ -166,15 +167,16 @@ def main() -> None:
     classes = () if labels is None else map(told, fit_classes(dataset, labels, **chosen))
     _say_replaced(options.save_dir, options.kind, story.dataset)
     parameters.save(options.save_dir, model, story, classes)
+    print(f"{options.kind} parameters written to {options.save_dir}")
     print(f"{story.dataset}: {story.count:,} images of shape {story.image_shape}")
     of, scale = ("pixel ", "on the [-1, 1] scale") if dataset.pixels else ("", "in their own units")
     print(f"{of}standard deviation (sigma_data) {story.sigma_data:.4f} {scale}")
     if isinstance(model, Gaussian):
         print(f"{model.rank} of {model.dim} directions are kept")
     if isinstance(model, EigenGaussian):
-        for line in planning.told(*planning.trials(dataset, options.low, story.sigma_data)):
+        found = planning.trials(dataset, options.low, story.sigma_data, options.rank, free)
+        for line in planning.told(found):
             print(line)
-    print(f"{options.kind} parameters written to {options.save_dir}")
 
 
 if __name__ == "__main__":

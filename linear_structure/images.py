@@ -23,6 +23,11 @@ def from_uint8(images: Tensor, dtype: torch.dtype = torch.float32) -> Tensor:
     return images.to(dtype).div_(HALF_RANGE).sub_(1)
 
 
+def values_of(samples: Tensor, dtype: torch.dtype) -> Tensor:
+    """Samples of any shape in a dtype: uint8 pixels on the [-1, 1] scale, floats as they are."""
+    return from_uint8(samples, dtype) if samples.dtype == torch.uint8 else samples.to(dtype)
+
+
 def to_uint8(x: Tensor) -> Tensor:
     """Map [-1, 1] to uint8 as the published FIDs did: `x * 127.5 + 128`, clipped, truncated."""
     return (x * HALF_RANGE + 128).clip(0, 255).to(torch.uint8)

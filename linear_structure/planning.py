@@ -8,22 +8,23 @@ import math
 from typing import NamedTuple
 
 import torch
+from scipy.special import stdtrit
 from torch import Tensor
 
 from linear_structure.data.datasets import Dataset
-from linear_structure.gaussian import EigenGaussian, Gaussian
-from linear_structure.images import from_uint8
-from linear_structure.moments import HALF_WIDTH
-from linear_structure.spectral import BLOCK, Spectral, block_size
+from linear_structure.fit import fit_gaussian, fit_spectral
+from linear_structure.gaussian import EigenGaussian, Rank
+from linear_structure.images import values_of
+from linear_structure.spectral import BLOCK, block_size
 from linear_structure.system.errors import UsageError
 
 DOUBLE = 8  # bytes of a float64
 LEVELS = (4, 10, 25)  # sigma in units of sigma_data: where teleports end
-HELD_OUT = 200  # images, of a tenth at most
-FITTED = 2000  # images that two structures are compared on, unless they have few values
-LEAST = 20  # images that can tell anything
-FEW = 1024  # values of an image whose full covariance is decomposed in a second
-HELD = 1 << 23  # values of all images that are compared on
+HELD_OUT = 200  # images, of a fifth at most where there are many
+LEAST = 20  # held-out images that can tell anything
+AFFORDED = 1e12  # multiplications of a second fit of a full covariance: a minute of one thread
+FEW = 2200, 1 << 23  # images, and values of them, that are compared on where that is not afforded
+MOST = 0.8  # of the images: fits to that many tell which structure is better for all
 SEEN = 0.005  # percent: less is printed as 0
 
 
@@ -81,46 +82,78 @@ class Trial(NamedTuple):
         return "spectral" if high < -SEEN else "gaussian" if low > SEEN else "neither"
 
 
-def trials(dataset: Dataset, low: int, sigma_data: float) -> tuple[int, int, list[Trial]]:
-    """Both structures, fitted to some images, on others: how many of each, and a trial a level.
+class Trials(NamedTuple):
+    """Both structures, fitted to `fitted` of `count` images, on `apart` others: one a level."""
 
-    The images are random, but the same ones each time. Where fewer than 20 are at hand, or can be
-    held, there is no trial.
+    count: int
+    fitted: int
+    apart: int
+    levels: list[Trial]
+
+
+def trials(
+    dataset: Dataset, low: int, sigma_data: float, rank: Rank = None, free: int | None = None
+) -> Trials:
+    """The Gaussian of a rank and the spectral one of a dataset, on images that were held out.
+
+    These are random, but the same ones each time. Both are fitted to all others where a second fit
+    takes at most a minute, else to a few of them. There is no trial of fewer than 40 images.
+
+    Args:
+        low: frequencies in the dense block.
+        sigma_data: of all images; levels are multiples of it.
+        free: bytes of memory, if that is known.
     """
-    dim = math.prod(dataset.shape)
-    most = dataset.count if dim <= FEW else FITTED + HELD_OUT
-    count = min(dataset.count, most, HELD // dim)
-    apart = min(HELD_OUT, dataset.count // 10, count // 3)
-    fitted = count - apart
-    if count < LEAST or apart < 2 or sigma_data == 0:
-        return fitted, apart, []
-    order = torch.randperm(dataset.count, generator=torch.Generator().manual_seed(0))
-    chosen, _ = order[: fitted + apart].sort()
-    mixed = torch.randperm(len(chosen), generator=torch.Generator().manual_seed(1))
-    images = dataset.only(chosen).images()[mixed]
-    held = from_uint8(images[:apart], torch.float64) if dataset.pixels else images[:apart].double()
-    models = Gaussian.from_samples(images[apart:]), Spectral.from_samples(images[apart:], low)
-    return fitted, apart, [_trial(*models, held, level * sigma_data) for level in LEVELS]
+    used = dataset.count if _afforded(dataset, free) else _few(dataset)
+    apart = min(HELD_OUT, max(LEAST, used // 5))
+    if used < 2 * LEAST or sigma_data == 0:
+        return Trials(dataset.count, used, 0, [])
+    order = torch.randperm(dataset.count, generator=torch.Generator().manual_seed(0))[:used]
+    held, rest = (dataset.only(part.sort().values) for part in order.split([apart, used - apart]))
+    clean = values_of(held.images(), torch.float64)
+    (gaussian, _), (spectral, _) = fit_gaussian(rest, rank), fit_spectral(rest, low)
+    levels = [_trial(gaussian, spectral, clean, level * sigma_data) for level in LEVELS]
+    return Trials(dataset.count, used - apart, apart, levels)
+
+
+def _afforded(dataset: Dataset, free: int | None) -> bool:
+    """Whether a full covariance of all images can be had once more."""
+    dim, needed = math.prod(dataset.shape), memory_of("gaussian", dataset.count, dataset.shape, 0)
+    inner = min(dataset.count, dim)
+    products = dataset.count * dim * inner + 9 * inner**3
+    return products <= AFFORDED and (free is None or needed <= free)
+
+
+def _few(dataset: Dataset) -> int:
+    most, values = FEW
+    return min(dataset.count, most, values // math.prod(dataset.shape))
 
 
 def _trial(gaussian: EigenGaussian, spectral: EigenGaussian, held: Tensor, sigma: float) -> Trial:
     a, b = (model.squared_error(held, sigma) / model.dim for model in (gaussian, spectral))
-    relative = 100 * (b - a) / a.mean()
-    change, half = float(relative.mean()), HALF_WIDTH * float(relative.std()) / len(a) ** 0.5
+    ratio, n = b.mean() / a.mean(), len(a)
+    error = (b - ratio * a).std() / (a.mean() * n**0.5)  # of a ratio of means, to first order
+    change, half = 100 * float(ratio - 1), 100 * float(error * stdtrit(n - 1, 0.975))
     interval = (change, change - half, change + half)
     return Trial(sigma, float(a.mean().sqrt()), float(b.mean().sqrt()), interval)
 
 
-def told(fitted: int, apart: int, found: list[Trial]) -> list[str]:
-    """The trials in lines of text."""
-    if not found:
+def told(found: Trials) -> list[str]:
+    """The trials in lines of text; that spectral wins by few images is not said of all."""
+    if not found.levels:
         return []
-    lines = [f"held out: fitted to {fitted:,} images, root mean squared error on {apart} others"]
-    for trial in found:
+    lines = [
+        f"held out: fitted to {found.fitted:,} of {found.count:,} images, root mean squared error "
+        f"on {found.apart} others"
+    ]
+    for trial in found.levels:
         change, low, high = trial.change
         lines.append(
             f"  sigma {trial.sigma:.3g}: gaussian {trial.gaussian:.4f}, spectral "
             f"{trial.spectral:.4f} ({change:+.2f} % of its square, {low:+.2f} to {high:+.2f}): "
             f"{trial.better} is better"
         )
+    won = any(trial.better == "spectral" for trial in found.levels)
+    if won and found.fitted < MOST * found.count:
+        lines.append("  for so few: with more images a full covariance gains, and may be better")
     return lines

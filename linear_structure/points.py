@@ -23,7 +23,7 @@ from torch import Tensor
 from torch.nn.functional import threshold
 
 from linear_structure.denoise import Model, Posterior, expand
-from linear_structure.images import from_uint8
+from linear_structure.images import values_of
 from linear_structure.system.precision import factors_in_float32
 
 TOLERANCE = 1e-3  # nats by which a weight that counts may be off
@@ -70,7 +70,7 @@ class PointCloud(Model):
     ) -> Tensor:
         """Draw (count, D) points with replacement, noised to sigma, in float32 at least."""
         index = torch.randint(len(self.points), (count,), generator=generator)
-        drawn = _floats(self.points[index.to(self.points.device)], self._product_dtype)
+        drawn = values_of(self.points[index.to(self.points.device)], self._product_dtype)
         return drawn + sigma * torch.randn(drawn.shape, generator=generator).to(drawn)
 
     def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
@@ -104,12 +104,12 @@ class PointCloud(Model):
     @cached_property
     def _half_squares(self) -> Tensor:
         """|y|^2 / 2 of all points: (N,) float64."""
-        rows = (_floats(points, torch.float64) for points in self.points.split(ROWS))
+        rows = (values_of(points, torch.float64) for points in self.points.split(ROWS))
         return torch.cat([points.square().sum(1) / 2 for points in rows])
 
     def _blocks(self, dtype: torch.dtype, device: torch.device) -> Iterator[tuple[int, Tensor]]:
         for number, points in enumerate(self.points.split(self.block)):
-            yield number * self.block, _floats(points.to(device), dtype)
+            yield number * self.block, values_of(points.to(device), dtype)
 
     def _half_distances(
         self, flat: Tensor, variance: Tensor, first: int, points: Tensor, nearest: Tensor
@@ -140,7 +140,7 @@ class PointCloud(Model):
         parts = []
         for columns in index.split(COLUMNS, dim=1):
             nearest = self.points[columns.to(self.points.device)].to(flat.device)
-            offsets = flat[:, None] - _floats(nearest, torch.float64)
+            offsets = flat[:, None] - values_of(nearest, torch.float64)
             parts.append(torch.linalg.vector_norm(offsets, dim=2).square() / 2)
         return torch.cat(parts, 1)
 
@@ -197,7 +197,3 @@ def _query(x: Tensor, sigma: Tensor | float) -> tuple[Tensor, Tensor]:
     if not bool((variance > 0).all()):
         raise ValueError("a point cloud has no density at sigma = 0: sigma must be positive")
     return flat, variance
-
-
-def _floats(points: Tensor, dtype: torch.dtype) -> Tensor:
-    return from_uint8(points, dtype) if points.dtype == torch.uint8 else points.to(dtype)

@@ -29,7 +29,7 @@ from linear_structure.gaussian import (
     EigenGaussian,
     eigh_destroying,
 )
-from linear_structure.images import from_uint8
+from linear_structure.images import values_of
 
 LOW = 8  # frequencies of rows and columns that are in the dense block
 BLOCK = 1 << 22  # values that are summed at a time
@@ -65,8 +65,7 @@ class SpectralMoments:
     @classmethod
     def of(cls, images: Tensor, low: int) -> "SpectralMoments":
         """Of images (n, C, H, W), n >= 1; uint8 stands for [-1, 1], floats are as they are."""
-        pixels = images.dtype == torch.uint8
-        z = transform(from_uint8(images, torch.float64) if pixels else images.double())
+        z = transform(values_of(images, torch.float64))
         mean = z.mean(0)
         z -= mean
         lowest = z[:, :, :low, :low]
