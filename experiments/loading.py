@@ -293,7 +293,6 @@ def rows_needed(preset: Preset, network: Network, extractor: Features) -> Tensor
     if preset.reference is not None or preset.seeds.count > extractor.dim:
         return None
     dataset = load_dataset(preset, network)
-    chosen = sampled_rows(dataset.count)
-    parts = [chosen[i : i + REFERENCE_BATCH] for i in range(0, len(chosen), REFERENCE_BATCH)]
-    images = (torch.cat([dataset.read(i, i + 1) for i in part]) for part in parts)
-    return torch.cat([extractor(part).cpu().float() for part in images])
+    some = dataset.only(torch.tensor(sampled_rows(dataset.count)))
+    blocks = some.blocks(REFERENCE_BATCH)
+    return torch.cat([extractor(images).cpu().float() for images in blocks])

@@ -47,6 +47,12 @@ def eigh_destroying(matrix: Tensor) -> tuple[Tensor, Tensor]:
     return -eigenvalues, vectors
 
 
+def check_variances(eigenvalues: Tensor) -> None:
+    """Refuse (ValueError) eigenvalues below 0 by more than rounding leaves."""
+    if bool((eigenvalues < -NEGATIVE_TOLERANCE * eigenvalues.abs().sum()).any()):
+        raise ValueError(f"lambdas holds {float(eigenvalues.min()):g}, a variance below 0")
+
+
 @dataclass(frozen=True)
 class Planned:
     """As many directions as a teleport to a level needs.
@@ -305,8 +311,7 @@ class Gaussian(EigenGaussian):
             )
         order = eigenvalues.argsort(descending=True, stable=True)
         eigenvalues, basis = eigenvalues[order].double(), basis[:, order].float()
-        if bool((eigenvalues < -NEGATIVE_TOLERANCE * eigenvalues.abs().sum()).any()):
-            raise ValueError(f"lambdas holds {float(eigenvalues.min()):g}, a variance below 0")
+        check_variances(eigenvalues)
         gaussian = cls(mean.double(), basis, eigenvalues).truncated()
         probe = torch.linspace(1, 2, gaussian.basis.shape[1])  # no zeros: every column counts
         error = gaussian.basis.T @ (gaussian.basis @ probe) - probe

@@ -146,9 +146,8 @@ def _write_tensor(path: Path, value: Tensor) -> None:
         write_array(path, value.cpu().numpy())
     else:
         content = io.BytesIO()
-        torch.save(
-            value.cpu().clone().contiguous(), content
-        )  # to a full disk it would raise no OSError
+        own = value.cpu().clone().contiguous()  # of a view all of its storage would be kept
+        torch.save(own, content)  # to a full disk it would raise no OSError
         path.write_bytes(content.getbuffer())
 
 

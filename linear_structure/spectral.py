@@ -4,7 +4,7 @@ The orthonormal cosine transform (DCT-II) of rows and columns, `z = K_H x K_W'` 
 nearly decorrelates the frequencies of photographs. What is left is kept in blocks: one of C x C for
 each frequency, the covariance of the channels there, and one dense block for the h x w lowest
 frequencies, where most of the variance is. With `low` = max(H, W) it is the full covariance, with
-0 a stationary one. For C x H x W values it is C^2 H W + (C h w)^2 numbers instead of (C H W)^2.
+0 nearly a stationary one. C x H x W values take C^2 H W + (C h w)^2 numbers, not (C H W)^2.
 
 The axes are those of the blocks: onto them and back are two small matrix products for each channel,
 and one for each block. The covariances are sums over images: one pass, in float64, in which sums of
@@ -12,6 +12,7 @@ consecutive blocks of images are merged in pairs, pairs of pairs, and so on. So 
 any of the blocks, and the result has the same bits.
 """
 
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cache, reduce
@@ -23,10 +24,10 @@ from scipy.fft import dct
 from torch import Tensor
 
 from linear_structure.gaussian import (
-    NEGATIVE_TOLERANCE,
     ORTHONORMAL_TOLERANCE,
     RANK_TOLERANCE,
     EigenGaussian,
+    check_variances,
     eigh_destroying,
 )
 from linear_structure.images import values_of
@@ -124,7 +125,7 @@ class SpectralSums:
 
 def block_size(shape: tuple[int, ...]) -> int:
     """How many images of a shape are summed at a time."""
-    return max(1, BLOCK // int(np.prod(shape)))
+    return max(1, BLOCK // math.prod(shape))
 
 
 @dataclass(frozen=True)
@@ -185,8 +186,7 @@ class Spectral(EigenGaussian):
                 "mu {}, lambdas {}, low {} and rest {} do not fit: expected (D,), (D,), "
                 "(C, h, w, C h w) and (H, W, C, C)".format(*shapes)
             )
-        if bool((lam < -NEGATIVE_TOLERANCE * lam.abs().sum()).any()):
-            raise ValueError(f"lambdas holds {float(lam.min()):g}, a variance below 0")
+        check_variances(lam)
         for name, axes in (("low", low.flatten(0, 2)), ("rest", rest)):
             error = axes.mT @ axes - torch.eye(axes.shape[-1], dtype=axes.dtype)
             if not bool((error.abs() <= ORTHONORMAL_TOLERANCE).all()):
