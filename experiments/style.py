@@ -1,6 +1,7 @@
 """How pictures look: colours, lines, and how they are written."""
 
 import math
+import textwrap
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -36,6 +37,7 @@ MODEL_COLORS = {
 OTHER = "#888888"  # of a kind without a colour of its own
 MIXTURES = "RdPu"  # the colour map in which they darken with the number of components, up to 100
 DPI = 150
+LETTERS = 10  # of a title, in an inch
 FEW_DECADES = 300  # from the lowest to the highest value of an axis
 
 
@@ -55,7 +57,7 @@ def drawn(
     """A figure to draw on, of inches, with its title; then written as PNG, whole or not at all."""
     with mpl.rc_context({**STYLE, "axes.grid": grid}):
         figure = Figure(figsize=(width, height), layout="constrained")
-        figure.suptitle(title)
+        figure.suptitle(textwrap.fill(title, int(LETTERS * width)))
         yield figure
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):

@@ -48,6 +48,16 @@ def test_a_logarithmic_axis_of_few_decades_has_numbers_that_do_not_meet(
     assert set(wanted) <= set(found) and not any("times" in each for each in found)
 
 
+@pytest.mark.parametrize("width", [4.2, 7.2, 9.6])
+def test_a_long_title_stays_within_its_picture(tmp_path, kept, width):
+    with drawn(tmp_path / "p.png", "a network with another dataset, " * 5, width, 4) as figure:
+        figure.subplots()
+    figure = kept[0]
+    figure.draw_without_rendering()
+    box = figure._suptitle.get_window_extent()
+    assert box.x0 >= 0 and box.x1 <= figure.bbox.width
+
+
 def test_images_of_a_row_do_not_touch(tmp_path, kept):
     rows = {"black": -torch.ones(3, 1, 8, 8)}
     figures.image_rows(tmp_path / "p.png", rows, ["1", "2", "3"], "seed", "t")
