@@ -264,11 +264,13 @@ class States:
         seeds: of the trajectories, as many as images are noised.
         images: uint8 (n, C, H, W); without enough of them, and where the network has classes, its
             own samples are noised.
+        noise_levels: of noised images and pure noise; (): `LEVELS`, evenly in log sigma.
     """
 
     sampling: Sampling
     seeds: range
     images: Tensor | None = None
+    noise_levels: tuple[float, ...] = ()
 
     @cached_property
     def trajectory(self) -> list[Step]:
@@ -312,10 +314,13 @@ class States:
             return list(on_noised(denoise, clean.to(network.device), self.levels("noised")))
 
     def levels(self, part: str) -> Tensor:
-        """The noise levels of a part, float64: the grid's, or evenly in log sigma."""
+        """The noise levels of a part, float64: the grid's, those that were asked for, or evenly in
+        log sigma."""
         levels = self.sampling.sigmas[:-1]
         if part not in ("noised", "noise"):
             return levels
+        if self.noise_levels:
+            return torch.tensor(self.noise_levels, dtype=torch.float64)
         first, last = levels[[0, -1]].log().tolist()
         return torch.linspace(first, last, LEVELS, dtype=torch.float64).exp()
 
@@ -357,7 +362,8 @@ class Study:
     def _measured(self, states: States, key: Key, part: str, make: Callable[[], Model]) -> Tensor:
         name = f"{key.slug}-{part}-{states.seeds[0]:06d}-{states.seeds[-1]:06d}.npy"
         shape = (len(states.seeds), len(states.levels(part)), 2 if part == "solution" else 3)
-        folder = folder_of(self.root, {**self.inputs, **self.told.get(key, {})})
+        asked = {"levels": list(states.noise_levels)} if states.noise_levels else {}
+        folder = folder_of(self.root, {**self.inputs, **asked, **self.told.get(key, {})})
         block = Block(folder / name, shape, torch.float64)
         return block.obtain(lambda: states.measure(part, make()))
 

@@ -1,5 +1,6 @@
 """Figures, drawn from numbers that are on disk; one function for each."""
 
+import math
 import textwrap
 from collections.abc import Mapping, Sequence
 from pathlib import Path
@@ -13,7 +14,7 @@ from torch.nn.functional import pad
 
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, quartiles
 from experiments.pooled import Pool
-from experiments.published import SHARES, SIGMAS
+from experiments.published import SHARES, SIGMAS, Compared
 from experiments.style import COLORS, NOISE_LEVEL, drawn, style_of
 from experiments.tables import Row, gaps, range_count
 from linear_structure.images import grid, to_uint8
@@ -183,22 +184,25 @@ def score_comparison(path: Path, numbers: Numbers, places: Mapping[str, str], ti
         _legend_beside(figure, panels[0, 0])
 
 
-def published_shares(path: Path, numbers: Numbers, title: str) -> None:
+def published_shares(path: Path, ours: Mapping[Key, Sequence[Compared]], title: str) -> None:
     """The unexplained share of the score, mean over images, beside the authors' of their network.
 
-    Published shares of 1.0000 are below what their table shows, and left out.
+    Ours within its 95 % interval; low ranks of their table are left out, and its shares of 1.0000,
+    which are below what it shows.
     """
     with drawn(path, title, WIDE, TALL) as figure:
         axes = figure.subplots()
-        for key, shares in ((key, each) for key, each in SHARES.items() if key.rank is None):
-            style, left = style_of(key), 1 - np.array(shares)
-            if key in numbers:
-                ours = numbers[key]["noised"]
-                axes.plot(ours["sigma"], 1 - np.array(ours["share"]), **style, label=key.title)
-            theirs = {**style, "linestyle": ":", "marker": "s", "ms": 4}
-            shown = left > 0
-            label = f"{key.title}, published"
-            axes.plot(np.array(SIGMAS)[shown], left[shown], **theirs, label=label)
+        for key, values in ours.items():
+            if key not in SHARES or key.rank is None:
+                share, half = np.array(values).T
+                left, style = 1 - share, style_of(key)
+                axes.plot(SIGMAS, left, label=f"{key.title}, ours", **style)
+                axes.fill_between(SIGMAS, left - half, left + half, color=style["color"], alpha=0.2)
+        for key, shares in SHARES.items():
+            if key.rank is None:
+                left = np.array([math.nan if share == 1 else 1 - share for share in shares])
+                theirs = {**style_of(key), "linestyle": ":", "marker": "s", "ms": 4}
+                axes.plot(SIGMAS, left, **theirs, label=f"{key.title}, published")
         _noise_axis(axes, "1 - share of |score|² explained, mean over images")
         axes.set_ylim(top=3)
         _legend_beside(figure, axes)

@@ -6,18 +6,33 @@ Animadversio/DiffusionMemorization, the table
 
     Tables/cifar10_uncond_edm_vp_pretrained_epoch_gmm_exp_var_gmm_rk.csv
 
-`comparison.agreement` has the same measure of ours as `share`.
+Ours is the same measure at the same noise levels. Where the images are at hand, it is at noised
+images, and the Gaussian is theirs, of all directions and of the ranks of the table; else at the
+network's own samples, noised, and the Gaussian that of the parameters.
 """
 
-import math
 from collections.abc import Mapping, Sequence
-from typing import Any
+from dataclasses import replace
+from functools import partial
 
-import numpy as np
+from torch import Tensor
 
-from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, SPHERICAL, Key
+from experiments import comparison
+from experiments.comparison import (
+    GAUSSIAN,
+    ISOTROPIC,
+    POINTS,
+    SPHERICAL,
+    Key,
+    Makers,
+    States,
+    Study,
+)
+from linear_structure.gaussian import EigenGaussian, Gaussian
+from linear_structure.moments import HALF_WIDTH
 
 BESIDE = ("cifar10", "cifar10-small")  # presets of the same images
+IMAGES = 256  # of ours, at most
 SIGMAS = (0.02, 0.05, 0.1, 0.2, 0.5, 0.75, 1.0, 1.5, 2.0, 5.0, 10.0)
 SHARES: Mapping[Key, Sequence[float]] = {
     GAUSSIAN: (.5615, .7346, .8183, .8921, .9588, .9759, .9843, .9925, .9957, .9996, 1),
@@ -39,19 +54,42 @@ SHARES: Mapping[Key, Sequence[float]] = {
 }  # fmt: skip
 
 
-def share_at(sigma: float, agreement: Mapping[str, Any]) -> float:
-    """Ours at a noise level, linear in ln sigma between those measured; `nan` beyond them."""
-    levels = np.log(agreement["sigma"])[::-1]
-    return float(
-        np.interp(math.log(sigma), levels, agreement["share"][::-1], left=math.nan, right=math.nan)
-    )
+Compared = tuple[float, float]
+"""Our share of the score, mean over images, and half of its 95 % interval."""
 
 
-def beside(numbers: Mapping[Key, Mapping[str, Any]]) -> list[list[object]]:
-    """Rows (model, sigma, published share, ours of the same model where there is one)."""
-    rows: list[list[object]] = []
-    for key, shares in SHARES.items():
-        for sigma, share in zip(SIGMAS, shares, strict=True):
-            ours = share_at(sigma, numbers[key]["noised"]) if key in numbers else math.nan
-            rows.append([key.title, sigma, share, "" if math.isnan(ours) else ours])
-    return rows
+def models(gaussian: Gaussian, images: Tensor) -> Makers:
+    """Ours of the table's kinds, of images (n, C, H, W) and their Gaussian, of all directions."""
+    lower = [key for key in SHARES if key.kind == "gaussian" and key.rank]
+    return {
+        **comparison.models(gaussian, images, components=()),
+        **{key: partial(gaussian.truncated, key.rank) for key in lower},
+    }
+
+
+def measured(study: Study, states: States, gaussian: EigenGaussian) -> dict[Key, list[Compared]]:
+    """Ours at each of `SIGMAS`, with a bar; the Gaussian under its rank, where it has not all."""
+    whole = gaussian.rank == gaussian.dim
+    own = GAUSSIAN if whole else replace(GAUSSIAN, rank=gaussian.rank)
+    found = study.numbers(replace(states, noise_levels=SIGMAS), ("noised",))
+    return {
+        own if key == GAUSSIAN else key: _shares(parts["noised"]) for key, parts in found.items()
+    }
+
+
+def _shares(scores: Tensor) -> list[Compared]:
+    share = 1 - scores[:, :, 0].square()
+    half = HALF_WIDTH * share.std(0) / len(share) ** 0.5
+    return list(zip(share.mean(0).tolist(), half.tolist(), strict=True))
+
+
+def beside(ours: Mapping[Key, Sequence[Compared]]) -> list[list[object]]:
+    """Rows (model, sigma, published share, ours, half of its interval); "" where there is none."""
+    none = [""] * len(SIGMAS)
+    return [
+        [key.title, *row, *own]
+        for key in dict.fromkeys([*SHARES, *ours])
+        for *row, own in zip(
+            SIGMAS, SHARES.get(key, none), ours.get(key, [("", "")] * len(SIGMAS)), strict=True
+        )
+    ]

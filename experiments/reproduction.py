@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from experiments import comparison, figures, published
+from experiments import comparison, figures
 from experiments.comparison import ISOTROPIC, Key, Makers, States, Study, solution
 from experiments.findings import Settling, settling, summary
 from experiments.presets import Preset
@@ -111,8 +111,6 @@ def write_comparisons(r: Reproduction) -> None:
         _write(r.folder / f"figure3_{states}.csv", numbers, states, "error", "explained", "share")
     title = f"{name}: analytic scores against the network's, {count}"
     figures.score_comparison(r.folder / "figure3.png", numbers, where, title)
-    if r.preset.name in published.BESIDE:
-        _write_published(r, numbers)
     parts = {"figure4": ("state", "state x"), "figure5": ("denoised", "denoised image D(x)")}
     for figure, (part, what) in parts.items():
         _write(r.folder / f"{figure}.csv", numbers, "solution", part)
@@ -122,14 +120,6 @@ def write_comparisons(r: Reproduction) -> None:
     title = f"{name}: principal components along the network's trajectories, {count}"
     figures.settling_order(r.folder / "components.png", asdict(settled), title)
     write_json(r.folder / "findings.json", summary(numbers, settled, where["noised"]))
-
-
-def _write_published(r: Reproduction, numbers: figures.Numbers) -> None:
-    """The authors' shares of NVIDIA's network beside those of this one, as PNG and CSV."""
-    head = ("model", "sigma", "published", "ours")
-    write_table(r.folder / "figure3_published.csv", head, published.beside(numbers))
-    title = f"{r.preset.title}, and the authors' table of NVIDIA's network (dotted)"
-    figures.published_shares(r.folder / "figure3_published.png", numbers, title)
 
 
 def write_pictures(r: Reproduction) -> None:

@@ -12,12 +12,13 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from experiments import comparison, figures, loading, options, tables
-from experiments.comparison import Key, Makers, States
+from experiments import comparison, figures, loading, options, published, tables
+from experiments.comparison import GAUSSIAN, Key, Makers, States
 from experiments.presets import Preset
 from experiments.results import copied, surroundings
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
+from linear_structure.fit import fit_gaussian
 from linear_structure.system.errors import run_command
 from linear_structure.system.files import digest_of_file, write_json
 from linear_structure.system.machine import Machine
@@ -59,6 +60,27 @@ def inputs_of(
     }
 
 
+def write_published(
+    preset: Preset, sampling: Sampling, makers: Makers, images: Tensor | None, machine: Machine
+) -> None:
+    """The authors' shares of NVIDIA's network beside those of this one, as CSV and PNG."""
+    if images is None:
+        gaussian = loading.gaussian_of(preset, makers[GAUSSIAN]())
+    else:
+        gaussian, _ = fit_gaussian(loading.load_dataset(preset, sampling.network))
+        makers = published.models(gaussian, images)
+    count = min(published.IMAGES, preset.seeds.count)
+    (seeds,) = preset.seeds.head(count).blocks(count)
+    states = States(sampling, seeds, images)
+    study = comparison.study_of(sampling, machine, makers, images, FOLDER / "blocks")
+    ours, folder = published.measured(study, states, gaussian), FOLDER / preset.name
+    head = ("model", "sigma", "published", "ours", "half_interval")
+    tables.write_table(folder / "published.csv", head, published.beside(ours))
+    where = f"{preset.title} at {states.where['noised']} ({count})"
+    title = f"{where}; dotted: the authors' table of NVIDIA's network"
+    figures.published_shares(folder / "published.png", ours, title)
+
+
 def main() -> None:
     """Compare or continue; then write the numbers, their settings, and the picture, and copies."""
     typed = options.command(__doc__, "run_plot_scores").parse_args()
@@ -88,6 +110,8 @@ def main() -> None:
     count = f"{preset.seeds.count:,} trajectories"
     title = f"{preset.title}: analytic scores against the network's, {count}"
     figures.score_errors(picture, errors, sigmas, title)
+    if preset.name in published.BESIDE:
+        write_published(preset, sampling, makers, images, machine)
     print(copied(preset.name, made, FOLDER))
 
 

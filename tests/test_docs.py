@@ -286,3 +286,39 @@ def test_tables_of_changes_are_those_of_their_file(start, columns):
     for skip, *cells in row_table(RESULTS, start, "skipped steps")[1]:
         for column, cell in zip(columns, cells, strict=True):
             assert agrees(cell.replace("±", ""), *found[(*column, skip)]), (skip, cell)
+
+
+def test_the_authors_table_and_ours_are_those_of_their_file():
+    """Columns are noise levels; ours has half of its interval beside it."""
+    found = {
+        (row["model"], float(row["sigma"])): row for row in read_csv("cifar10-small/published.csv")
+    }
+    (_, *sigmas), rows = row_table(RESULTS, "## The paper's claims", "model, network")
+    assert {name.partition(", ")[0] for name, *_ in rows} <= {model for model, _ in found}
+    for name, *cells in rows:
+        model, whose = name.rsplit(", ", 1)
+        columns = ("published",) if whose == "published" else ("ours", "half_interval")
+        for sigma, cell in zip(sigmas, cells, strict=True):
+            values = [float(found[model, float(sigma)][column]) for column in columns]
+            assert agrees(cell.replace("±", ""), *values), (name, sigma)
+
+
+def test_which_score_is_nearer_is_what_the_scores_say():
+    """Pairs of median errors, of the Gaussian and of the point cloud, at a level of the grid."""
+    head, rows = row_table(RESULTS, "## The paper's claims", "claim of the paper")
+    (cells,) = (row for row in rows if row[0].startswith("below, the network is nearer"))
+    for preset in ("digits", "cifar10-small"):
+        column = f"`{preset}`"
+        errors = {
+            (row["model"], float(row["sigma"])): float(row["median"])
+            for row in read_csv(f"{preset}/scores.csv")
+        }
+        levels = [sigma for model, sigma in errors if model == "Gaussian"]
+        told = re.findall(r"([\d.]+, [\d.]+) at ([\d.]+)", cells[head.index(column)])
+        assert len(told) == 4
+        for pair, level in told:
+            sigma = min(levels, key=lambda each: abs(each - float(level)))
+            assert agrees(level, sigma)
+            assert agrees(pair, errors["Gaussian", sigma], errors["point cloud", sigma]), pair
+            below = errors["Gaussian", sigma] < errors["point cloud", sigma]
+            assert below == (preset != "digits" or sigma < 0.3)

@@ -679,6 +679,20 @@ def test_scores_continue_and_say_what_they_are_of(call, tmp_path, monkeypatch):
         call(*words, "--rho", "5", script="plot_scores.py")
 
 
+def test_the_authors_table_stands_beside_networks_of_its_images(call, tmp_path):
+    """Of the shipped parameters it is of rank 300 and says so; other presets have none."""
+    words = ("--seeds", "0-1", "--steps", "2")
+    assert call("digits", *words, script="plot_scores.py") == 0
+    assert call("cifar10-small", *words, script="plot_scores.py") == 0
+    scores = tmp_path / "scores"
+    (table,) = scores.rglob("published.csv")
+    assert table.parent == scores / "cifar10-small" and table.with_suffix(".png").exists()
+    lines = table.read_text().splitlines()
+    own = [line for line in lines if line.startswith('"Gaussian, rank 300"')]
+    assert len(own) == 11 and all(len(line.split(",,")) == 2 for line in own)
+    assert sum(line.startswith("Gaussian,") and line.endswith(",,") for line in lines) == 11
+
+
 def test_scores_are_of_the_classes_that_the_seeds_draw(small, tmp_path):
     """Blocks of a network with classes that was told none are not read; others stay valid."""
     network, isotropic = (
