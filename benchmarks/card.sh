@@ -8,11 +8,12 @@
 #   features  hand out what the sweep measured on, the parts that match PARTS
 #   measure   every benchmark
 #   rehearse  all of this at tiny size, on a CPU, too
-# WORK keeps what the next steps need. What is to be taken home is in OUT, in files of PIECE at most.
+# WORK keeps what later steps need. Results go to OUT: copy them from the machine before it is given
+# back. Files larger than PIECE are cut into FILE.00, FILE.01, ...; `cat FILE.?? >FILE` joins them.
 set -euo pipefail
 source "$(dirname "$0")/../scripts/help.sh"
 source "$(dirname "$0")/../scripts/environment.sh"
-: "${WORK:=$HOME/one-card}" "${DATA:=pieces}" "${LIMIT:=470}" "${SNAPSHOT:=500000}" "${PIECE:=15M}"
+: "${WORK:=$HOME/one-card}" "${DATA:=pieces}" "${LIMIT:=400}" "${SNAPSHOT:=500000}" "${PIECE:=15M}"
 : "${OUT:=$WORK/out}" "${SEEDS:=0-4999 5000-9999 10000-14999}" "${BLOCK:=500}" "${DTYPE:=bfloat16}"
 : "${PARTS:=*}" "${TRAIN:=}" "${SKIPS:=0,1,2,3,4,5,6,7,8,10,12}" "${QUICK:=}"
 mkdir -p "$WORK" "$OUT"
@@ -85,7 +86,7 @@ newest() {
     echo "${!#}"
 }
 
-# Copies files to OUT; `cat FILE.*` makes a large one of its parts.
+# Copies files to OUT, large ones in parts.
 hand_out() {
     local file parts
     parts=$(mktemp -d "$WORK/parts.XXXX")

@@ -175,6 +175,17 @@ def test_options_of_commands_are_options(page, monkeypatch):
             runpy.run_path(str(ROOT / script))["main"]()
 
 
+def test_the_steps_of_a_card_fit_into_its_half_hour():
+    """With two minutes to spare; a training is ended by a clock, before its minutes are over."""
+    page, script = ROOT / "docs" / "gpu.md", ROOT / "benchmarks" / "card.sh"
+    _, rows = row_table(page, "## Steps", "step")
+    assert sum(int(minutes) for _, minutes, _ in rows) == 28
+    (minutes,) = {int(minutes) for step, minutes, _ in rows if step == "`train`"}
+    (limit,) = re.findall(r"LIMIT:=(\d+)", script.read_text(encoding="utf-8"))
+    said = re.findall(r"LIMIT(?:=|` seconds \()(\d+)", page.read_text(encoding="utf-8"))
+    assert said == [limit] * 2 and int(limit) < 60 * minutes
+
+
 def headings(page: Path) -> set[str]:
     """As links name them."""
     found = re.findall(r"^#+ (.*)$", page.read_text(encoding="utf-8"), re.M)

@@ -145,7 +145,8 @@ def denoising_loss(
 ) -> Tensor:
     """Weighted squared error of one noisy copy of each image, not reduced.
 
-    Random numbers come from the global generator of the images' device: sigma, augmentation, noise.
+    Random numbers come from global generators: of sigma and noise from that of the images' device,
+    of the augmentation from the CPU's.
 
     Args:
         loss: noise levels and weight.
