@@ -110,7 +110,7 @@ def main() -> None:
     count = f"{preset.seeds.count:,} trajectories"
     title = f"{preset.title}: analytic scores against the network's, {count}"
     figures.score_errors(picture, errors, sigmas, title)
-    if preset.name in published.BESIDE:
+    if preset.name in published.BESIDE and preset.seeds.count > 1:  # for an interval
         write_published(preset, sampling, makers, images, machine)
     print(copied(preset.name, made, FOLDER))
 
