@@ -100,7 +100,7 @@ SETTINGS = {
 def seen(scheduler, t) -> Position:
     """Where y is on its way, of which the network is asked next, by the scheduler's own tables."""
     config, name = scheduler.config, type(scheduler).__name__
-    if name.startswith(("DDIM", "PNDM", "DDPM")):
+    if name.startswith(("DDIM", "PNDM", "DDPM", "LCM", "TCD")):
         kept = float(scheduler.alphas_cumprod[int(t)])
         return Position(math.sqrt(kept), math.sqrt(1 - kept))
     half = name.startswith("KDPM2") and not scheduler.state_in_first_order

@@ -53,15 +53,26 @@ def teleported(
         UsageError: as `cut`; the model has another size; the pipeline packs its latents, or its
             levels turn out to be others.
     """
+    check_unpacked(pipe, noise)
+    planned = planned_of(pipe.scheduler, steps, timing)
+    latents = carried(planned, model, noise, skip, draw)
+    with starting_at(pipe, skip, planned):
+        yield latents
+
+
+def check_unpacked(pipe: Any, noise: Tensor) -> None:
+    """Raise a UsageError where a pipeline, or noise, has rows of patches in place of (B, *S)."""
     if hasattr(pipe, "_pack_latents") or noise.ndim < 4:
         raise UsageError(
             f"{type(pipe).__name__} packs its latents into rows of patches, or noise "
             f"{tuple(noise.shape)} is packed: expected (B, C, H, W)"
         )
-    planned = planned_of(pipe.scheduler, steps, timing)
-    latents = carried(planned, model, noise, skip, draw)
-    with starting_at(pipe, skip, planned):
-        yield latents
+
+
+def check_size(model: Model, noise: Tensor) -> None:
+    """Raise a UsageError where a model is not one of samples of this noise, (B, *S)."""
+    if model.dim != noise[0].numel():
+        raise UsageError(f"noise {tuple(noise.shape)}: the model describes {model.dim} values")
 
 
 def carried(
@@ -77,8 +88,7 @@ def carried(
         return (_start(scheduler) * x).to(noise)
     if model is None:
         raise UsageError(f"skip {skip} needs a model to teleport with, such as a Gaussian")
-    if model.dim != noise[0].numel():
-        raise UsageError(f"noise {tuple(noise.shape)}: the model describes {model.dim} values")
+    check_size(model, noise)
     if not draw:
         return flow(model, _start(scheduler) * x, position(scheduler, 0), at).to(noise)
     if not hasattr(model, "draw"):

@@ -59,11 +59,34 @@ class Family(Enum):
 
 
 STRIDING = ("DDIM", "PNDM")  # go to t less a fixed stride, whatever the next timestep is
+COUNTING = ("LCM", "TCD")  # add noise until they have gone as many steps as were asked for
+STOCHASTIC = {  # and what has the same levels, but adds no noise
+    "EulerAncestralDiscrete": "EulerDiscreteScheduler",
+    "DDPM": "DDIMScheduler",
+    "LCM": "DDIMScheduler",
+    "TCD": "DDIMScheduler",
+    "SASolver": "DPMSolverMultistepScheduler",
+}
 
 
 def class_of(scheduler: Any) -> str:
     """The name of its class, without `Scheduler`."""
     return type(scheduler).__name__.removesuffix("Scheduler")
+
+
+def check_deterministic(scheduler: Any) -> None:
+    """Raise a UsageError for a scheduler that adds noise, by its class or its configuration."""
+    config, instead = scheduler.config, STOCHASTIC.get(class_of(scheduler))
+    algorithm = str(config.get("algorithm_type"))
+    if algorithm.startswith("sde-"):
+        instead = f"algorithm_type={algorithm.removeprefix('sde-')!r}"
+    if config.get("stochastic_sampling"):
+        instead = "stochastic_sampling=False"
+    if instead:
+        raise UsageError(
+            f"{type(scheduler).__name__} adds noise in its steps, so two runs differ whatever "
+            f"the model is: expected a deterministic scheduler, such as {instead}"
+        )
 
 
 def level_count(scheduler: Any) -> int:
@@ -139,6 +162,8 @@ def cut(scheduler: Any, k: int) -> None:
     for name in ("timesteps", "sigmas", "sigmas_interpol"):
         if hasattr(scheduler, name):
             setattr(scheduler, name, getattr(scheduler, name)[i:])
+    if class_of(scheduler) in COUNTING:
+        scheduler.num_inference_steps = len(scheduler.timesteps)
     if hasattr(scheduler, "order_list"):
         scheduler.order_list = _orders(scheduler)
     if hasattr(scheduler, "set_begin_index"):  # else it looks for a timestep, which may recur

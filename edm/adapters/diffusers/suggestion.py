@@ -3,7 +3,8 @@
     *_, best = suggested_skip(pipe, gaussian, run, steps=20, noise=noise)
 
 by the rule of `linear_structure.suggestion`: in place of Heun's method stands the pipeline's own
-scheduler, on the network with its prompt, and on the model's denoiser.
+scheduler, on the network with its prompt, and on the model's denoiser. It has to be deterministic:
+where it adds noise, samples differ by that, and not by the teleport.
 """
 
 import copy
@@ -17,13 +18,23 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from edm.adapters.diffusers.pipelines import carried, changed, planned_of, starting_at, walk
+from edm.adapters.diffusers.pipelines import (
+    carried,
+    changed,
+    check_size,
+    check_unpacked,
+    planned_of,
+    starting_at,
+    walk,
+)
 from edm.adapters.diffusers.predictions import prediction_of
-from edm.adapters.diffusers.schedules import call_of, level_count, position
+from edm.adapters.diffusers.schedules import call_of, check_deterministic, level_count, position
 from linear_structure.denoise import Model, Position
 from linear_structure.suggestion import PART, TOLERANCE, Comparison, Effect, effects
-from linear_structure.system.errors import UsageError
+from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.teleport import has_flow
+
+REPEATED = 0.01  # of their spread, how far ends may be from those of the same start, by rounding
 
 
 @dataclass(frozen=True, eq=False)
@@ -44,9 +55,25 @@ class PipelineTrial(Comparison):
 
     @cached_property
     def reached(self) -> list[Tensor]:
-        start = carried(self.planned, None, self.noise, 0)
-        parts = [self._ran(0, latents) for latents in start.split(PART)]
+        """States (n, *S) float64 of the pipeline at the N + 1 levels: the last are its samples.
+
+        Raises:
+            UsageError: the first ones, made once more, are others.
+        """
+        start = carried(self.planned, None, self.noise, 0).split(PART)
+        first = self._ran(0, start[0])
+        self._check_repeated(first[-1], self._ran(0, start[0], redrawn=True)[-1])
+        parts = [first, *(self._ran(0, latents) for latents in start[1:])]
         return [torch.cat(states) for states in zip(*parts, strict=True)]
+
+    def _check_repeated(self, ends: Tensor, again: Tensor) -> None:
+        spread = ends.var(0).mean().clamp(min=torch.finfo(ends.dtype).tiny)
+        apart = float(((again - ends).square().mean() / spread).sqrt())
+        if apart > REPEATED:
+            raise UsageError(
+                f"run: from the same latents its samples differ by {apart:.2g} of their spread, "
+                "whatever the model is: expected eta=0, s_churn=0 and nothing else that is random"
+            )
 
     @cached_property
     def carried(self) -> list[Tensor]:
@@ -61,26 +88,38 @@ class PipelineTrial(Comparison):
         return _at_levels(scheduler, list(walk(predict, scheduler, start)), self.count)
 
     def finished(self, skip: int, x: Tensor, part: slice) -> Tensor:
+        """Samples (B, *S) float64 that the pipeline makes of states x (B, *S) at level `skip`."""
         return self._ran(skip, x.to(self.noise))[-1]
 
-    def _ran(self, skip: int, latents: Tensor) -> list[Tensor]:
+    def _ran(self, skip: int, latents: Tensor, redrawn: bool = False) -> list[Tensor]:
         """The states of the pipeline at the levels from `skip` on, and where it ends."""
         count = self.count - skip
-        with starting_at(self.pipe, skip, self.planned), recorded(self.pipe) as states:
+        with starting_at(self.pipe, skip, self.planned), recorded(self.pipe, redrawn) as states:
             self.run(latents)
         states = [state.to(self.noise.device, torch.float64) for state in states]
         if len(states) <= call_of(self.planned, count - 1):
             raise UsageError("run: expected a call of the pipeline with the latents it is given")
+        if not bool(states[-1].isfinite().all()):
+            raise WorkError("run: the pipeline's latents are NaN or infinite where it ends")
         return _at_levels(self.planned, states, count)
 
 
 @contextmanager
-def recorded(pipe: Any) -> Iterator[list[Tensor]]:
-    """Of a call of a pipeline, the states that `step` was given, and what the last one made."""
+def recorded(pipe: Any, redrawn: bool = False) -> Iterator[list[Tensor]]:
+    """Of a call of a pipeline, the states that `step` was given, and what the last one made.
+
+    Each is (B, *S), of the pipeline's dtype and on its device.
+
+    Args:
+        redrawn: whether noise that `step` adds is other than the call would draw, seeded or not.
+    """
     base, states = type(pipe.scheduler), list[Tensor]()
 
     @wraps(base.step)
     def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+        if redrawn:
+            kwargs.pop("generator", None)
+            torch.rand((), device=sample.device)
         made = base.step(self, model_output, timestep, sample, **kwargs)
         states[-1:] = [sample, made[0]]
         return made
@@ -97,6 +136,8 @@ def _at_levels(scheduler: Any, states: list[Tensor], count: int) -> list[Tensor]
 def _denoised(model: Model, y: Tensor, at: Position) -> Tensor:
     if has_flow(model):
         return model.denoise(y, at)  # type: ignore[arg-type]
+    if not bool((torch.as_tensor(at.scale) > 0).all()):
+        raise UsageError("no signal is left at scale 0, where only a closed flow can start")
     return model.denoise(y / at.scale, at.noise / at.scale)
 
 
@@ -113,7 +154,7 @@ def suggested_skip(
     """Effects of skips from the largest down to the first within the tolerance: the suggestion.
 
     Args:
-        pipe, timing: as in `teleported`.
+        pipe, timing: as in `teleported`; its scheduler adds no noise.
         model: of the latents.
         run: calls the pipeline on latents (B, *S), at most 8, with a prompt or none, for example
             `lambda latents: pipe(prompt, latents=latents, num_images_per_prompt=len(latents),
@@ -123,8 +164,15 @@ def suggested_skip(
         tolerance: of the change of finished latents.
 
     Raises:
-        UsageError: as `teleported`, or `run` does not call the pipeline.
+        UsageError: as `teleported`; the scheduler adds noise, or `run` makes other samples of the
+            same latents, or does not call the pipeline; noise of a single sample.
+        WorkError: the pipeline gave NaN or infinity.
     """
+    check_unpacked(pipe, noise)
+    check_size(model, noise)
+    check_deterministic(pipe.scheduler)
+    if len(noise) < 2:
+        raise UsageError(f"noise {tuple(noise.shape)}: expected that of more samples than one")
     planned = planned_of(pipe.scheduler, steps, timing)
     entries = range(0, level_count(planned) * planned.order + 1, planned.order)
     at = [position(planned, i) for i in entries]

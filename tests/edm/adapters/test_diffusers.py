@@ -20,7 +20,7 @@ from linear_structure.gaussian import Gaussian, Isotropic, guided
 from linear_structure.mixture import GaussianMixture
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import final, heun
-from linear_structure.system.errors import UsageError
+from linear_structure.system.errors import UsageError, WorkError
 
 diffusers = pytest.importorskip("diffusers")
 
@@ -116,6 +116,53 @@ def test_a_skip_keeps_the_order_and_is_no_worse_than_the_full_run(name):
         if setting.order is not None and found[1] > 2e-4:  # below it, of the last steps alone
             order = math.log(found[1] / found[2]) / math.log(setting.counts[2] / setting.counts[1])
             assert order >= setting.order - 0.6
+
+
+STOCHASTIC = {
+    "DDPM": {},
+    "EulerAncestralDiscrete": {},
+    "SASolver": {},
+    "DPMSolverMultistep": {"algorithm_type": "sde-dpmsolver++"},
+    "EDMDPMSolverMultistep": {"algorithm_type": "sde-dpmsolver++"},
+}
+
+
+def spread_error(name, steps, skip):
+    """Of the variance of 400 samples x 192 eigenvectors, relative: .005 is chance's."""
+    scheduler = planned(make(name, **STOCHASTIC[name]), steps)
+    x = carried(scheduler, MODEL, exact.standard(400, *SHAPE), skip, draw=True)
+    cut(scheduler, skip)
+    network, generator = Exact(MODEL, lambda: scheduler), torch.Generator().manual_seed(2)
+    *_, end = walk(lambda y, t: network(y, t)[0], scheduler, x, generator)
+    along = (end.flatten(1) - MODEL.mean) @ MODEL.basis
+    return abs(float((along.square() / MODEL.eigenvalues).mean() - 1))
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_samples_of_steps_that_add_noise_are_spread_no_worse_after_a_skip(name):
+    """Their paths are others, so the samples' distribution is compared: of weak order 1."""
+    full, found = (
+        [spread_error(name, count, share * count // 2) for count in (24, 48)] for share in (0, 1)
+    )
+    print(f"{name}: {full} {found}")
+    assert all(b <= a + 0.015 for a, b in zip(full, found, strict=True))
+    assert found[1] <= 0.5**0.4 * found[0] + 0.01
+
+
+@pytest.mark.parametrize("name", ["LCM", "TCD"])
+def test_the_last_step_adds_no_noise_after_a_cut_either(name):
+    """Which is known by its number, of all that were asked for."""
+    noise = exact.standard(2, *SHAPE)
+
+    def ended(seed, skip):
+        scheduler = make(name)
+        network = Exact(MODEL, lambda: scheduler)
+        told = {"steps": 4, "skip": skip, "model": MODEL}
+        return sample(network, scheduler, noise, generator=seed, **told)
+
+    seeds = [torch.Generator().manual_seed(seed) for seed in (0, 1)]
+    assert torch.equal(*(ended(seed, 3) for seed in seeds))
+    assert not torch.equal(*(ended(seed, 2) for seed in seeds))
 
 
 # Traps of diffusers, and what is refused.
@@ -549,6 +596,80 @@ def test_a_pipelines_suggested_skip_is_large_where_the_model_is_right_and_small_
     )
     with pytest.raises(UsageError, match="run: expected a call of the pipeline"):
         list(suggested_skip(piped.pipe, LATENTS, lambda latents: None, **told))
+
+
+NOISY = {
+    "EulerAncestralDiscrete": ({}, "EulerDiscreteScheduler"),
+    "DDPM": ({}, "DDIMScheduler"),
+    "LCM": ({}, "DDIMScheduler"),
+    "TCD": ({}, "DDIMScheduler"),
+    "SASolver": ({}, "DPMSolverMultistepScheduler"),
+    "DPMSolverMultistep": (
+        {"algorithm_type": "sde-dpmsolver++"},
+        r"algorithm_type='dpmsolver\+\+'",
+    ),
+    "DPMSolverSinglestep": (
+        {"algorithm_type": "sde-dpmsolver++"},
+        r"algorithm_type='dpmsolver\+\+'",
+    ),
+    "EDMDPMSolverMultistep": (
+        {"algorithm_type": "sde-dpmsolver++"},
+        r"algorithm_type='dpmsolver\+\+'",
+    ),
+    "FlowMatchEulerDiscrete": ({"stochastic_sampling": True}, "stochastic_sampling=False"),
+}
+
+
+@pytest.mark.parametrize("name", NOISY)
+def test_no_skip_is_suggested_for_a_scheduler_that_adds_noise(name):
+    """Its samples differ from run to run, whatever the model is; a teleport is right for it."""
+    changes, instead = NOISY[name]
+    pipe = SimpleNamespace(scheduler=make(name, **changes))
+    with pytest.raises(UsageError, match=f"{name}Scheduler adds noise .*, such as .*{instead}"):
+        suggested_skip(pipe, LATENTS, print, steps=20, noise=DRAWN)
+
+
+@pytest.mark.parametrize("seeded", ["no", "a generator", "all"])
+def test_no_skip_is_suggested_where_a_run_adds_noise(seeded):
+    """Told to the call alone, also where each call draws the same."""
+    piped = Piped(SETTINGS["DDIM"].scheduler())
+
+    def run(latents, eta=0.1):
+        seed = torch.manual_seed if seeded == "all" else torch.Generator().manual_seed
+        piped(latents, eta=eta, generator=None if seeded == "no" else seed(0))
+
+    told = {"steps": 20, "noise": DRAWN}
+    with torch.random.fork_rng([]):
+        with pytest.raises(UsageError, match="from the same latents its samples differ by 0"):
+            next(suggested_skip(piped.pipe, LATENTS, run, **told))
+        found = suggested_skip(piped.pipe, LATENTS, lambda latents: run(latents, 0.0), **told)
+        assert next(found).skip == 19
+
+
+@pytest.mark.parametrize("name", ["Euler", "EDM Euler", "flow Heun, shift 3"])
+def test_no_skip_is_suggested_where_steps_churn(name):
+    piped = Piped(SETTINGS[name].scheduler())
+    base = type(piped.pipe.scheduler)
+    churning = lambda *args, **told: base.step(*args, s_churn=2.0, **told)  # noqa: E731
+    piped.pipe.scheduler.__class__ = type(base.__name__, (base,), {"step": churning})
+    with pytest.raises(UsageError, match="expected eta=0, s_churn=0"):
+        next(suggested_skip(piped.pipe, LATENTS, piped, steps=20, noise=DRAWN))
+
+
+def test_what_no_skip_can_be_suggested_by_is_refused():
+    piped = Piped(SETTINGS["DDIM, no signal at the start"].scheduler())
+    mixture = GaussianMixture(torch.ones(1).double(), (LATENTS,))
+    refused = [
+        (mixture, DRAWN, "no signal is left at scale 0"),
+        (LATENTS, DRAWN[:1], r"noise \(1, 4, 8, 8\): expected that of more samples than one"),
+        (LATENTS, DRAWN.view(4, 64, 4), "packs its latents into rows"),
+        (MODEL, DRAWN, "the model describes 192 values"),
+    ]
+    for model, noise, said in refused:
+        with pytest.raises(UsageError, match=said):
+            list(suggested_skip(piped.pipe, model, piped, steps=20, noise=noise))
+    with pytest.raises(WorkError, match="NaN or infinite"):
+        list(suggested_skip(piped.pipe, LATENTS, piped, steps=20, noise=DRAWN * math.nan))
 
 
 def test_a_schedule_without_signal_at_its_start_is_suggested_for_too():
