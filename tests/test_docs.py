@@ -60,6 +60,7 @@ def apart(tmp_path, monkeypatch, one_thread):
     """What code leaves behind, undone: files, threads, the default type, rows of the table."""
     rows = dict(SAMPLERS)
     monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(sys, "argv", [""])
     with torch.random.fork_rng([]):
         yield
     torch.set_default_dtype(torch.float32)
@@ -116,6 +117,24 @@ def test_an_example_prints_what_it_says_on_top(example, apart):
     numbers = [float(number) for number in NUMBER.findall(found)]
     there = [float(number) for number in NUMBER.findall(said)[-len(numbers) :]]
     assert there == pytest.approx(numbers, rel=0.1, abs=2e-4)
+
+
+def test_the_example_of_a_pipeline_takes_a_folder_of_one(apart, tmp_path, monkeypatch):
+    """Of another size: only its own scheduler and network fit each other."""
+    diffusers = pytest.importorskip("diffusers")
+    pytest.importorskip("transformers")
+    blocks = {"down_block_types": ["DownBlock2D"], "up_block_types": ["UpBlock2D"]}
+    size = {"block_out_channels": (8,), "norm_num_groups": 4, "cross_attention_dim": 6}
+    unet, nothing = diffusers.UNet2DConditionModel(4, **blocks, **size), [None] * 3
+    scheduler = diffusers.EulerDiscreteScheduler(prediction_type="sample", steps_offset=1)
+    pipe = diffusers.StableDiffusionPipeline(*nothing, unet, scheduler, *nothing, False)
+    pipe.save_pretrained(tmp_path / "mine")
+    monkeypatch.setattr(sys, "argv", ["", str(tmp_path / "mine")])
+    with redirect_stdout(StringIO()) as printed:
+        found = runpy.run_path(str(ROOT / "examples/diffusers_pipeline.py"))["pipe"]
+    assert re.fullmatch(r"skip \d+ of 20, \d\.\d{3}\n", printed.getvalue())
+    assert type(found.scheduler) is diffusers.EulerDiscreteScheduler
+    assert torch.equal(found.unet.conv_in.weight, unet.conv_in.weight)
 
 
 def calls(text: str) -> list[list[str]]:
