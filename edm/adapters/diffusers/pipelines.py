@@ -103,7 +103,7 @@ def _start(scheduler: Any) -> float:
 
 def planned_of(scheduler: Any, steps: int, timing: Mapping[str, Any]) -> Any:
     """A copy of a scheduler with its timesteps set; UsageError where it takes them not."""
-    planned = copy.copy(scheduler)
+    planned = copy.deepcopy(scheduler)  # some write to their configuration
     try:
         planned.set_timesteps(steps, **timing)
     except (TypeError, ValueError, AttributeError, AssertionError) as error:
@@ -142,7 +142,7 @@ def changed(pipe: Any, **members: Any) -> Iterator[None]:
     It keeps its name, by which pipelines and this package know it.
     """
     before, base = pipe.scheduler, type(pipe.scheduler)
-    pipe.scheduler = copy.copy(before)
+    pipe.scheduler = copy.deepcopy(before)
     members["__module__"] = base.__module__
     pipe.scheduler.__class__ = type(base.__name__, (base,), members)
     try:

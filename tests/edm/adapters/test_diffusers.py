@@ -2,6 +2,7 @@
 
 import ast
 import math
+import re
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -596,6 +597,35 @@ def test_a_pipelines_suggested_skip_is_large_where_the_model_is_right_and_small_
     )
     with pytest.raises(UsageError, match="run: expected a call of the pipeline"):
         list(suggested_skip(piped.pipe, LATENTS, lambda latents: None, **told))
+
+
+def test_the_pages_code_around_a_pipeline_runs_as_typed():
+    """With a prompt, guidance and pictures: what is made there of `pipe`, a random decoder ends."""
+    page = (ROOT / "docs/diffusers.md").read_text(encoding="utf-8")
+    blocks = re.findall(r"```py\n(.*?)```", page, re.S)
+    piped = Piped(SETTINGS["DPM++ 2M"].scheduler())
+    tiny = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    piped.pipe.vae = diffusers.AutoencoderKL(**tiny).double()
+    embeddings = torch.zeros(1, 2, 3).double()
+    piped.pipe.encode_prompt = lambda prompt, device, copies, *_, **__: (
+        embeddings.expand(copies, 2, 3),
+        embeddings.expand(copies, 2, 3),
+    )
+    space = {"pipe": piped.pipe, "gaussian": LATENTS, "prompt": "a cat", "noise": DRAWN[:1]}
+    exec(blocks[0], space)
+    space["noise"] = exact.standard(9, *LATENT)
+    exec(blocks[1], space)
+    assert space["image"].size == (8, 8) and space["best"].skip == 19 and len(blocks) == 2
+
+
+def test_what_a_pipeline_tells_of_its_timesteps_stays_with_the_copy():
+    """Some schedulers write `mu` into their configuration."""
+    scheduler = make("DPMSolverMultistep", use_dynamic_shifting=True, **exact.FLOW)
+    with teleported(
+        SimpleNamespace(scheduler=scheduler), LATENTS, steps=20, skip=7, noise=DRAWN, mu=1.0
+    ):
+        pass
+    assert scheduler.config.flow_shift == 1.0
 
 
 NOISY = {
