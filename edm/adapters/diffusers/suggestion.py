@@ -116,7 +116,7 @@ def recorded(pipe: Any, redrawn: bool = False) -> Iterator[list[Tensor]]:
     base, states = type(pipe.scheduler), list[Tensor]()
 
     @wraps(base.step)
-    def step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
+    def _step(self: Any, model_output: Tensor, timestep: Any, sample: Tensor, **kwargs: Any) -> Any:
         if redrawn:
             kwargs.pop("generator", None)
             torch.rand((), device=sample.device)
@@ -124,7 +124,7 @@ def recorded(pipe: Any, redrawn: bool = False) -> Iterator[list[Tensor]]:
         states[-1:] = [sample, made[0]]
         return made
 
-    with changed(pipe, step=step):
+    with changed(pipe, step=_step):
         yield states
 
 
