@@ -127,6 +127,11 @@ def expand(sigma: Tensor | float, x: Tensor) -> Tensor:
     return sigma.reshape(-1, *[1] * (x.ndim - 1))
 
 
+def single(x: Tensor) -> Tensor:
+    """x in float32 where it has half precision, else as it is."""
+    return x.to(torch.promote_types(x.dtype, torch.float32))
+
+
 def coefficients(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
     """a and b of a level, `x = a x_0 + b eps`, each as `expand` gives it."""
     scale, noise = level if isinstance(level, Position) else Position(1.0, level)

@@ -10,6 +10,8 @@ With d = x - a mu:
     log p(x; a, b) = -1/2 [ |U'd|^2_{1/(a^2 lam + b^2)} + |d - U U'd|^2 / b^2
                             + sum log(a^2 lam + b^2) + (D - r) log b^2 + D log 2 pi ]
 
+Half precision is computed in float32: a variance of sigma 256 is beyond what float16 holds.
+
 A level is a `Position(a, b)`, or sigma alone, which is a = 1 and b = sigma (Wang and Vastola 2023,
 section 3). a = 0, where no signal is left, is a start like any other. The flow is the whole of the
 teleport: it continues the trajectory of its state. `draw` is the flow from (0, 1), whose noise is
@@ -26,7 +28,7 @@ import torch
 from scipy.linalg import eigh
 from torch import Tensor
 
-from linear_structure.denoise import Level, Model, Position, Posterior, coefficients
+from linear_structure.denoise import Level, Model, Position, Posterior, coefficients, single
 from linear_structure.images import values_of
 from linear_structure.moments import Moments
 from linear_structure.system.errors import UsageError
@@ -140,7 +142,7 @@ class EigenGaussian(Flowing):
     def denoise(self, x: Tensor, sigma: Level) -> Tensor:
         g, offset, a, b = self._prepare(x, sigma)
         shrink = g._shrink(a, b)
-        return (g.mean + g.from_axes(g.onto_axes(offset) * shrink)).view_as(x)
+        return (g.mean + g.from_axes(g.onto_axes(offset) * shrink)).to(x.dtype).view_as(x)
 
     def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
         """`a1 mu + (b1/b0) (d - U U'd) + U diag(sqrt(var1 / var0)) U'd`, var = a^2 lam + b^2."""
@@ -150,7 +152,7 @@ class EigenGaussian(Flowing):
         outside = b1 / b0
         inside = (g._variance(a1, b1) / g._variance(a0, b0)).sqrt()
         moved = outside * offset + g.from_axes(g.onto_axes(offset) * (inside - outside))
-        return (a1 * g.mean + moved).view_as(x)
+        return (a1 * g.mean + moved).to(x.dtype).view_as(x)
 
     def denoised_along(self, x: Tensor, start: Level, sigma: Level) -> Tensor:
         """Denoised image at `sigma` on the trajectory that is at x (B, *S) when at `start`.
@@ -161,21 +163,21 @@ class EigenGaussian(Flowing):
         _check_start(start)
         g, offset, a0, b0 = self._prepare(x, start)
         a, b = coefficients(sigma, offset)
-        gain = a * g.eigenvalues / g._variance(a, b).sqrt()
-        gain = gain / g._variance(a0, b0).sqrt()  # float16 holds both, not their product
-        return (g.mean + g.from_axes(g.onto_axes(offset) * gain)).view_as(x)
+        gain = a * g.eigenvalues / g._variance(a, b).sqrt() / g._variance(a0, b0).sqrt()
+        return (g.mean + g.from_axes(g.onto_axes(offset) * gain)).to(x.dtype).view_as(x)
 
-    def squared_error(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """`E |D(x + sigma n, sigma) - x|^2` over the noise n, of any clean x (B, *S): (B,).
+    def squared_error(self, x: Tensor, level: Level) -> Tensor:
+        """`E |D(a x + b n; a, b) - x|^2` over the noise n, of any clean x (B, *S): (B,).
 
-        With d = x - mu and g = lam / (lam + sigma^2) it is
-        `sum [(1 - g)^2 (u'd)^2 + (g sigma)^2] + |d - U U'd|^2`.
+        With d = x - mu and g = a lam / (a^2 lam + b^2) it is
+        `sum [(1 - a g)^2 (u'd)^2 + (g b)^2] + |d - U U'd|^2`.
         """
-        g, offset, _, b = self._prepare(x, sigma)
+        g, offset, _, _ = self._prepare(x, 0.0)
+        a, b = coefficients(level, offset)
         inside = g.onto_axes(offset)
         outside = (offset - g.from_axes(inside)).square().sum(1)
-        variance = g.eigenvalues + b**2
-        pulled, passed = b**2 / variance * inside, g.eigenvalues / variance * b
+        variance = g._variance(a, b)
+        pulled, passed = b**2 / variance * inside, a * g.eigenvalues / variance * b
         return (pulled**2 + passed**2).sum(1) + outside
 
     def sample(
@@ -203,7 +205,7 @@ class EigenGaussian(Flowing):
             distance = distance + outside / square
             log_volume = log_volume + (dim - rank) * square.log()
         denoised = g.mean + g.from_axes(inside * g._shrink(a, b))
-        return Posterior(denoised.view_as(x), -(distance + log_volume) / 2)
+        return Posterior(denoised.to(x.dtype).view_as(x), -(distance + log_volume) / 2)
 
     def log_prob(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
         return self.posterior(x, sigma).log_prob
@@ -219,8 +221,8 @@ class EigenGaussian(Flowing):
 
     def _prepare(self, x: Tensor, level: Level) -> tuple[Self, Tensor, Tensor, Tensor]:
         """The model as x is, d = x - a mu as (B, D), and the a and b that broadcast over it."""
-        g, flat = self.to(x), x.flatten(1)
-        a, b = coefficients(level, flat)
+        flat = single(x).flatten(1)
+        g, (a, b) = self.to(flat), coefficients(level, flat)
         return g, flat - a * g.mean, a, b
 
 
@@ -373,29 +375,30 @@ class Isotropic(Flowing):
 
     def denoise(self, x: Tensor, sigma: Level) -> Tensor:
         """`mu + a s0^2 / (a^2 s0^2 + b^2) (x - a mu)`: (B, *S)."""
-        a, b = coefficients(sigma, x)
+        a, b = coefficients(sigma, single(x))
         return self._scaled(x, a, self._gain(a, b, 1.0), 1.0)
 
     def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
         """`a1 mu + sqrt((a1^2 s0^2 + b1^2) / (a0^2 s0^2 + b0^2)) (x - a0 mu)`: (B, *S)."""
         _check_start(start)
-        (a0, b0), (a1, b1) = coefficients(start, x), coefficients(stop, x)
+        (a0, b0), (a1, b1) = (coefficients(level, single(x)) for level in (start, stop))
         factor = (self._variance(a1, b1) / self._variance(a0, b0)).sqrt()
         return self._scaled(x, a0, factor, a1)
 
     def denoised_along(self, x: Tensor, start: Level, sigma: Level) -> Tensor:
         """`denoise(flow(x, start, sigma), sigma)` in closed form: (B, *S)."""
         _check_start(start)
-        (a0, b0), (a, b) = coefficients(start, x), coefficients(sigma, x)
+        (a0, b0), (a, b) = (coefficients(level, single(x)) for level in (start, sigma))
         factor = (self._variance(a, b) / self._variance(a0, b0)).sqrt()
         return self._scaled(x, a0, self._gain(a, b, factor), 1.0)
 
-    def squared_error(self, x: Tensor, sigma: Tensor | float) -> Tensor:
-        """`E |D(x + sigma n, sigma) - x|^2` over the noise n, of any clean x (B, *S): (B,)."""
-        square = (x.flatten(1) - self.mean.to(x)).square().sum(1)
-        a, b = coefficients(sigma, square)
-        kept = self._gain(a, b, 1.0)
-        return (1 - kept) ** 2 * square + self.dim * (kept * b) ** 2
+    def squared_error(self, x: Tensor, level: Level) -> Tensor:
+        """`E |D(a x + b n; a, b) - x|^2` over the noise n, of any clean x (B, *S): (B,)."""
+        flat = single(x).flatten(1)
+        square = (flat - self.mean.to(flat)).square().sum(1)
+        a, b = coefficients(level, square)
+        gain = self._gain(a, b, 1.0)
+        return (1 - a * gain) ** 2 * square + self.dim * (gain * b) ** 2
 
     def sample(
         self, count: int, sigma: float = 0.0, generator: torch.Generator | None = None
@@ -406,12 +409,12 @@ class Isotropic(Flowing):
 
     def posterior(self, x: Tensor, sigma: Level) -> Posterior:
         """Log density (B,) and denoised image (B, *S); no density where s0 and sigma are 0."""
-        flat = x.flatten(1)
+        flat = single(x).flatten(1)
         a, b = coefficients(sigma, flat)
         variance = self._variance(a, b).flatten()
         if not bool((variance > 0).all()):
             raise ValueError("s0 = 0 and sigma = 0: there is no density")
-        square = (flat - a * self.mean.to(x)).square().sum(1)
+        square = (flat - a * self.mean.to(flat)).square().sum(1)
         log_prob = -(square / variance + self.dim * (2 * math.pi * variance).log()) / 2
         return Posterior(self.denoise(x, sigma), log_prob)
 
@@ -430,5 +433,6 @@ class Isotropic(Flowing):
 
     def _scaled(self, x: Tensor, a: Tensor, factor: Tensor, stop: Tensor | float) -> Tensor:
         """`stop mu + factor (x - a mu)`."""
-        mean = self.mean.to(x).reshape(x.shape[1:])
-        return stop * mean + factor * (x - a * mean)
+        own = single(x)
+        mean = self.mean.to(own).reshape(x.shape[1:])
+        return (stop * mean + factor * (own - a * mean)).to(x.dtype)

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from linear_structure.denoise import Model, Posterior, expand
+from linear_structure.denoise import Model, Posterior, expand, single
 from linear_structure.gaussian import Gaussian
 
 WEIGHT_TOLERANCE = 1e-3  # of their sum
@@ -88,7 +88,7 @@ class GaussianMixture(Model):
 
     def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
         """Posterior mean, log density and responsibilities, the components one after the other."""
-        wide = x.to(torch.promote_types(x.dtype, torch.float32))  # log densities: thousands
+        wide = single(x)
         log_prob = torch.full_like(wide.flatten(1)[:, 0], -torch.inf)
         denoised, joint = torch.zeros_like(wide), []
         for log_weight, component in zip(self.weights.to(wide).log(), self.components, strict=True):

@@ -245,10 +245,35 @@ def test_a_point_denoises_to_itself_without_noise():
 def test_the_squared_error_is_the_mean_over_the_noise(model, x, sigma):
     """It is quadratic in the noise, so 2 D vectors with the noise's mean and covariance suffice."""
     unit = DIM**0.5 * torch.eye(DIM).double()
-    noisy = x.flatten(1)[:, None] + sigma * torch.cat([unit, -unit])
-    denoised = model.denoise(noisy.flatten(0, 1), sigma).view_as(noisy)
-    expected = (denoised - x.flatten(1)[:, None]).square().sum(2).mean(1)
-    assert torch.allclose(model.squared_error(x, sigma), expected, rtol=1e-12)
+    for scale in (1.0, 0.3):
+        at = Position(scale, sigma)
+        noisy = scale * x.flatten(1)[:, None] + sigma * torch.cat([unit, -unit])
+        denoised = model.denoise(noisy.flatten(0, 1), at).view_as(noisy)
+        expected = (denoised - x.flatten(1)[:, None]).square().sum(2).mean(1)
+        assert torch.allclose(model.squared_error(x, at), expected, rtol=1e-12)
+        if scale == 1:
+            assert torch.equal(model.squared_error(x, sigma), model.squared_error(x, at))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sigma", [80.0, 300.0, 700.0])
+def test_half_precision_is_rounded_once_and_squares_nothing_in_it(model, x, dtype, sigma):
+    """From sigma 256 on float16 holds no variance; pipelines of videos begin at 700."""
+    rounded, bound = (sigma * x).to(dtype), torch.finfo(dtype).eps / 2
+    found = {
+        "denoise": lambda y: model.denoise(y, sigma),
+        "flow": lambda y: model.flow(y, sigma, 3.0),
+        "along": lambda y: model.denoised_along(y, sigma, 3.0),
+        "posterior": lambda y: model.posterior(y, sigma).denoised,
+    }
+    for name, of in found.items():
+        exact, half = of(rounded.double()), of(rounded)
+        assert half.dtype == dtype, name
+        off = (half.double() - exact).abs()
+        assert bool((off <= 1.01 * bound * exact.abs() + 1e-6).all()), name
+    assert torch.allclose(
+        model.log_prob(rounded, sigma).double(), model.log_prob(rounded.double(), sigma), rtol=1e-5
+    )
 
 
 def test_squared_errors_at_a_batch_of_levels_are_those_at_each(model, x):
