@@ -64,7 +64,8 @@ def given(text: str, sha256: str | None = None, kept: Path | None = None) -> Fil
         return download.given(text, sha256)
     if sha256:
         raise UsageError(f"a digest is of a file, and {text} is code of yours: leave it out")
-    return Code(*text.split(":"), kept)
+    module, _, function = text.partition(":")
+    return Code(module, function, kept)
 
 
 def load(

@@ -83,9 +83,9 @@ class Trial(NamedTuple):
 
 
 class Trials(NamedTuple):
-    """Both structures, fitted to `fitted` of `count` images, on `apart` others: one a level."""
+    """Both structures, fitted to `fitted` of `total` images, on `apart` others: one a level."""
 
-    count: int
+    total: int
     fitted: int
     apart: int
     levels: list[Trial]
@@ -143,7 +143,7 @@ def told(found: Trials) -> list[str]:
     if not found.levels:
         return []
     lines = [
-        f"held out: fitted to {found.fitted:,} of {found.count:,} images, root mean squared error "
+        f"held out: fitted to {found.fitted:,} of {found.total:,} images, root mean squared error "
         f"on {found.apart} others"
     ]
     for trial in found.levels:
@@ -154,6 +154,6 @@ def told(found: Trials) -> list[str]:
             f"{trial.better} is better"
         )
     won = any(trial.better == "spectral" for trial in found.levels)
-    if won and found.fitted < MOST * found.count:
+    if won and found.fitted < MOST * found.total:
         lines.append("  for so few: with more images a full covariance gains, and may be better")
     return lines

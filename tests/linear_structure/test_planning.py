@@ -60,7 +60,7 @@ def test_held_out_errors_tell_smooth_images_from_aligned_ones():
     for images, better in ((smooth, "spectral"), (aligned, "gaussian")):
         dataset = of_floats(images)
         found = planning.trials(dataset, 4, float(images.std()))
-        assert (found.count, found.fitted, found.apart, len(found.levels)) == (300, 240, 60, 3)
+        assert (found.total, found.fitted, found.apart, len(found.levels)) == (300, 240, 60, 3)
         assert found.levels[0].better == better
         assert f"{better} is better" in planning.told(found)[1]
 
@@ -95,7 +95,7 @@ def test_few_images_do_not_tell_which_structure_is_better_for_all(monkeypatch):
     monkeypatch.setattr(planning, "AFFORDED", 0)
     monkeypatch.setattr(planning, "FEW", (400, 10**6))
     few = planning.trials(dataset, 0, 0.2)
-    assert (few.count, few.fitted, few.apart) == (4000, 320, 80)
+    assert (few.total, few.fitted, few.apart) == (4000, 320, 80)
     assert few.levels[0].better == "spectral"
     assert planning.told(few)[-1].endswith(
         "with more images a full covariance gains, and may be better"
