@@ -98,14 +98,19 @@ class Pool:
         said = [singular(self.count, self.dim)] if self.count <= self.dim else []
         if self.has_kernel:
             said.append("So KID stands beside it, which needs no covariance and is unbiased.")
+        return [*said, self.warning] if self.warning else said
+
+    @property
+    def warning(self) -> str:
+        """That the network is of no use, in a sentence; empty where it is of some."""
         alone = self.rows.get(self.steps)
-        if alone and alone.change and alone.change.interval[0] <= 0:
-            said.append(
-                "The network is of no use: at skip 0 its images are no nearer to the reference "
-                f"than the teleport's model alone ({self.name} {self.rows[0].distance:.4g} and "
-                f"{alone.distance:.4g})."
-            )
-        return said
+        if not alone or not alone.change or alone.change.interval[0] > 0:
+            return ""
+        return (
+            "The network is of no use: at skip 0 its images are no nearer to the reference than "
+            f"the teleport's model alone ({self.name} {self.rows[0].distance:.4g} and "
+            f"{alone.distance:.4g})."
+        )
 
 
 def pool(root: Path, results: Sequence[Result]) -> Pool:

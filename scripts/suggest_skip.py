@@ -62,17 +62,23 @@ def tried(sampling: Sampling, seeds: SeedRange, tolerance: float) -> list[Effect
         return list(bar)
 
 
-def measured(preset: Preset, settled: dict[str, Any]) -> str:
-    """What the latest sweep of the preset says in a sentence, if it was of these settings."""
+def measured(preset: Preset, settled: dict[str, Any]) -> tuple[str, str]:
+    """What the latest sweep of the preset says, if it was of these settings.
+
+    Returns:
+        A warning, to be read first, and what it measured, each a sentence or nothing.
+    """
     try:
         sweep = results.latest_sweep(results.ROOT, preset.name)
         other = [name for name, value in settled.items() if sweep[0].inputs.get(name) != value]
         if other:
-            return f"The latest sweep was of another {', '.join(other)}: nothing to compare with."
+            told = f"The latest sweep was of another {', '.join(other)}: nothing to compare with."
+            return "", told
         together = pool(results.ROOT, sweep)
     except UsageError as error:
-        return f"Nothing measured to compare with: {error}."
-    return " ".join([*together.notes, together.verdict]).strip()
+        return "", f"Nothing measured to compare with: {error}."
+    notes = [note for note in together.notes if note != together.warning]
+    return together.warning, " ".join([*notes, together.verdict]).strip()
 
 
 def show(preset: Preset, found: list[Effect], seeds: SeedRange, tolerance: float) -> None:
@@ -109,7 +115,6 @@ def main() -> None:
     network = loading.load_network(preset, options.chosen_machine(typed, preset))
     teleport = loading.load_teleport(preset, network)
     sampling = Sampling(network, grid_of(preset, network), teleport)
-    show(preset, tried(sampling, seeds, typed.tolerance), seeds, typed.tolerance)
     settled = {
         "network": network.digest,
         "sigmas": sampling.sigmas.tolist(),
@@ -118,8 +123,12 @@ def main() -> None:
         **dict.fromkeys(("by_class", "solver_steps")),  # None where a sweep does not have them
         **teleport.inputs,
     }
-    if said := measured(preset, settled):
-        print(said)
+    warning, told = measured(preset, settled)
+    if warning:
+        print(warning)
+    show(preset, tried(sampling, seeds, typed.tolerance), seeds, typed.tolerance)
+    if told:
+        print(told)
 
 
 if __name__ == "__main__":
