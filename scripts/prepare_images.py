@@ -74,14 +74,15 @@ def main() -> None:
         used, total = len(prepared.used), len(prepared.records)
         channels = options.channels or (3 if prepared.coloured else 1)
         refused = not used or (options.strict and used < total)
-        labels = None if refused else prepared.pack(options.target, channels)
+        if refused:  # what is made of the others is kept
+            print(prepared.table())
+            raise UsageError(
+                f"{total - used:,} of {total:,} files in {options.source} cannot be used, as the "
+                f"table says: {options.target} is not written"
+            )
+        labels = prepared.pack(options.target, channels)
     print(prepared.table())
-    if refused:
-        raise UsageError(
-            f"{total - used:,} of {total:,} files in {options.source} cannot be used, as the table "
-            f"says: {options.target} is not written"
-        )
-    classes = ", ".join(labels.names) if labels and labels.names else "no names of classes"
+    classes = ", ".join(labels.names) if labels.names else "no names of classes"
     print(
         f"\n{used:,} of {total:,} files are in {options.target}: {form.size} x {form.size}, "
         f"{'RGB' if channels == 3 else 'grey'}; {classes}"

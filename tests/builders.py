@@ -4,9 +4,12 @@ import io
 import struct
 import zipfile
 import zlib
+from collections.abc import Sequence
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
+
+import numpy as np
 
 
 def module(path: Path) -> ModuleType:
@@ -29,11 +32,18 @@ def zip_of(**members: bytes) -> bytes:
 
 def deep_png(kind: int, channels: int) -> bytes:
     """A PNG of 16 bits a value, all below 256: grey 0, RGB 2, grey and alpha 4, RGBA 6."""
+    return png_of_16_bits(kind, np.full((2, 3, channels), 0x7F))
+
+
+def png_of_16_bits(kind: int, values: np.ndarray, clear: Sequence[int] = ()) -> bytes:
+    """A PNG of values (H, W, C), of a kind as above; without alpha, what stands for transparent."""
 
     def chunk(name: bytes, data: bytes) -> bytes:
         end = struct.pack(">I", zlib.crc32(name + data))
         return struct.pack(">I", len(data)) + name + data + end
 
-    rows = (b"\0" + b"\0\x7f" * 3 * channels) * 2
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", 3, 2, 16, kind, 0, 0, 0))
+    height, width, _ = values.shape
+    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    head += chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) if clear else b""
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

@@ -13,6 +13,7 @@ import io
 import json
 import os
 import struct
+import warnings
 import zipfile
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -36,6 +37,7 @@ from linear_structure.system.kinds import kind_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
 FILE_LIMIT = 1 << 28  # bytes of one unpacked file of a zip
+PIXEL_LIMIT = 1 << 26  # of one image, which takes 1.3 GB then, if it is transparent
 LABEL_FILE = "dataset.json"
 ALPHA = {"LA": "L", "RGBA": "RGB", "PA": "RGB"}  # Pillow's modes, and what they become
 MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", **ALPHA}
@@ -279,7 +281,7 @@ def _opened(archive: zipfile.ZipFile, path: Path, name: str) -> IO[bytes]:
 def _decode(content: bytes, where: Path, name: str) -> Image.Image:
     """Decode to mode L or RGB; what Pillow raises for damage depends on the format."""
     try:
-        image = Image.open(io.BytesIO(content), formats=FORMATS)
+        image = opened(content)
         pages = getattr(image, "n_frames", 1)
         mode = f"{image.mode}, of 16 bits" if is_deep(image) else image.mode
         image.load()
@@ -299,6 +301,21 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
         )
     image.info.pop("transparency", None)  # means nothing here, and Pillow would warn of it
     return image if MODES[image.mode] == image.mode else image.convert(MODES[image.mode])
+
+
+def opened(content: bytes) -> ImageFile:
+    """An image that is not yet decoded.
+
+    Raises:
+        Image.DecompressionBombError: it has more pixels than are decoded here.
+        Exception: one of `UNREADABLE_IMAGES`.
+    """
+    with warnings.catch_warnings(action="ignore", category=Image.DecompressionBombWarning):
+        image = Image.open(io.BytesIO(content), formats=FORMATS)
+    if image.width * image.height > PIXEL_LIMIT:
+        said = f"{image.width:,} x {image.height:,} pixels, and at most {PIXEL_LIMIT:,} are decoded"
+        raise Image.DecompressionBombError(said)
+    return image
 
 
 def is_deep(image: ImageFile) -> bool:
@@ -321,8 +338,11 @@ def _said(shape: Shape) -> str:
 
 
 def classes_of_folders(names: Sequence[str]) -> Labels:
-    """Those of the top-level folders in sorted order, if there are several."""
-    tops = [name.rpartition("/")[0].partition("/")[0] for name in names]
+    """Those of the top-level folders in sorted order, if there are several.
+
+    Images beside these folders are a class of their own, `.`.
+    """
+    tops = [name.rpartition("/")[0].partition("/")[0] or "." for name in names]
     found = tuple(sorted(set(tops)))
     if len(found) < 2:
         return Labels()

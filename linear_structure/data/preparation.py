@@ -41,9 +41,10 @@ from linear_structure.data.pictures import (
     files_below,
     files_within,
     is_deep,
+    opened,
 )
 from linear_structure.system.arrays import read_npz
-from linear_structure.system.errors import UsageError
+from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.system.files import (
     alone,
     check_writable,
@@ -112,7 +113,8 @@ class Material:
         if source in datasets.NAMES or not pictured:
             return cls._of(datasets.load(source))
         files = files_below(path) if path.is_dir() else files_within(path)
-        chosen = (name for name in dict.fromkeys(files.names) if _counts(name, path, out))
+        place = path.resolve()
+        chosen = (name for name in dict.fromkeys(files.names) if _counts(name, place, out))
         stated = files.labels
         return cls(
             Files(path, tuple(sorted(chosen)), files.content),
@@ -161,8 +163,7 @@ def formed(content: bytes, form: Form) -> tuple[np.ndarray, list[str]]:
     """
     try:
         with warnings.catch_warnings(action="ignore"):
-            image = Image.open(io.BytesIO(content), formats=FORMATS)
-            upright, done = _upright(image)
+            upright, done = _upright(opened(content))
             opaque = _opaque(upright, form, done)
             return np.asarray(_squared(opaque, form, done)), done
     except Image.DecompressionBombError as error:
@@ -181,11 +182,28 @@ def _upright(image: Any) -> tuple[Image.Image, list[str]]:
     image.load()
     done = [text for text, holds in ((PAGED, several), (SCALED, deep), (TURNED, turned)) if holds]
     upright: Image.Image = ImageOps.exif_transpose(image) if turned else image
-    if deep and upright.mode in DEEP:
-        upright = Image.fromarray((np.asarray(upright) >> 8).astype(np.uint8))
+    if deep:
+        upright = _shallow(upright)
     if upright.mode not in MODES:
         raise UsageError(f"it has Pillow mode {upright.mode}, whose values mean no colours")
     return upright, done
+
+
+def _shallow(image: Image.Image) -> Image.Image:
+    """An image of 16 bits in 8, of which Pillow drops the lower ones itself where it has colour.
+
+    The value that stands for what is transparent is compared before that in grey, after it else.
+    """
+    clear = image.info.pop("transparency", None)
+    if image.mode not in DEEP:
+        if isinstance(clear, tuple):
+            image.info["transparency"] = tuple(value >> 8 for value in clear)
+        return image
+    values = np.asarray(image)
+    grey = Image.fromarray((values >> 8).astype(np.uint8))
+    if clear is not None:
+        grey.putalpha(Image.fromarray(np.where(values == clear, 0, 255).astype(np.uint8)))
+    return grey
 
 
 def _is_turned(image: Any) -> bool:
@@ -289,12 +307,10 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 def png(pixels: np.ndarray, channels: int = 3) -> bytes:
     """An image, uint8 (H, W, C), as PNG; of 1 channel, grey by ITU-R 601."""
-    image, file = (
-        Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels),
-        io.BytesIO(),
-    )
-    (image.convert("L") if channels == 1 else image).save(file, "PNG")
-    return file.getvalue()
+    image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
+    content = io.BytesIO()
+    (image.convert("L") if channels == 1 else image).save(content, "PNG")
+    return content.getvalue()
 
 
 def check_target(source: str, out: Path) -> None:
@@ -345,8 +361,10 @@ def _looked_at(material: Material, form: Form, work: Path) -> Prepared:
     with tqdm(total=len(names), desc="preparing", unit=" files") as bar:
         for start in range(0, len(names), count):
             part = names[start : start + count]
-            path = work / f"{_key(material.files, part, form)[:32]}.npz"
-            pixels, found = _block(path, material.files, part, form)
+            marks = [_read(material.files, name)[1] for name in part]
+            key = digest_of([FORMAT, PIL.__version__, asdict(form), part, marks])
+            path = work / f"{key[:32]}.npz"
+            pixels, found = _block(path, material.files, dict(zip(part, marks, strict=True)), form)
             records |= zip(part, found, strict=True)
             blocks.append(path)
             coloured |= bool((pixels != pixels[..., :1]).any())
@@ -354,36 +372,41 @@ def _looked_at(material: Material, form: Form, work: Path) -> Prepared:
     return Prepared(material, form, records, blocks, coloured)
 
 
-def _key(files: Files, names: Sequence[str], form: Form) -> str:
-    """SHA-256 of all that a block is made from."""
-    contents = []
-    for name in names:
-        try:
-            contents.append(hashlib.sha256(_content(files, name)).hexdigest())
-        except UsageError as error:
-            contents.append(str(error))
-    return digest_of([FORMAT, PIL.__version__, asdict(form), names, contents])
-
-
-def _content(files: Files, name: str) -> bytes:
+def _read(files: Files, name: str) -> tuple[bytes | None, str]:
+    """What a file holds, and its SHA-256; or nothing, and why it cannot be read."""
     try:
-        return files.content(name)
+        content = files.content(name)
     except OSError as error:
-        raise UsageError(f"it cannot be read: {error.strerror}") from error
+        return None, f"it cannot be read: {error.strerror}"
+    except UsageError as error:
+        return None, str(error)
+    return content, hashlib.sha256(content).hexdigest()
 
 
 def _block(
-    path: Path, files: Files, names: Sequence[str], form: Form
+    path: Path, files: Files, marks: dict[str, str], form: Form
 ) -> tuple[np.ndarray, list[Record]]:
-    """Pixels (n, size, size, 3) of those of the files that can be used, and all their records."""
+    """Pixels (n, size, size, 3) of those of the files that can be used, and all their records.
+
+    Args:
+        marks: by the files' names, what `_read` said of each, by which the block is known.
+
+    Raises:
+        WorkError: a file was changed since then.
+    """
     if path.exists():
         with suppress(UsageError):  # it is damaged
             kept = read_npz(path, "pixels", "records")
             return kept["pixels"], [Record(*each) for each in json.loads(kept["records"].tobytes())]
     found, records = [np.empty((0, form.size, form.size, 3), np.uint8)], list[Record]()
-    for name in names:
+    for name, mark in marks.items():
+        content, now = _read(files, name)
+        if now != mark:
+            raise WorkError(f"{name} in {files.where} was changed meanwhile: run this again")
         try:
-            pixels, done = formed(_content(files, name), form)
+            if content is None:
+                raise UsageError(mark)
+            pixels, done = formed(content, form)
             found.append(pixels[None])
             records.append(Record(done))
         except UsageError as error:

@@ -11,12 +11,13 @@ import builders
 import numpy as np
 import pytest
 import torch
+from builders import png_of_16_bits
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
 from linear_structure import get_parameters
-from linear_structure.data import preparation
+from linear_structure.data import pictures, preparation
 from linear_structure.data.datasets import load
 from linear_structure.data.preparation import Form, formed, looking_at
 from linear_structure.system.errors import UsageError, run_command
@@ -169,6 +170,35 @@ def test_what_cannot_be_used_has_a_reason(content: bytes, reason: str) -> None:
         formed(content, SAME)
 
 
+@pytest.mark.parametrize("kind", ["PNG", "GIF", "TIFF", "WEBP"])
+def test_images_of_too_many_pixels_are_not_decoded(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    """A few hundred kilobytes can stand for gigabytes; of several pages the first one counts."""
+    assert 12_000 * 9_000 > pictures.PIXEL_LIMIT > 9_248 * 6_936  # of telephones: whole, binned
+    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 63)
+    pages = {"save_all": True, "append_images": [Image.fromarray(RGB)]} if kind == "GIF" else {}
+    content = encoded(Image.fromarray(RGB), kind, **pages)
+    with pytest.raises(UsageError, match="too large: 8 x 8 pixels, and at most 63 are decoded"):
+        formed(content, SAME)
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UsageError, match="8 x 8 pixels, and at most 63"):
+        load(tmp_path)
+    monkeypatch.setattr(pictures, "PIXEL_LIMIT", 64)
+    formed(content, SAME)
+
+
+def test_a_value_of_16_bits_that_stands_for_transparent_shows_the_background() -> None:
+    grey = np.array([[[515], [513], [40_000]]])  # two of one upper byte
+    red = Form(size=3, crop="none", background=(255, 0, 0))
+    pixels, done = formed(png_of_16_bits(0, np.repeat(grey, 3, 0), clear=[515]), red)
+    assert np.array_equal(pixels[0], [[255, 0, 0], [2, 2, 2], [156, 156, 156]])
+    assert done == ["16 bits scaled to 8", "transparent: laid on #ff0000"]
+    coloured = np.array([[[515, 9, 300], [9000, 9, 300], [0, 0, 0]]])
+    pixels, _ = formed(png_of_16_bits(2, np.repeat(coloured, 3, 0), clear=[515, 9, 300]), red)
+    assert np.array_equal(pixels[0], [[255, 0, 0], [35, 0, 1], [0, 0, 0]])
+
+
 @settings(deadline=None, max_examples=150)
 @given(
     kind=st.sampled_from(["PNG", "JPEG", "GIF", "TIFF", "WEBP"]),
@@ -261,17 +291,60 @@ def test_a_folder_of_mixed_pictures_becomes_a_dataset(
     assert "class 1 (dog é): 6 images" in capsys.readouterr().out
 
 
-def test_strict_names_all_bad_files_and_writes_nothing(
-    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+def test_strict_names_all_bad_files_writes_no_zip_and_keeps_what_is_made(
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ) -> None:
     folder, out = folder_of(tmp_path / "in", mixed()), tmp_path / "o.zip"
     assert command(folder, out, "--strict") == 2
     told = capsys.readouterr()
     assert all(name in told.out for name in BAD)
     assert "error: 3 of 12 files in" in told.err and "is not written" in told.err
-    assert [*tmp_path.iterdir()] == [folder]
+    kept = tmp_path / ".o.zip.unfinished"
+    assert {*tmp_path.iterdir()} == {folder, kept} and len([*kept.glob("*.npz")]) == 1
     assert command(folder_of(tmp_path / "bad", dict.fromkeys(BAD, b"x")), out) == 2
     assert "3 of 3 files" in capsys.readouterr().err and not out.exists()
+    monkeypatch.setattr(preparation, "formed", None)  # a call would raise
+    assert command(folder, out) == 0 and not kept.exists()
+
+
+def test_a_zip_in_the_folder_that_it_was_made_from_is_no_file_of_it(
+    tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    folder_of(tmp_path / "in", {"a.png": encoded(RGB), "b.png": encoded(GREY)})
+    monkeypatch.chdir(tmp_path)
+    for source, out in (("in", "in/o.zip"), (tmp_path / "in", "in/o.zip"), ("./in/", "in/o.zip")):
+        assert command(source, out, "--strict") == 0
+    assert load("in/o.zip").count == 2
+
+
+def test_a_file_that_changes_between_two_looks_is_noticed(
+    tmp_path: Path, command: Callable[..., int], monkeypatch: pytest.MonkeyPatch, capsys
+) -> None:
+    folder = folder_of(tmp_path / "in", {"a.png": encoded(RGB), "b.png": encoded(GREY)})
+
+    def meanwhile(content: bytes, form: Form) -> tuple[np.ndarray, list[str]]:
+        (folder / "b.png").write_bytes(encoded(255 - GREY))
+        return formed(content, form)
+
+    monkeypatch.setattr(preparation, "formed", meanwhile)
+    assert command(folder, tmp_path / "o.zip", "--size", 8) == 1
+    assert "b.png in" in (said := capsys.readouterr().err) and "was changed meanwhile" in said
+    assert command(folder, tmp_path / "o.zip", "--size", 8) == 0
+    assert torch.equal(load(tmp_path / "o.zip").images()[1, 0], torch.from_numpy(255 - GREY))
+
+
+def test_pictures_beside_folders_are_a_class_with_a_name(
+    tmp_path: Path, command: Callable[..., int]
+) -> None:
+    names = ("a.png", "cats/b.png", "dogs/c.png")
+    folder = folder_of(tmp_path / "in", dict.fromkeys(names, encoded(RGB)))
+    assert command(folder, tmp_path / "o.zip") == 0
+    for dataset in (load(folder), load(tmp_path / "o.zip")):
+        assert dataset.class_names == (".", "cats", "dogs")
+        assert dataset.classes().tolist() == [0, 1, 2]
 
 
 def test_the_zip_is_edm_s_and_holds_no_moment(tmp_path: Path, command: Callable[..., int]) -> None:
