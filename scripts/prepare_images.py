@@ -3,12 +3,13 @@
     python scripts/prepare_images.py PHOTOS my-images.zip --size 32
     python scripts/prepare_images.py PHOTOS my-images.zip --size 64 --crop none --background black
 
-IN is a folder, with all folders within it, a zip, an array (.npy, .npz), or a dataset of a known
-name. What is turned by a note of the camera is turned; what is transparent is laid on --background;
-of several pages the first is taken; 16 bits a value become the upper 8; palettes, CMYK and other
-modes become RGB; the middle square is resized, by the mean over areas where it becomes smaller, by
-Lanczos where it grows. Classes are the folders, if there are several, or what IN's dataset.json
-states. Hidden files are passed over. The same command continues what was stopped.
+IN is a folder, with all folders within it, a zip, an array (.npy, .npz), an IDX file as MNIST's, or
+a dataset of a known name. What is turned by a note of the camera is turned; what is transparent is
+laid on --background; of several pages the first is taken; 16 bits a value become the upper 8;
+palettes, CMYK and other modes become RGB; the middle square is resized, by the mean over areas
+where it becomes smaller, by Lanczos where it grows. Classes are the folders, if there are several,
+or what IN's dataset.json states. Hidden files are passed over. The same command continues what was
+stopped.
 """
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What several tests make: a module of a file, a zip of bytes, a PNG of 16 bits."""
+"""What several tests make: a module of a file, a zip of bytes, a PNG of any bits."""
 
 import io
 import struct
@@ -32,18 +32,24 @@ def zip_of(**members: bytes) -> bytes:
 
 def deep_png(kind: int, channels: int) -> bytes:
     """A PNG of 16 bits a value, all below 256: grey 0, RGB 2, grey and alpha 4, RGBA 6."""
-    return png_of_16_bits(kind, np.full((2, 3, channels), 0x7F))
+    return png_of(kind, np.full((2, 3, channels), 0x7F))
 
 
-def png_of_16_bits(kind: int, values: np.ndarray, clear: Sequence[int] = ()) -> bytes:
-    """A PNG of values (H, W, C), of a kind as above; without alpha, what stands for transparent."""
+def png_of(kind: int, values: np.ndarray, clear: Sequence[int] = (), bits: int = 16) -> bytes:
+    """A PNG of values (H, W, C) of so many bits, of a kind as above.
+
+    Args:
+        clear: without alpha, what stands for transparent.
+    """
 
     def chunk(name: bytes, data: bytes) -> bytes:
         end = struct.pack(">I", zlib.crc32(name + data))
         return struct.pack(">I", len(data)) + name + data + end
 
     height, width, _ = values.shape
-    rows = b"".join(b"\0" + row.astype(">u2").tobytes() for row in values)
-    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, 16, kind, 0, 0, 0))
+    deep = np.unpackbits(values.reshape(height, -1, 1).astype(">u2").view(np.uint8), axis=2)
+    packed = np.packbits(deep[..., -bits:].reshape(height, -1), axis=1)
+    rows = b"".join(b"\0" + row.tobytes() for row in packed)
+    head = chunk(b"IHDR", struct.pack(">IIBBBBB", width, height, bits, kind, 0, 0, 0))
     head += chunk(b"tRNS", struct.pack(f">{len(clear)}H", *clear)) if clear else b""
     return b"\x89PNG\r\n\x1a\n" + head + chunk(b"IDAT", zlib.compress(rows)) + chunk(b"IEND", b"")

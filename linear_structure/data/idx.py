@@ -31,7 +31,7 @@ def images_at(path: Path) -> Path | None:
     """
     if not path.is_dir():
         return path if NAME.fullmatch(path.name) else None
-    found = sorted(each for each in path.iterdir() if NAME.fullmatch(each.name))
+    found = sorted(each for each in path.iterdir() if NAME.fullmatch(each.name) and each.is_file())
     return next((each for each in found if "train" in each.name), found[0] if found else None)
 
 
@@ -86,12 +86,14 @@ def _values(file: IO[bytes] | gzip.GzipFile, path: Path, axes: int) -> Tensor:
         known = kind_of(head + file.read(HEAD))
         reason = known or f"it begins with {head[:4].hex(' ')}, not with {magic.hex(' ')}"
         raise UsageError(f"{path} is no IDX file of uint8 with {axes} axes: {reason}")
+    if len(head) < 4 + 4 * axes:
+        raise UsageError(f"{path} is damaged: its head ends after {len(head)} bytes")
     shape = [int.from_bytes(head[i : i + 4], "big") for i in range(4, len(head), 4)]
     size = math.prod(shape)
     if size > LIMIT:
         raise UsageError(f"{path} states {size:,} bytes: at most {LIMIT:,} are read")
     content = file.read(size + 1)
-    if len(head) < 4 + 4 * axes or len(content) != size or not size:
+    if len(content) != size or not size:
         said = " x ".join(map(str, shape))
         found = "none" if not content else "more" if len(content) > size else f"{len(content):,}"
         raise UsageError(f"{path} is damaged: its head says {said} bytes, and {found} follow")

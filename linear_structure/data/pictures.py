@@ -41,6 +41,7 @@ PIXEL_LIMIT = 1 << 26  # of one image, which takes 1.3 GB then, if it is transpa
 LABEL_FILE = "dataset.json"
 ALPHA = {"LA": "L", "RGBA": "RGB", "PA": "RGB"}  # Pillow's modes, and what they become
 MODES = {"L": "L", "1": "L", "RGB": "RGB", "P": "RGB", **ALPHA}
+STEPS = {"L;2": 85, "L;4": 17}  # by which Pillow spreads greys of 2 and 4 bits over 0 to 255
 NEEDED = "8-bit grey or RGB is needed"
 NO_IMAGE = f"it is damaged, or not an image ({', '.join(FORMATS)})"
 UNREADABLE_IMAGES = (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error)
@@ -304,7 +305,7 @@ def _decode(content: bytes, where: Path, name: str) -> Image.Image:
 
 
 def opened(content: bytes) -> ImageFile:
-    """An image that is not yet decoded.
+    """An image that is not yet decoded; the grey that it states as transparent is as decoded.
 
     Raises:
         Image.DecompressionBombError: it has more pixels than are decoded here.
@@ -315,7 +316,16 @@ def opened(content: bytes) -> ImageFile:
     if image.width * image.height > PIXEL_LIMIT:
         said = f"{image.width:,} x {image.height:,} pixels, and at most {PIXEL_LIMIT:,} are decoded"
         raise Image.DecompressionBombError(said)
+    clear = image.info.get("transparency")
+    if isinstance(clear, int) and (step := STEPS.get("".join(raw_modes(image)))):
+        image.info["transparency"] = clear * step
     return image
+
+
+def raw_modes(image: ImageFile) -> set[str]:
+    """Pillow's words for how values are stored, "I;16B" say, of an image not yet decoded."""
+    arguments = (tile.args for tile in image.tile)
+    return {str(each[0] if isinstance(each, tuple) else each) for each in arguments}
 
 
 def is_deep(image: ImageFile) -> bool:
@@ -340,14 +350,14 @@ def _said(shape: Shape) -> str:
 def classes_of_folders(names: Sequence[str]) -> Labels:
     """Those of the top-level folders in sorted order, if there are several.
 
-    Images beside these folders are a class of their own, `.`.
+    Images beside these folders are a class of their own, `.`, the first one.
     """
-    tops = [name.rpartition("/")[0].partition("/")[0] or "." for name in names]
+    tops = [name.rpartition("/")[0].partition("/")[0] for name in names]
     found = tuple(sorted(set(tops)))
     if len(found) < 2:
         return Labels()
     number = {top: index for index, top in enumerate(found)}
-    return Labels(torch.tensor([number[top] for top in tops]), found)
+    return Labels(torch.tensor([number[top] for top in tops]), tuple(top or "." for top in found))
 
 
 def _stated_labels(text: Callable[[], bytes], names: Sequence[str], where: Path) -> Labels:

@@ -13,6 +13,7 @@ stopped continues, and ends with the same bytes.
 import hashlib
 import io
 import json
+import math
 import shutil
 import warnings
 import zipfile
@@ -34,6 +35,7 @@ from linear_structure.data.pictures import (
     ALPHA,
     FORMATS,
     LABEL_FILE,
+    PIXEL_LIMIT,
     UNREADABLE_IMAGES,
     Files,
     Labels,
@@ -42,6 +44,7 @@ from linear_structure.data.pictures import (
     files_within,
     is_deep,
     opened,
+    raw_modes,
 )
 from linear_structure.system.arrays import read_npz
 from linear_structure.system.errors import UsageError, WorkError
@@ -54,12 +57,13 @@ from linear_structure.system.files import (
 )
 from linear_structure.system.kinds import kind_of
 
-FORMAT = 1  # of blocks
+FORMAT = 2  # of blocks
 FILES, PIXELS = 250, 1 << 22  # of a block, at most
 EPOCH = (1980, 1, 1, 0, 0, 0)  # the first time that a zip can state
 ORIENTATION = 0x0112  # the EXIF tag; 1 is upright
 PREPARED = "prepared"  # key of what this says in `dataset.json`
 DEEP = ("I", "I;16", "I;16B", "I;16L", "I;16N")
+WHITE_IS_ZERO = (262, 0)  # a TIFF's photometric interpretation, its tag and value
 MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", *ALPHA)
 PAGED, SCALED, TURNED = "first of several pages", "16 bits scaled to 8", "turned as EXIF says"
 LAID, CONVERTED = "transparent: laid on {}", "{} to RGB"
@@ -75,11 +79,19 @@ class Form:
         size: pixels on either side.
         crop: "centre": the middle square is cut out; "none": the whole is squeezed into one.
         background: behind what is transparent: R, G, B, 0 to 255.
+
+    Raises:
+        UsageError: so many pixels are not read again.
     """
 
     size: int = 32
     crop: str = "centre"
     background: tuple[int, int, int] = (255, 255, 255)
+
+    def __post_init__(self) -> None:
+        if self.size**2 > PIXEL_LIMIT:
+            most = math.isqrt(PIXEL_LIMIT)
+            raise UsageError(f"images of {self.size:,} pixels on a side: at most {most:,} are read")
 
     @property
     def colour(self) -> str:
@@ -90,13 +102,18 @@ class Form:
 class Record(NamedTuple):
     """What became of a file."""
 
-    done: list[str]
+    done: list[str]  # nothing where it is used as it was, or left out
     fault: str = ""  # why it is left out
 
 
 @dataclass(frozen=True)
 class Material:
-    """Files that may be pictures, and the labels of those of given names."""
+    """Files that may be pictures, and the labels of those of given names.
+
+    Attributes:
+        files: by their names, in order; an array's images are PNGs "image 0", "image 1", ...
+        labels: those of some of the names, in their order; raises a UsageError if they do not fit.
+    """
 
     files: Files
     labels: Callable[[Sequence[str]], Labels]
@@ -143,7 +160,9 @@ def _number(name: str) -> int:
 
 def _counts(name: str, source: Path, out: Path) -> bool:
     hidden = "/." in f"/{name}"
-    return not (hidden or name == LABEL_FILE or name.endswith("/") or source / name == out)
+    if hidden or name == LABEL_FILE or name.endswith("/"):
+        return False
+    return (source / name).resolve() != out  # also by a link
 
 
 def _unwrapped(names: Sequence[str]) -> Sequence[str]:
@@ -168,6 +187,8 @@ def formed(content: bytes, form: Form) -> tuple[np.ndarray, list[str]]:
             return np.asarray(_squared(opaque, form, done)), done
     except Image.DecompressionBombError as error:
         raise UsageError(f"it is too large: {error}") from error
+    except MemoryError as error:
+        raise UsageError("it takes more memory than there is") from error
     except UnidentifiedImageError as error:
         text = kind_of(content) or f"it is not an image ({', '.join(FORMATS)})"
         raise UsageError(text) from error
@@ -179,6 +200,8 @@ def _upright(image: Any) -> tuple[Image.Image, list[str]]:
     """The first page, decoded, of 8 bits, turned; and what was done."""
     several = getattr(image, "n_frames", 1) > 1 and image.format != "MPO"  # these are previews
     deep, turned = is_deep(image) or image.mode in DEEP[1:], _is_turned(image)
+    if _is_misread(image):
+        raise UsageError("it is a TIFF of 12 bits, or of 16 whose 0 is white: save it in 8 bits")
     image.load()
     done = [text for text, holds in ((PAGED, several), (SCALED, deep), (TURNED, turned)) if holds]
     upright: Image.Image = ImageOps.exif_transpose(image) if turned else image
@@ -187,6 +210,13 @@ def _upright(image: Any) -> tuple[Image.Image, list[str]]:
     if upright.mode not in MODES:
         raise UsageError(f"it has Pillow mode {upright.mode}, whose values mean no colours")
     return upright, done
+
+
+def _is_misread(image: Any) -> bool:
+    """Whether Pillow takes values for 16 bits from black to white, which they are not."""
+    tag, value = WHITE_IS_ZERO
+    white = image.format == "TIFF" and image.tag_v2.get(tag) == value
+    return "I;12" in raw_modes(image) or (white and image.mode in DEEP)
 
 
 def _shallow(image: Image.Image) -> Image.Image:
@@ -267,7 +297,11 @@ class Prepared:
     def table(self) -> str:
         """What was done to how many, and each file that is left out, as Markdown."""
         done = Counter(text for record in self.records.values() for text in record.done)
-        faults = [(name, record.fault) for name, record in self.records.items() if record.fault]
+        faults = [
+            (_cell(name), _cell(record.fault))
+            for name, record in self.records.items()
+            if record.fault
+        ]
         rows = [("what was done", "files"), ("---", "---:"), *sorted(done.items())]
         if untouched := sum(record == Record([]) for record in self.records.values()):
             rows += [("nothing", untouched)]
@@ -277,7 +311,11 @@ class Prepared:
         return "\n".join(lines)
 
     def pack(self, out: Path, channels: int) -> Labels:
-        """Write the zip, whole or not at all, with images of 1 or 3 channels; their labels."""
+        """Write the zip, whole or not at all, with images of 1 or 3 channels; their labels.
+
+        Raises:
+            UsageError: the labels that are stated do not suit the images.
+        """
         labels, names = self.material.labels(self.used), list[str]()
         with replacing(out) as beside, zipfile.ZipFile(beside, "w") as archive:
             for pixels in tqdm(self._pixels(), "packing", len(self.used), unit=" images"):
@@ -298,6 +336,12 @@ class Prepared:
         return json.dumps({"labels": rows, **named, PREPARED: how}, sort_keys=True)
 
 
+def _cell(text: str) -> str:
+    """A name or sentence within a row of Markdown, whatever characters it has."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown).replace("|", "\\|")
+
+
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
     """Store a file, with nothing of the machine or the moment."""
     entry = zipfile.ZipInfo(name, EPOCH)
@@ -306,7 +350,7 @@ def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:
 
 
 def png(pixels: np.ndarray, channels: int = 3) -> bytes:
-    """An image, uint8 (H, W, C), as PNG; of 1 channel, grey by ITU-R 601."""
+    """An image, uint8 (H, W, C) of 1 or 3 channels, as PNG; of 1 channel, grey by ITU-R 601."""
     image = Image.fromarray(pixels.squeeze(2) if pixels.shape[2] == 1 else pixels)
     content = io.BytesIO()
     (image.convert("L") if channels == 1 else image).save(content, "PNG")
@@ -323,7 +367,7 @@ def check_target(source: str, out: Path) -> None:
     if out.suffix.lower() != ".zip":
         raise UsageError(f"{out}: expected the name of a .zip to write")
     if out.exists() and (out.resolve() == Path(source).resolve() or not _is_ours(out)):
-        raise UsageError(f"{out} exists and was not made by this from {source}: name a new file")
+        raise UsageError(f"{out} is what is read, or was not made by this command: name a new file")
     check_writable(out.resolve().parent)
 
 
@@ -341,7 +385,8 @@ def looking_at(source: str, out: Path, form: Form) -> Iterator[Prepared]:
     What is made of them is kept in a hidden folder beside `out`, until the block ends well.
 
     Raises:
-        UsageError: there are none.
+        UsageError: there are none; and as `check_target` and `Material.at`.
+        WorkError: a file was changed meanwhile.
     """
     check_target(source, out)
     place = out.resolve()

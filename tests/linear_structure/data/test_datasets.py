@@ -964,6 +964,14 @@ def test_a_gzipped_file_is_told_by_its_content(tmp_path: Path) -> None:
     assert load(tmp_path).name == f"{tmp_path.name}-emnist"
 
 
+def test_a_folder_named_as_an_idx_file_is_none(tmp_path: Path) -> None:
+    inner = tmp_path / "train-images-idx3-ubyte"
+    idx_files(inner)
+    folder = idx_files(tmp_path, part="t10k")
+    assert torch.equal(load(folder).images()[:, 0], torch.from_numpy(GREY))
+    assert load(inner).count == len(GREY)
+
+
 def test_labels_of_idx_files_are_read_when_they_are_used(tmp_path: Path) -> None:
     folder = idx_files(tmp_path)
     labels = folder / "train-labels-idx1-ubyte"
@@ -983,7 +991,8 @@ WRONG_IDX = {
     "words": (b"hello, world", "it begins with 68 65 6c 6c, not with 00 00 08 03"),
     "floats": (PLAIN.replace(b"\x08", b"\x0d", 1), "it begins with 00 00 0d 03"),
     "four axes": (idx(RGB), "it begins with 00 00 08 04"),
-    "no head": (PLAIN[:9], "is damaged"),
+    "no head": (PLAIN[:9], "is damaged: its head ends after 9 bytes"),
+    "the magic alone": (PLAIN[:4], "is damaged: its head ends after 4 bytes"),
     "cut": (PLAIN[:-1], "its head says 7 x 5 x 6 bytes, and 209 follow"),
     "longer": (PLAIN + b"a", "its head says 7 x 5 x 6 bytes, and more follow"),
     "none": (idx(GREY[:0]), "its head says 0 x 5 x 6 bytes, and none follow"),

@@ -2,6 +2,7 @@
 
 import io
 import json
+import struct
 import sys
 import zipfile
 from collections.abc import Callable
@@ -11,7 +12,7 @@ import builders
 import numpy as np
 import pytest
 import torch
-from builders import png_of_16_bits
+from builders import png_of
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
@@ -191,12 +192,56 @@ def test_images_of_too_many_pixels_are_not_decoded(
 def test_a_value_of_16_bits_that_stands_for_transparent_shows_the_background() -> None:
     grey = np.array([[[515], [513], [40_000]]])  # two of one upper byte
     red = Form(size=3, crop="none", background=(255, 0, 0))
-    pixels, done = formed(png_of_16_bits(0, np.repeat(grey, 3, 0), clear=[515]), red)
+    pixels, done = formed(png_of(0, np.repeat(grey, 3, 0), clear=[515]), red)
     assert np.array_equal(pixels[0], [[255, 0, 0], [2, 2, 2], [156, 156, 156]])
     assert done == ["16 bits scaled to 8", "transparent: laid on #ff0000"]
     coloured = np.array([[[515, 9, 300], [9000, 9, 300], [0, 0, 0]]])
-    pixels, _ = formed(png_of_16_bits(2, np.repeat(coloured, 3, 0), clear=[515, 9, 300]), red)
+    pixels, _ = formed(png_of(2, np.repeat(coloured, 3, 0), clear=[515, 9, 300]), red)
     assert np.array_equal(pixels[0], [[255, 0, 0], [35, 0, 1], [0, 0, 0]])
+
+
+@pytest.mark.parametrize("bits", [1, 2, 4, 8])
+def test_a_grey_of_few_bits_that_stands_for_transparent_is_seen_through(
+    tmp_path: Path, bits: int
+) -> None:
+    values = np.arange(64).reshape(8, 8) % 2**bits
+    content = png_of(0, values[..., None], clear=[1], bits=bits)
+    expected = in_rgb(values * 255 // (2**bits - 1))
+    expected[values == 1] = 255, 0, 0
+    pixels, done = formed(content, Form(8, background=(255, 0, 0)))
+    assert np.array_equal(pixels, expected) and done == ["transparent: laid on #ff0000"]
+    (tmp_path / "a.png").write_bytes(content)
+    with pytest.raises(UsageError, match="transparent pixels"):
+        load(tmp_path)
+
+
+def tiff(bits: int, content: bytes, white_is_zero: bool = False) -> bytes:
+    """A grey TIFF of 8 x 8, without compression."""
+    said = {256: 8, 257: 8, 258: bits, 259: 1, 262: 1 - white_is_zero, 273: 8, 277: 1, 278: 8}
+    tags = b"".join(struct.pack("<HHII", *each) for each in ((k, 4, 1, v) for k, v in said.items()))
+    end = struct.pack("<HHII", 279, 4, 1, len(content)) + bytes(4)
+    head = b"II*\0" + struct.pack("<I", 8 + len(content))
+    return head + content + struct.pack("<H", len(said) + 1) + tags + end
+
+
+def test_tiffs_whose_greys_pillow_misreads_are_left_out_and_their_kin_are_read() -> None:
+    dark = in_rgb(np.arange(64, dtype=np.uint8).reshape(8, 8))
+    deep = (np.arange(64, dtype="<u2") << 8).tobytes()
+    assert np.array_equal(pixels_of(tiff(16, deep)), dark)
+    assert np.array_equal(pixels_of(tiff(8, bytes(range(64)))), dark)
+    assert np.array_equal(pixels_of(tiff(8, bytes(range(64)), white_is_zero=True)), 255 - dark)
+    for content in (tiff(12, bytes(96)), tiff(16, deep, white_is_zero=True)):
+        with pytest.raises(UsageError, match="12 bits, or of 16 whose 0 is white"):
+            formed(content, SAME)
+
+
+def test_too_little_memory_is_no_damage(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(preparation, "_squared", fail)
+    with pytest.raises(UsageError, match="it takes more memory than there is"):
+        formed(encoded(RGB), SAME)
 
 
 @settings(deadline=None, max_examples=150)
@@ -291,6 +336,16 @@ def test_a_folder_of_mixed_pictures_becomes_a_dataset(
     assert "class 1 (dog é): 6 images" in capsys.readouterr().out
 
 
+def test_odd_names_stay_within_their_row(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    folder = folder_of(tmp_path / "in", {"a|b.png": b"x", "c\n\x1b[1md.png": b"x"})
+    (folder / "e.png").write_bytes(encoded(RGB))
+    assert command(folder, tmp_path / "o.zip") == 0
+    said = capsys.readouterr().out
+    assert "| a\\|b.png | it is" in said and "| c\\n\\x1b[1md.png | it is" in said
+
+
 def test_strict_names_all_bad_files_writes_no_zip_and_keeps_what_is_made(
     tmp_path: Path,
     command: Callable[..., int],
@@ -315,7 +370,13 @@ def test_a_zip_in_the_folder_that_it_was_made_from_is_no_file_of_it(
 ) -> None:
     folder_of(tmp_path / "in", {"a.png": encoded(RGB), "b.png": encoded(GREY)})
     monkeypatch.chdir(tmp_path)
-    for source, out in (("in", "in/o.zip"), (tmp_path / "in", "in/o.zip"), ("./in/", "in/o.zip")):
+    (tmp_path / "in" / "link.zip").symlink_to("o.zip")
+    for source, out in (
+        ("in", "in/o.zip"),
+        ("in", "in/link.zip"),
+        (tmp_path / "in", "in/o.zip"),
+        ("./in/", "in/o.zip"),
+    ):
         assert command(source, out, "--strict") == 0
     assert load("in/o.zip").count == 2
 
@@ -339,12 +400,12 @@ def test_a_file_that_changes_between_two_looks_is_noticed(
 def test_pictures_beside_folders_are_a_class_with_a_name(
     tmp_path: Path, command: Callable[..., int]
 ) -> None:
-    names = ("a.png", "cats/b.png", "dogs/c.png")
+    names = ("!odd/b.png", "a.png", "dogs/c.png")
     folder = folder_of(tmp_path / "in", dict.fromkeys(names, encoded(RGB)))
     assert command(folder, tmp_path / "o.zip") == 0
     for dataset in (load(folder), load(tmp_path / "o.zip")):
-        assert dataset.class_names == (".", "cats", "dogs")
-        assert dataset.classes().tolist() == [0, 1, 2]
+        assert dataset.class_names == (".", "!odd", "dogs")
+        assert dataset.classes().tolist() == [1, 0, 2]
 
 
 def test_the_zip_is_edm_s_and_holds_no_moment(tmp_path: Path, command: Callable[..., int]) -> None:
@@ -479,6 +540,8 @@ def test_mistakes_are_one_sentence(
         assert command(tmp_path / source, tmp_path / "o.zip") == 2
         assert reason in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["empty"]
+    assert command(tmp_path / "empty", tmp_path / "o.zip", "--size", 100_000) == 2
+    assert "100,000 pixels on a side: at most 8,192" in capsys.readouterr().err
     with pytest.raises(SystemExit):
         command(tmp_path, tmp_path / "o.zip", "--background", "colourless")
     assert "no colour" in capsys.readouterr().err
