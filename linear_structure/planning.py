@@ -22,7 +22,7 @@ DOUBLE = 8  # bytes of a float64
 LEVELS = (4, 10, 25)  # sigma in units of sigma_data: where teleports end
 HELD_OUT = 200  # images, of a fifth at most where there are many
 LEAST = 20  # held-out images that can tell anything
-AFFORDED = 1e12  # multiplications of a second fit of a full covariance: a minute of one thread
+AFFORDED = 1e12, 5e8  # multiplications and bytes of a second fit: a minute of one thread
 FEW = 2200, 1 << 23  # images, and values of them, that are compared on where that is not afforded
 MOST = 0.8  # of the images: fits to that many tell which structure is better for all
 SEEN = 0.005  # percent: less is printed as 0
@@ -104,7 +104,7 @@ def trials(
         sigma_data: of all images; levels are multiples of it.
         free: bytes of memory, if that is known.
     """
-    used = dataset.count if _afforded(dataset, free) else _few(dataset)
+    used = _used(dataset, free)
     apart = min(HELD_OUT, max(LEAST, used // 5))
     if used < 2 * LEAST or sigma_data == 0:
         return Trials(dataset.count, used, 0, [])
@@ -116,17 +116,15 @@ def trials(
     return Trials(dataset.count, used - apart, apart, levels)
 
 
-def _afforded(dataset: Dataset, free: int | None) -> bool:
-    """Whether a full covariance of all images can be had once more."""
+def _used(dataset: Dataset, free: int | None) -> int:
+    """How many images are compared on: all, where a full covariance of them is afforded again."""
     dim, needed = math.prod(dataset.shape), memory_of("gaussian", dataset.count, dataset.shape, 0)
-    inner = min(dataset.count, dim)
+    inner, (most_products, most_bytes) = min(dataset.count, dim), AFFORDED
     products = dataset.count * dim * inner + 9 * inner**3
-    return products <= AFFORDED and (free is None or needed <= free)
-
-
-def _few(dataset: Dataset) -> int:
+    if products <= most_products and needed <= min(most_bytes, math.inf if free is None else free):
+        return dataset.count
     most, values = FEW
-    return min(dataset.count, most, values // math.prod(dataset.shape))
+    return min(dataset.count, most, values // dim)
 
 
 def _trial(gaussian: EigenGaussian, spectral: EigenGaussian, held: Tensor, sigma: float) -> Trial:

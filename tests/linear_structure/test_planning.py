@@ -92,7 +92,7 @@ def test_few_images_do_not_tell_which_structure_is_better_for_all(monkeypatch):
     whole = planning.trials(dataset, 0, 0.2)
     assert (whole.fitted, whole.apart) == (3800, 200)
     assert whole.levels[0].better == "gaussian" and len(planning.told(whole)) == 4
-    monkeypatch.setattr(planning, "AFFORDED", 0)
+    monkeypatch.setattr(planning, "AFFORDED", (0, 1e9))
     monkeypatch.setattr(planning, "FEW", (400, 10**6))
     few = planning.trials(dataset, 0, 0.2)
     assert (few.total, few.fitted, few.apart) == (4000, 320, 80)
@@ -102,10 +102,24 @@ def test_few_images_do_not_tell_which_structure_is_better_for_all(monkeypatch):
     )
 
 
-def test_a_second_fit_needs_memory_and_has_the_rank_that_is_asked_for():
+@pytest.mark.parametrize(
+    ("count", "shape", "free", "used"),
+    [
+        (50_000, (3, 32, 32), None, 50_000),  # CIFAR-10, in a minute
+        (60_000, (1, 28, 28), 2**30, 60_000),
+        (50_000, (3, 32, 32), 2**27, 2200),  # no room for a second covariance
+        (70_000, (3, 64, 64), None, 682),  # FFHQ, hours
+        (2_000, (3, 256, 256), None, 42),  # fast, but 16 GB
+    ],
+)
+def test_all_images_are_compared_on_where_time_and_memory_allow(count, shape, free, used):
+    dataset = Dataset("some", count, shape, lambda *_: torch.zeros(0), lambda: None)
+    assert planning._used(dataset, free) == used
+
+
+def test_a_second_fit_has_the_rank_that_is_asked_for():
     dataset = load("digits")
     all_of_it = planning.trials(dataset, 8, 0.75)
-    assert planning.trials(dataset, 8, 0.75, free=0).fitted == all_of_it.fitted  # few are all
     low = planning.trials(dataset, 8, 0.75, rank=2)
     assert all(a.gaussian > b.gaussian for a, b in zip(low.levels, all_of_it.levels, strict=True))
     assert [each.spectral for each in low.levels] == [each.spectral for each in all_of_it.levels]
