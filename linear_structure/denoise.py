@@ -139,9 +139,12 @@ def coefficients(level: Level, x: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def score(denoise: Denoiser, x: Tensor, sigma: Tensor | float) -> Tensor:
-    """Gradient of the log density of the noised data, `(D - x) / sigma^2`: (B, *S)."""
-    sigma = _exactly(sigma)
-    return (denoise(x, sigma) - x) / expand(sigma, x) ** 2
+    """Gradient of the log density of the noised data, `(D - x) / sigma^2`: (B, *S).
+
+    It is in x's dtype; of half precision, whose squares of sigma overflow, computed in float32.
+    """
+    sigma, wide = _exactly(sigma), single(x)
+    return ((denoise(x, sigma) - wide) / expand(sigma, wide) ** 2).to(x.dtype)
 
 
 def slope(denoise: Denoiser, x: Tensor, sigma: Tensor | float) -> Tensor:

@@ -29,6 +29,19 @@ def test_a_number_keeps_its_digits():
     assert float(score(lambda x, sigma: torch.zeros_like(x), x, 0.1)) == -1 / 0.1**2
 
 
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sigma", [0.002, 80.0, 300.0, 1000.0])
+def test_a_score_of_half_precision_is_rounded_once(dtype, sigma):
+    """float16 holds the squares of neither 1000 nor 0.002."""
+    x = (sigma * torch.linspace(-2, 2, 8).double()).to(dtype).view(4, 2)
+    shrunk = Isotropic(torch.zeros(2).double(), 0.5 * sigma).denoise  # to a fifth of x
+    found = score(shrunk, x, sigma)
+    expected = (shrunk(x, sigma).double() - x.double()) / sigma**2
+    off = (found.double() - expected).abs()
+    assert found.dtype == dtype
+    assert bool((off <= 0.51 * torch.finfo(dtype).eps * expected.abs()).all())
+
+
 def test_expand_refuses_other_shapes():
     x = torch.zeros(3, 2)
     assert expand(torch.ones(3), x).shape == (3, 1)

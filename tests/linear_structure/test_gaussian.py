@@ -256,7 +256,7 @@ def test_the_squared_error_is_the_mean_over_the_noise(model, x, sigma):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-@pytest.mark.parametrize("sigma", [80.0, 300.0, 700.0])
+@pytest.mark.parametrize("sigma", [80.0, 300.0, 700.0, 1000.0])
 def test_half_precision_is_rounded_once_and_squares_nothing_in_it(model, x, dtype, sigma):
     """From sigma 256 on float16 holds no variance; pipelines of videos begin at 700."""
     rounded, bound = (sigma * x).to(dtype), torch.finfo(dtype).eps / 2

@@ -54,8 +54,25 @@ def test_with_all_frequencies_in_the_block_it_is_the_full_gaussian(shape):
         near(spectral.log_prob(y, at), full.log_prob(y, at))
         near(spectral.denoised_along(y, at, stop), full.denoised_along(y, at, stop))
         near(spectral.draw(y, stop), full.draw(y, stop))
-    near(spectral.squared_error(y, 0.4), full.squared_error(y, 0.4))
+    for at in (0.4, Position(0.3, 0.4)):
+        near(spectral.squared_error(y, at), full.squared_error(y, at))
     near(spectral.log_prob(y, 0.0), full.log_prob(y, 0.0), 1e-10)
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("sigma", [80.0, 300.0, 1000.0])
+def test_half_precision_is_rounded_once(dtype, sigma):
+    spectral = Spectral.from_samples(images_of((2, 3, 5)), 2)
+    x, unit = (sigma * states((2, 3, 5))).to(dtype), torch.finfo(dtype).eps
+    for of in (
+        lambda y: spectral.denoise(y, sigma),
+        lambda y: spectral.flow(y, sigma, 3.0),
+        lambda y: spectral.flow(y, Position(0.1, sigma), Position(0.6, 0.8)),
+        lambda y: spectral.draw(y, Position(0.1, 2.0)),
+    ):
+        exact, half = of(x.double()), of(x)
+        assert half.dtype == dtype
+        assert bool(((half.double() - exact).abs() <= unit * exact.abs() + 1e-6).all())
 
 
 @pytest.mark.parametrize("low", [0, 1, 2, 3])
