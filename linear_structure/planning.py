@@ -5,6 +5,8 @@ and decomposed; of n < D images their n x n products are decomposed instead, and
 """
 
 import math
+from bisect import bisect_right
+from functools import partial
 from typing import NamedTuple
 
 import torch
@@ -15,7 +17,7 @@ from linear_structure.data.datasets import Dataset
 from linear_structure.fit import fit_gaussian, fit_spectral
 from linear_structure.gaussian import EigenGaussian, Rank
 from linear_structure.images import values_of
-from linear_structure.spectral import BLOCK, block_size
+from linear_structure.spectral import BLOCK, LOW, block_size
 from linear_structure.system.errors import UsageError
 
 DOUBLE = 8  # bytes of a float64
@@ -46,16 +48,25 @@ def check_memory(kind: str, dataset: Dataset, low: int, free: int | None) -> str
     """A sentence on the memory that a fit takes.
 
     Raises:
-        UsageError: it is more than is free; spectral parameters, if they would fit, are named.
+        UsageError: it is more than is free; what would fit is named.
     """
     needed = memory_of(kind, dataset.count, dataset.shape, low)
     of = f"{dataset.count:,} images of {' x '.join(map(str, dataset.shape))}"
     said = f"{kind} parameters of {of} take about {_size(needed)} of memory"
     if free is None or needed <= free:
         return said
-    other = memory_of("spectral", dataset.count, dataset.shape, low)
-    instead = f": spectral ones take {_size(other)}" if kind != "spectral" and other <= free else ""
-    raise UsageError(f"{said}, and {_size(free)} are free{instead}")
+    instead = "; ".join([*_fitting(kind, dataset, low, free), "or take a machine with more"])
+    raise UsageError(f"{said}, and {_size(free)} are free: {instead}")
+
+
+def _fitting(kind: str, dataset: Dataset, low: int, free: int) -> list[str]:
+    """What fits into the memory where a fit does not."""
+    other = memory_of("spectral", dataset.count, dataset.shape, LOW)
+    named = f"--low {LOW} takes" if kind == "spectral" else "spectral ones take"
+    fewer = partial(memory_of, kind, shape=dataset.shape, low=low)
+    most = bisect_right(range(dataset.count), free, key=fewer) - 1  # of 0, 1, ... images
+    counted = f"--count {most} would fit"
+    return [f"{named} {_size(other)}"] * (other <= free) + [counted] * (most > 1)
 
 
 def _size(octets: int) -> str:

@@ -1,5 +1,7 @@
 """What a fit needs and which structure suits; parts of a dataset, and real numbers."""
 
+import re
+
 import numpy as np
 import pytest
 import torch
@@ -46,7 +48,25 @@ def test_the_forecast_names_what_would_fit():
     with pytest.raises(UsageError) as refused:
         planning.check_memory("spectral", many, 128, free)
     assert "spectral ones" not in str(refused.value)
+    assert "--low 8 takes 0.3 GB; or take a machine with more" in str(refused.value)
     assert planning.check_memory("gaussian", many, 8, None)
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "mixture", "pointcloud", "spectral"])
+def test_the_count_that_would_fit_is_the_largest(kind):
+    def images(count):
+        return Dataset("some", count, (1, 16, 16), lambda *_: torch.zeros(0), lambda: None)
+
+    free = planning.memory_of(kind, 100, (1, 16, 16), 8) + 100
+    with pytest.raises(UsageError, match=r"would fit; or take a machine with more") as refused:
+        planning.check_memory(kind, images(10**8), 8, free)
+    fitting = int(re.search(r"--count (\d+) would", str(refused.value))[1])
+    assert 100 <= fitting < 10**8 and planning.check_memory(kind, images(fitting), 8, free)
+    with pytest.raises(UsageError):
+        planning.check_memory(kind, images(fitting + 1), 8, free)
+    with pytest.raises(UsageError, match=r"are free: or take") as refused:
+        planning.check_memory(kind, images(10**8), 8, 200)
+    assert "--count" not in str(refused.value) and "spectral ones" not in str(refused.value)
 
 
 def test_held_out_errors_tell_smooth_images_from_aligned_ones():
