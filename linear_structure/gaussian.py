@@ -140,6 +140,7 @@ class EigenGaussian(Flowing):
         return int((self.eigenvalues > 0).sum())
 
     def denoise(self, x: Tensor, sigma: Level) -> Tensor:
+        """`mu + U diag(a lam / (a^2 lam + b^2)) U' (x - a mu)`: (B, *S), in x's dtype."""
         g, offset, a, b = self._prepare(x, sigma)
         shrink = g._shrink(a, b)
         return (g.mean + g.from_axes(g.onto_axes(offset) * shrink)).to(x.dtype).view_as(x)
@@ -190,7 +191,11 @@ class EigenGaussian(Flowing):
         return g.mean + g.from_axes(inside * g.eigenvalues.sqrt()) + sigma * noise
 
     def posterior(self, x: Tensor, sigma: Level) -> Posterior:
-        """Log density (B,) and denoised image (B, *S) from one projection."""
+        """Log density (B,) in nats and denoised image (B, *S), from one projection.
+
+        Raises:
+            ValueError: b = 0, and some direction has no spread: there is no density.
+        """
         g, offset, a, b = self._prepare(x, sigma)
         dim, rank = g.dim, len(g.eigenvalues)
         if g.rank < dim and not bool((b > 0).all()):
@@ -208,6 +213,7 @@ class EigenGaussian(Flowing):
         return Posterior(denoised.to(x.dtype).view_as(x), -(distance + log_volume) / 2)
 
     def log_prob(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
+        """Log density in nats of the noised data at x (B, *S): (B,). Raises as `posterior`."""
         return self.posterior(x, sigma).log_prob
 
     def _variance(self, a: Tensor, b: Tensor) -> Tensor:
@@ -323,6 +329,10 @@ class Gaussian(EigenGaussian):
         return gaussian
 
     def tensors(self) -> dict[str, Tensor]:
+        """As `from_tensors` takes them, by the rank rule: mu (D,), U (D, r) and lambdas (r,).
+
+        U is float32, the others float64.
+        """
         g = self.truncated()
         return {"mu": g.mean.double(), "U": g.basis.float(), "lambdas": g.eigenvalues.double()}
 
@@ -358,12 +368,18 @@ class Isotropic(Flowing):
 
     @classmethod
     def from_tensors(cls, tensors: Mapping[str, Tensor]) -> "Isotropic":
+        """Of mu, of any shape, and s0 of one value, 0 where there is none.
+
+        Raises:
+            ValueError: s0 is negative, or more than one value.
+        """
         s0 = tensors.get("s0", torch.zeros(()))
         if s0.numel() != 1 or float(s0) < 0:
             raise ValueError("s0: expected one standard deviation, 0 or more")
         return cls(tensors["mu"].flatten().double(), float(s0))
 
     def tensors(self) -> dict[str, Tensor]:
+        """As `from_tensors` takes them: mu (D,) and s0 (), in float64."""
         return {"mu": self.mean.double(), "s0": torch.tensor(self.s0, dtype=torch.float64)}
 
     @property
@@ -408,7 +424,11 @@ class Isotropic(Flowing):
         return self.mean + math.hypot(self.s0, sigma) * noise
 
     def posterior(self, x: Tensor, sigma: Level) -> Posterior:
-        """Log density (B,) and denoised image (B, *S); no density where s0 and sigma are 0."""
+        """Log density (B,) in nats and denoised image (B, *S).
+
+        Raises:
+            ValueError: s0 and b are 0: there is no density.
+        """
         flat = single(x).flatten(1)
         a, b = coefficients(sigma, flat)
         variance = self._variance(a, b).flatten()
@@ -419,6 +439,7 @@ class Isotropic(Flowing):
         return Posterior(self.denoise(x, sigma), log_prob)
 
     def log_prob(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
+        """Log density in nats of the noised data at x (B, *S): (B,). Raises as `posterior`."""
         return self.posterior(x, sigma).log_prob
 
     def _variance(self, a: Tensor, b: Tensor) -> Tensor:

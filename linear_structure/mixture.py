@@ -87,7 +87,13 @@ class GaussianMixture(Model):
         return Gaussian(mean, basis, lengths**2).truncated()
 
     def posterior(self, x: Tensor, sigma: Tensor | float) -> Posterior:
-        """Posterior mean, log density and responsibilities, the components one after the other."""
+        """Denoised image (B, *S), log density (B,) in nats and responsibilities (B, K).
+
+        The components come one after the other.
+
+        Raises:
+            ValueError: sigma is 0 and a component has no density.
+        """
         wide = single(x)
         log_prob = torch.full_like(wide.flatten(1)[:, 0], -torch.inf)
         denoised, joint = torch.zeros_like(wide), []

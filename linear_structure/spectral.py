@@ -43,13 +43,16 @@ def cosines(size: int) -> Tensor:
 
 
 def transform(x: Tensor) -> Tensor:
-    """Coefficients (..., H, W) of images (..., H, W), by rising frequencies of rows, columns."""
+    """Coefficients (..., H, W) of images (..., H, W) of floats, in their units and dtype.
+
+    Frequencies of rows and of columns rise; the norm of an image is kept.
+    """
     height, width = x.shape[-2:]
     return cosines(height).to(x) @ x @ cosines(width).to(x).T
 
 
 def inverse(z: Tensor) -> Tensor:
-    """Images (..., H, W) of coefficients (..., H, W)."""
+    """Images (..., H, W) of coefficients (..., H, W), which `transform` gives back."""
     height, width = z.shape[-2:]
     return cosines(height).to(z).T @ z @ cosines(width).to(z)
 
@@ -194,7 +197,7 @@ class Spectral(EigenGaussian):
         return cls(mean.double(), low.float(), rest.float(), lam.double().clamp(min=0))
 
     def tensors(self) -> dict[str, Tensor]:
-        """As `from_tensors` takes them."""
+        """As `from_tensors` takes them: low and rest are float32, mu and lambdas float64."""
         return {
             "mu": self.mean.double(),
             "low": self.low.float(),

@@ -71,7 +71,11 @@ class Comparison(ABC):
 
     @abstractmethod
     def finished(self, skip: int, x: Tensor, part: slice) -> Tensor:
-        """Samples that the network makes of the states x at level `skip`, of some of the n."""
+        """Samples (b, *S) that the network makes of the states x (b, *S) at level `skip`.
+
+        Args:
+            part: which of the n samples they are.
+        """
 
     @property
     def variance(self) -> Tensor:
@@ -80,7 +84,10 @@ class Comparison(ABC):
         return ends.var(0).sum().clamp(min=torch.finfo(ends.dtype).tiny)
 
     def effect(self, skip: int, tolerance: float) -> Effect:
-        """S of a skip, or the least that it can be as soon as that is above the tolerance."""
+        """S of a skip, or the least that it can be as soon as that is above the tolerance.
+
+        S counts in spreads of the samples, sqrt(V), so it has no unit: 0 or more.
+        """
         count, square = len(self.reached[-1]), torch.zeros((), dtype=torch.float64)
         sigma = float(self.sigmas[skip])
         for first in range(0, count, PART):
@@ -119,24 +126,40 @@ class Trial(Comparison):
 
     @cached_property
     def reached(self) -> list[Tensor]:
+        """The network's states (n, *S) by Heun's method at all N + 1 levels; computed once.
+
+        Raises:
+            WorkError: the network gave NaN or infinity.
+        """
         steps = list(heun(self.bind(self.labels), self.x, self.sigmas))
         final(steps)
         return [step.x for step in steps]
 
     @cached_property
     def carried(self) -> list[Tensor]:
+        """The states (n, *S) of the teleport's model, likewise, from the same x."""
+
         def denoise(x: Tensor, sigma: Tensor) -> Tensor:
             return self.teleport.denoise(x, sigma, self.labels)
 
         return [step.x for step in heun(denoise, self.x, self.sigmas)]
 
     def finished(self, skip: int, x: Tensor, part: slice) -> Tensor:
+        """The end (b, *S) of Heun's method on the network from the states x at level `skip`.
+
+        Raises:
+            WorkError: the network gave NaN or infinity.
+        """
         denoise = self.bind(None if self.labels is None else self.labels[part])
         return final(heun(denoise, x, self.sigmas[skip:]))
 
 
 def effects(trial: Comparison, tolerance: float = TOLERANCE) -> Iterator[Effect]:
-    """From the largest skip down to the first one within the tolerance, as skip 0 always is."""
+    """From the largest skip down to the first one within the tolerance, as skip 0 always is.
+
+    Raises:
+        WorkError: the network gave NaN or infinity.
+    """
     for skip in reversed(range(1, len(trial.sigmas) - 1)):
         yield (found := trial.effect(skip, tolerance))
         if found.size <= tolerance:
