@@ -1,5 +1,6 @@
 """Everything that an experiment needs, loaded: networks, parameters, images, statistics."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -74,7 +75,7 @@ def load_sweep(
     extractor = load_features(preset, machine.device)
     check_features(extractor, network)
     return Sweep(
-        preset=preset,
+        preset=at_home(preset, network),
         network=network,
         teleport=load_teleport(preset, network),
         features=extractor,
@@ -84,6 +85,20 @@ def load_sweep(
         save_images=save_images,
         alone=alone,
     )
+
+
+def at_home(preset: Preset, network: Network) -> Preset:
+    """A preset without images that was given those it was made from: to its title no others.
+
+    Raises:
+        UsageError: as `load_dataset`.
+    """
+    plain = preset.defined
+    if plain.dataset is not None or preset.dataset is None:
+        return preset
+    known = parameters.read_story(plain.parameters).get("digest")
+    same = known == load_dataset(preset, network).digest()
+    return replace(preset, defined=replace(plain, dataset=preset.dataset)) if same else preset
 
 
 def load_features(preset: Preset, device: torch.device) -> Features:

@@ -108,7 +108,8 @@ def main() -> None:
     parts = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
     write_json(record, parts)
     count = f"{preset.seeds.count:,} trajectories"
-    title = f"{preset.title}: analytic scores against the network's, {count}"
+    name = loading.at_home(preset, network).title
+    title = f"{name}: analytic scores against the network's, {count}"
     figures.score_errors(picture, errors, sigmas, title)
     if preset.name in published.BESIDE and preset.seeds.count > 1:  # for an interval
         write_published(preset, sampling, makers, images, machine)

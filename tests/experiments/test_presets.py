@@ -133,6 +133,20 @@ def test_images_that_the_parameters_are_not_of_are_named(tmp_path, capsys):
     assert "was made from other images than those of" in capsys.readouterr().out
 
 
+@pytest.mark.parametrize(("kind", "title"), [("same", ""), ("other", " with another dataset")])
+def test_the_images_a_preset_was_made_from_are_no_others(kind, title, tmp_path):
+    """To its title, where it comes without images and they are given."""
+    images = torch.randint(256, (5, 3, 32, 32), dtype=torch.uint8)
+    parameters.save(tmp_path / "made", *fit_gaussian(Dataset.of("made", images)))
+    np.save(tmp_path / "given.npy", (images if kind == "same" else 255 - images).numpy())
+    plain = dataclasses.replace(SMALL, parameters=tmp_path / "made", defined=None)
+    given = dataclasses.replace(plain, dataset=str(tmp_path / "given.npy"))
+    network = loading.load_network(SMALL, CPU)
+    assert loading.at_home(plain, network) is plain
+    assert given.title == "cifar10-small with another dataset"
+    assert loading.at_home(given, network).title == f"cifar10-small{title}"
+
+
 def test_a_default_directory_of_other_images_is_refused_whatever_their_name(tmp_path, monkeypatch):
     """Two arrays of one name: the second is not teleported by the first one's Gaussian."""
     monkeypatch.chdir(tmp_path)
