@@ -108,11 +108,11 @@ def main() -> None:
     parts = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
     write_json(record, parts)
     count = f"{preset.seeds.count:,} trajectories"
-    name = loading.at_home(preset, network).title
-    title = f"{name}: analytic scores against the network's, {count}"
+    titled = loading.at_home(preset, network)
+    title = f"{titled.title}: analytic scores against the network's, {count}"
     figures.score_errors(picture, errors, sigmas, title)
     if preset.name in published.BESIDE and preset.seeds.count > 1:  # for an interval
-        write_published(preset, sampling, makers, images, machine)
+        write_published(titled, sampling, makers, images, machine)
     print(copied(preset.name, made, FOLDER))
 
 
