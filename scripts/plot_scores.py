@@ -18,6 +18,7 @@ from experiments.presets import Preset
 from experiments.results import copied, surroundings
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
+from linear_structure.data.datasets import Dataset
 from linear_structure.fit import fit_gaussian
 from linear_structure.system.errors import run_command
 from linear_structure.system.files import digest_of_file, write_json
@@ -67,7 +68,7 @@ def write_published(
     if images is None:
         gaussian = loading.gaussian_of(preset, makers[GAUSSIAN]())
     else:
-        gaussian, _ = fit_gaussian(loading.load_dataset(preset, sampling.network))
+        gaussian, _ = fit_gaussian(Dataset.of(preset.name, images))
         makers = published.models(gaussian, images)
     count = min(published.IMAGES, preset.seeds.count)
     (seeds,) = preset.seeds.head(count).blocks(count)

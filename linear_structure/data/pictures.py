@@ -324,18 +324,22 @@ def opened(content: bytes) -> ImageFile:
 
 def raw_modes(image: ImageFile) -> set[str]:
     """Pillow's words for how values are stored, "I;16B" say, of an image not yet decoded."""
-    arguments = (tile.args for tile in image.tile)
-    return {str(each[0] if isinstance(each, tuple) else each) for each in arguments}
+    return {str(form) for _, (form, *_) in _decoders(image)}
 
 
 def is_deep(image: ImageFile) -> bool:
     """Whether an image that is not yet decoded has 16 bits a value, of which Pillow drops 8."""
-    for tile in image.tile:
-        form, *rest = tile.args if isinstance(tile.args, tuple) else (tile.args,)
-        scaled = tile.codec_name.startswith("ppm") and rest and rest[-1] > 255
+    for codec, (form, *rest) in _decoders(image):
+        scaled = codec.startswith("ppm") and rest and rest[-1] > 255
         if scaled or str(form).endswith((";16B", ";16L", ";16N")):
             return True
     return False
+
+
+def _decoders(image: ImageFile) -> list[tuple[str, tuple[Any, ...]]]:
+    """Of each tile, the codec and its arguments, of which the first says how values are stored."""
+    pairs = ((tile.codec_name, tile.args) for tile in image.tile)
+    return [(codec, each if isinstance(each, tuple) else (each,)) for codec, each in pairs]
 
 
 def _shape(image: Image.Image) -> Shape:
