@@ -27,7 +27,7 @@ from linear_structure.parameters import KINDS
 from linear_structure.spectral import LOW
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_writable
-from linear_structure.system.machine import free_memory
+from linear_structure.system.memory import free_memory
 from linear_structure.system.options import positive
 
 USED_BY = {

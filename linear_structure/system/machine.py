@@ -23,7 +23,6 @@ from linear_structure.system.precision import set_tf32
 
 Item = TypeVar("Item")
 MOST_THREADS = 1024
-CONTAINER = Path("/sys/fs/cgroup")  # control groups of Linux, version 2
 GRACE = 60.0  # seconds
 PATIENCE = timedelta(days=365)  # that processes have with each other: work may take long
 
@@ -124,28 +123,6 @@ def chosen_device(name: str = "auto") -> torch.device:
     except (RuntimeError, AssertionError, ImportError) as error:  # each kind of device its own
         raise UsageError(f"--device {name}: there is no such device here") from error
     return device
-
-
-def free_memory(meminfo: Path = Path("/proc/meminfo"), container: Path = CONTAINER) -> int | None:
-    """Bytes that this process may still take; None where the system does not say.
-
-    The least of what the machine and the container have. What these keep of files that nobody
-    looked at lately counts as free: it goes as soon as it is needed.
-    """
-    found = []
-    if meminfo.exists():
-        found = [1024 * each for each in _numbers(meminfo, "MemAvailable:")]
-    limit = container / "memory.max"
-    if limit.exists() and (most := limit.read_text().strip()).isdecimal():
-        taken = int((container / "memory.current").read_text())
-        found.append(int(most) - taken + sum(_numbers(container / "memory.stat", "inactive_file")))
-    return min(found, default=None)
-
-
-def _numbers(table: Path, name: str) -> list[int]:
-    """That of a row, if there is one, of a table of the kernel."""
-    rows = (line.split() for line in table.read_text().splitlines())
-    return [int(row[1]) for row in rows if row[:1] == [name]]
 
 
 def share(items: Sequence[Item]) -> Sequence[Item]:

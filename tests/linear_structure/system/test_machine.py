@@ -94,24 +94,3 @@ def test_waiting_ends_when_the_files_are_there(tmp_path, monkeypatch):
     monkeypatch.setattr(machine.time, "sleep", lambda _: paths[0].touch())
     machine.wait_for(paths)
     assert paths[0].exists()
-
-
-def kernel(folder, **files):
-    """Tables of a kernel and a control group, by their names with `_` in place of `.`."""
-    folder.mkdir()
-    for name, text in files.items():
-        (folder / name.replace("_", ".", 1)).write_text(text)
-    return machine.free_memory(folder / "meminfo", folder)
-
-
-def test_free_memory_is_the_least_of_machine_and_container_without_idle_files(tmp_path):
-    meminfo = "MemTotal:  9000 kB\nMemFree:  10 kB\nMemAvailable:  8000 kB\n\n"
-    group = {"memory_current": "900000\n", "memory_stat": "anon 5\nfile 9\ninactive_file 300000\n"}
-    assert kernel(tmp_path / "alone", meminfo=meminfo) == 8000 * 1024
-    assert kernel(tmp_path / "held", meminfo=meminfo, memory_max="1000000\n", **group) == 400_000
-    wide = kernel(tmp_path / "wide", meminfo=meminfo, memory_max="99000000\n", **group)
-    assert wide == 8000 * 1024
-    assert kernel(tmp_path / "free", meminfo=meminfo, memory_max="max\n", **group) == 8000 * 1024
-    assert kernel(tmp_path / "unknown") is None
-    assert kernel(tmp_path / "old", meminfo="MemTotal: 9000 kB\n") is None
-    assert (machine.free_memory() or 2**62) > 2**20  # of this machine, if it says
