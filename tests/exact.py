@@ -78,10 +78,12 @@ SETTINGS = {
     "DDIM": Setting("DDIM", {"steps_offset": 1}, 1, 1.0, (10, 20, 50)),
     "DDIM, no signal at the start": Setting("DDIM", ZERO, 1, 1.0, (10, 20, 50)),
     "Euler": Setting("EulerDiscrete", KARRAS, 1),
+    "Euler, exponential": Setting("EulerDiscrete", {"use_exponential_sigmas": True}, 1),
     "Heun": Setting("HeunDiscrete", KARRAS, 2),
     "KDPM2": Setting("KDPM2Discrete", KARRAS, 2),
     "LMS": Setting("LMSDiscrete", {}, 2),
     "DPM++ 2M": Setting("DPMSolverMultistep", KARRAS, 2),
+    "DPM++ 2M, beta": Setting("DPMSolverMultistep", {"use_beta_sigmas": True}, 2),
     "DPM++ 3M": Setting("DPMSolverMultistep", KARRAS | {"solver_order": 3}, 2, math.inf),
     "DPM++ 2S": Setting("DPMSolverSinglestep", KARRAS, None),
     "UniPC": Setting("UniPCMultistep", KARRAS, 2),
@@ -149,4 +151,4 @@ class Exact(nn.Module):
         self.calls += 1
         scheduler = self.scheduler()
         at = seen(scheduler, timestep.flatten()[0])
-        return (predicted(scheduler, y, at, self.model.denoise(y, at)),)
+        return (predicted(scheduler, y, at, self.model.denoise(y, at)).to(y),)

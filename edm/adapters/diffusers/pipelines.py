@@ -50,18 +50,22 @@ def teleported(
         timing: what else the pipeline tells `set_timesteps`, such as `mu` or `sigmas`.
 
     Raises:
-        UsageError: as `cut`; the model has another size; the pipeline packs its latents, or its
-            levels turn out to be others.
+        UsageError: as `cut`; the model has another size; the pipeline takes no latents, or packs
+            them; its levels turn out to be others, or it does not start at the first.
     """
-    check_unpacked(pipe, noise)
+    check_latents(pipe, noise)
     planned = planned_of(pipe.scheduler, steps, timing)
     latents = carried(planned, model, noise, skip, draw)
     with starting_at(pipe, skip, planned):
         yield latents
 
 
-def check_unpacked(pipe: Any, noise: Tensor) -> None:
-    """Raise a UsageError where a pipeline, or noise, has rows of patches in place of (B, *S)."""
+def check_latents(pipe: Any, noise: Tensor) -> None:
+    """Raise a UsageError where a pipeline takes none, or it or noise has rows of patches."""
+    if callable(pipe) and "latents" not in signature(pipe.__call__).parameters:
+        raise UsageError(
+            f"{type(pipe).__name__} takes no latents: expected a pipeline that does, or `sample`"
+        )
     if hasattr(pipe, "_pack_latents") or noise.ndim < 4:
         raise UsageError(
             f"{type(pipe).__name__} packs its latents into rows of patches, or noise "
@@ -117,6 +121,7 @@ def planned_of(scheduler: Any, steps: int, timing: Mapping[str, Any]) -> Any:
 def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[None]:
     """Within the block a pipeline starts at level `skip` of planned timesteps, in every call."""
     base, start = type(pipe.scheduler), position(planned, skip * planned.order)
+    first: list[float] = []  # timestep of a call, until it is reached
 
     @wraps(base.set_timesteps)  # pipelines look at its arguments
     def _set_timesteps(self: Any, *args: Any, **kwargs: Any) -> None:
@@ -129,10 +134,26 @@ def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[None]:
                 "timing"
             )
         cut(self, skip)
+        first[:] = [float(self.timesteps[0])]
 
-    scale = property(lambda self: 1.0, lambda self, value: None)
-    with changed(pipe, set_timesteps=_set_timesteps, init_noise_sigma=scale):
+    scale, step = property(lambda self: 1.0, lambda self, value: None), _begun(base.step, first)
+    with changed(pipe, set_timesteps=_set_timesteps, init_noise_sigma=scale, step=step):
         yield
+
+
+def _begun(step: Callable[..., Any], first: list[float]) -> Callable[..., Any]:
+    """A scheduler's step that wants to be called at the timestep in `first`, which it removes."""
+
+    @wraps(step)
+    def _step(self: Any, model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
+        if first and first.pop() != float(timestep):
+            raise UsageError(
+                f"the pipeline starts at timestep {float(timestep):g} of its own accord, not where "
+                "the latents are: expected one that starts from noise, with strength=1"
+            )
+        return step(self, model_output, timestep, *args, **kwargs)
+
+    return _step
 
 
 @contextmanager

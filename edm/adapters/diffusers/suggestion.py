@@ -21,8 +21,8 @@ from torch import Tensor
 from edm.adapters.diffusers.pipelines import (
     carried,
     changed,
+    check_latents,
     check_size,
-    check_unpacked,
     planned_of,
     starting_at,
     walk,
@@ -168,7 +168,7 @@ def suggested_skip(
             same latents, or does not call the pipeline; noise of a single sample.
         WorkError: the pipeline gave NaN or infinity.
     """
-    check_unpacked(pipe, noise)
+    check_latents(pipe, noise)
     check_size(model, noise)
     check_deterministic(pipe.scheduler)
     if len(noise) < 2:

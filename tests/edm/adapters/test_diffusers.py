@@ -422,7 +422,7 @@ class Piped:
         self.pipe.set_progress_bar_config(disable=True)
 
     def __call__(self, latents, steps=20, **told):
-        embeddings = torch.zeros(1, 2, 3).double()
+        embeddings = torch.zeros(1, 2, 3, dtype=self.network.dtype)
         pooled = {"pooled_prompt_embeds": embeddings[:, 0]} if self.stable3 else {}
         self.network.calls = 0
         return self.pipe(
@@ -458,6 +458,25 @@ def test_inside_a_pipeline_seven_of_twenty_steps_are_saved_and_nothing_is_lost(n
     print(f"{name}: {calls[0]} {full:.4f}, {calls[1]} {found:.4f}")
     assert tuple(calls) == CALLS.get(name, (20, 13))
     assert found <= full * (1.1 if name == "DEIS" else 1)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "Heun", "DPM++ 2M", "flow Euler, shift 3"])
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_latents_of_half_precision_are_rounded_once(name, dtype):
+    """And a pipeline goes on from them: what is lost is what its own steps lose."""
+    setting, noise = SETTINGS[name], DRAWN.to(dtype)
+    scheduler = planned(setting.scheduler(), 20)
+    exactly = carried(scheduler, LATENTS, noise.double(), 7)
+    assert torch.equal(carried(scheduler, LATENTS, noise, 7), exactly.to(dtype))
+    piped = Piped(setting.scheduler())
+    piped.network.dtype = dtype
+    with teleported(piped.pipe, LATENTS, steps=20, skip=7, noise=noise) as latents:
+        found = piped(latents)
+    start = start_of(planned(setting.scheduler(), 20), noise)
+    assert found.dtype == dtype
+    lost = [apart(x.double(), start, setting.scheduler()) for x in (piped(noise), found)]
+    print(f"{name} {dtype}: {lost}")
+    assert lost[1] <= 1.1 * lost[0]
 
 
 def test_no_skip_is_the_pipeline_itself():
@@ -552,6 +571,39 @@ def test_pipelines_that_pack_and_models_that_do_not_fit_are_refused():
     piped.pipe._pack_latents = None
     with pytest.raises(UsageError, match="StableDiffusionPipeline packs its latents"):
         entered()
+
+
+@pytest.mark.parametrize("name", ["DDIM", "PNDM", "Euler", "UniPC"])
+@pytest.mark.parametrize("strength", [0.5, 0.9999, 1.0])
+def test_pipelines_that_start_from_an_image_are_refused(name, strength):
+    """What paints into an image takes latents, and leaves steps out by its strength."""
+    piped, mask = Piped(SETTINGS[name].scheduler()), torch.ones(4, 1, 8, 8).double()
+    tiny = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
+    parts = {"vae": diffusers.AutoencoderKL(**tiny).double(), "unet": piped.network}
+    missing = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
+    parts |= dict.fromkeys(missing) | {"scheduler": piped.pipe.scheduler}
+    image, paint = (
+        kind(**parts, requires_safety_checker=False)
+        for kind in (
+            diffusers.StableDiffusionImg2ImgPipeline,
+            diffusers.StableDiffusionInpaintPipeline,
+        )
+    )
+    told = {"steps": 20, "skip": 7, "noise": DRAWN}
+    with (
+        pytest.raises(UsageError, match="StableDiffusionImg2ImgPipeline takes no latents"),
+        teleported(image, LATENTS, **told),
+    ):
+        raise AssertionError
+    piped.pipe = paint
+    paint.set_progress_bar_config(disable=True)
+    with teleported(paint, LATENTS, **told) as latents:
+        given = {"image": DRAWN[:, :3], "mask_image": mask, "strength": strength}
+        if strength == 1:
+            assert len(piped(latents, **given)) == 4
+            return
+        with pytest.raises(UsageError, match="of its own accord, not where the latents are"):
+            piped(latents, **given)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM"])
