@@ -47,7 +47,7 @@ from linear_structure.data.pictures import (
     raw_modes,
 )
 from linear_structure.system.arrays import read_npz
-from linear_structure.system.errors import UsageError, WorkError
+from linear_structure.system.errors import UsageError, WorkError, printable
 from linear_structure.system.files import (
     alone,
     check_writable,
@@ -338,8 +338,7 @@ class Prepared:
 
 def _cell(text: str) -> str:
     """A name or sentence within a row of Markdown, whatever characters it has."""
-    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
-    return "".join(shown).replace("|", "\\|")
+    return printable(text).replace("|", "\\|")
 
 
 def _add(archive: zipfile.ZipFile, name: str, content: bytes) -> None:

@@ -14,11 +14,24 @@ from typing import Any
 ECHO = 1.0  # seconds in which a launcher may hand on a signal that its processes got, too
 
 
-class UsageError(Exception):
+def printable(text: str) -> str:
+    """A text in one line: of names that others chose, what steers a terminal is escaped."""
+    shown = (c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+    return "".join(shown)
+
+
+class _Told(Exception):
+    """One sentence, in one line."""
+
+    def __str__(self) -> str:
+        return printable(super().__str__())
+
+
+class UsageError(_Told):
     """The input is wrong; the message says what, where, and what would be right (exit code 2)."""
 
 
-class WorkError(Exception):
+class WorkError(_Told):
     """The work could not be done although the input was right (exit code 1)."""
 
 
@@ -131,7 +144,7 @@ def run_command(main: Callable[[], None]) -> int:
         return 2 if isinstance(error, UsageError) else 1
     except OSError as error:
         where = f" ({error.filename})" if error.filename else ""
-        print(f"error: {error.strerror or error}{where}", file=sys.stderr)
+        print(printable(f"error: {error.strerror or error}{where}"), file=sys.stderr)
         return 1
     except KeyboardInterrupt as stop:
         print(

@@ -33,6 +33,8 @@ def test_a_command_that_ends_well_says_nothing(capsys):
             "error: No space left on device (out/k.json)\n",
         ),
         (OSError("connection lost"), 1, "error: connection lost\n"),
+        (UsageError("no image\nin \x1b[2Ja\x85é"), 2, "error: no image\\nin \\x1b[2Ja\\x85é\n"),
+        (OSError(errno.ENOENT, "No such file", "a\rb"), 1, "error: No such file (a\\rb)\n"),
     ],
 )
 def test_a_failure_is_an_exit_code_and_one_sentence(capsys, error, code, sentence):
