@@ -31,6 +31,7 @@ from linear_structure import parameters
 from linear_structure.data import archives, datasets
 from linear_structure.gaussian import Gaussian
 from linear_structure.points import PointCloud
+from linear_structure.spectral import Spectral
 from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.system.files import digest_of_parts, digest_of_state
 from linear_structure.system.store import Block, kept
@@ -164,10 +165,19 @@ def gaussian() -> Gaussian:
     return Gaussian.from_samples(samples)
 
 
-def directory(name: str) -> Callable[[Path, ModuleType], Case]:
+def spectral() -> Spectral:
+    return Spectral.from_samples(torch.from_numpy(PIXELS)[:, None] / 127.5 - 1, 2)
+
+
+def cloud() -> PointCloud:
+    return PointCloud(torch.from_numpy(PIXELS))
+
+
+def directory(
+    name: str, model: Callable[[], parameters.Model] = gaussian
+) -> Callable[[Path, ModuleType], Case]:
     def make(folder: Path, _: ModuleType) -> Case:
-        cloud = PointCloud(torch.from_numpy(PIXELS))
-        parameters.save(folder / "p", cloud if name == "points.npy" else gaussian(), STORY)
+        parameters.save(folder / "p", model(), STORY)
         known = parameters.read_story(folder / "p").keys()  # a checksum's damaged name is none
 
         def read() -> tuple[Any, ...]:
@@ -234,7 +244,9 @@ FORMATS: dict[str, Callable[[Path, ModuleType], Case]] = {
     **{f"gzipped IDX: {part}": idx(part, zipped=True) for part in IDX},
     "JSON of labels": stated,
     "JSON of results": result,
-    **{f"parameters: {n}": directory(n) for n in ("mu.pt", "U.pt", "points.npy", parameters.STORY)},
+    **{f"parameters: {n}": directory(n) for n in ("mu.pt", "U.pt", parameters.STORY)},
+    **{f"spectral: {n}": directory(n, spectral) for n in ("low.pt", "rest.pt")},
+    "points": directory("points.npy", cloud),
     "bare parameters": bare,
     "state dict": weights,
     "training state": training,
