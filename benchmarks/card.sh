@@ -9,7 +9,7 @@
 #   measure   every benchmark
 #   rehearse  all of this at tiny size, on a CPU, too
 # WORK keeps what later steps need. Results go to OUT: copy them from the machine before it is given
-# back. Files larger than PIECE are cut into FILE.00, FILE.01, ...; `cat FILE.?? >FILE` joins them.
+# back. Files larger than PIECE are cut into FILE.00, FILE.01, ...; `cat FILE.[0-9]* >FILE` joins them.
 set -euo pipefail
 source "$(dirname "$0")/../scripts/help.sh"
 source "$(dirname "$0")/../scripts/environment.sh"

@@ -57,7 +57,8 @@ def drawn(
     """A figure to draw on, of inches, with its title; then written as PNG, whole or not at all."""
     with mpl.rc_context({**STYLE, "axes.grid": grid}):
         figure = Figure(figsize=(width, height), layout="constrained")
-        figure.suptitle(textwrap.fill(title, int(LETTERS * width)))
+        lines = title.split("\n")
+        figure.suptitle("\n".join(textwrap.fill(line, int(LETTERS * width)) for line in lines))
         yield figure
         for axes in figure.axes:
             for axis in (axes.xaxis, axes.yaxis):

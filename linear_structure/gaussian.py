@@ -173,12 +173,13 @@ class EigenGaussian(Flowing):
         With d = x - mu and g = a lam / (a^2 lam + b^2) it is
         `sum [(1 - a g)^2 (u'd)^2 + (g b)^2] + |d - U U'd|^2`.
         """
-        g, offset, _, _ = self._prepare(x, 0.0)
-        a, b = coefficients(level, offset)
+        flat = single(x).flatten(1)
+        g, (a, b) = self.to(flat), coefficients(level, flat)
+        offset = flat - g.mean
         inside = g.onto_axes(offset)
         outside = (offset - g.from_axes(inside)).square().sum(1)
-        variance = g._variance(a, b)
-        pulled, passed = b**2 / variance * inside, a * g.eigenvalues / variance * b
+        shrink = g._shrink(a, b)
+        pulled, passed = (1 - a * shrink) * inside, shrink * b
         return (pulled**2 + passed**2).sum(1) + outside
 
     def sample(

@@ -152,8 +152,7 @@ def main() -> None:
     parameters.check_target(options.save_dir)
     dataset = datasets.load(options.dataset, options.data_dir, floats=True)
     dataset, selection = _chosen(dataset, options)
-    free = free_memory()
-    print(planning.check_memory(options.kind, dataset, options.low, free))
+    print(planning.check_memory(options.kind, dataset, options.low, free_memory()))
     labels = dataset.classes() if options.by_class else None
     if options.by_class and labels is None:
         raise UsageError(f"{dataset.name} has no labels: --by-class needs them")
@@ -174,7 +173,7 @@ def main() -> None:
     if isinstance(model, Gaussian):
         print(f"{model.rank} of {model.dim} directions are kept")
     if isinstance(model, EigenGaussian):
-        found = planning.trials(dataset, options.low, story.sigma_data, options.rank, free)
+        found = planning.trials(dataset, options.low, story.sigma_data, options.rank, free_memory())
         for line in planning.told(found):
             print(line)
 

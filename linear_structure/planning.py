@@ -28,6 +28,7 @@ AFFORDED = 1e12, 5e8  # multiplications and bytes of a second fit: a minute of o
 FEW = 2200, 1 << 23  # images, and values of them, that are compared on where that is not afforded
 MOST = 0.8  # of the images: fits to that many tell which structure is better for all
 SEEN = 0.005  # percent: less is printed as 0
+ROUNDED = 1e-9  # of sigma: an error below it is rounding
 
 
 def memory_of(kind: str, count: int, shape: tuple[int, int, int], low: int) -> int:
@@ -88,18 +89,21 @@ class Trial(NamedTuple):
 
     @property
     def better(self) -> str:
-        """Which is, beyond chance, or `neither`."""
+        """Which is, beyond chance and rounding, or `neither`."""
         _, low, high = self.change
+        if max(self.gaussian, self.spectral) < ROUNDED * self.sigma:
+            return "neither"
         return "spectral" if high < -SEEN else "gaussian" if low > SEEN else "neither"
 
 
 class Trials(NamedTuple):
-    """Both structures, fitted to `fitted` of `total` images, on `apart` others: one a level."""
+    """Both structures, fitted to `fitted` of `total` images, on `apart` others: a row a level."""
 
     total: int
     fitted: int
     apart: int
-    levels: list[Trial]
+    rows: list[Trial]
+    rank: Rank = None  # of the Gaussian
 
 
 def trials(
@@ -115,7 +119,7 @@ def trials(
         sigma_data: of all images; levels are multiples of it.
         free: bytes of memory, if that is known.
     """
-    used = _used(dataset, free)
+    used = _used(dataset, low, free)
     apart = min(HELD_OUT, max(LEAST, used // 5))
     if used < 2 * LEAST or sigma_data == 0:
         return Trials(dataset.count, used, 0, [])
@@ -123,13 +127,14 @@ def trials(
     held, rest = (dataset.only(part.sort().values) for part in order.split([apart, used - apart]))
     clean = values_of(held.images(), torch.float64)
     (gaussian, _), (spectral, _) = fit_gaussian(rest, rank), fit_spectral(rest, low)
-    levels = [_trial(gaussian, spectral, clean, level * sigma_data) for level in LEVELS]
-    return Trials(dataset.count, used - apart, apart, levels)
+    rows = [_trial(gaussian, spectral, clean, level * sigma_data) for level in LEVELS]
+    return Trials(dataset.count, used - apart, apart, rows, rank)
 
 
-def _used(dataset: Dataset, free: int | None) -> int:
-    """How many images are compared on: all, where a full covariance of them is afforded again."""
-    dim, needed = math.prod(dataset.shape), memory_of("gaussian", dataset.count, dataset.shape, 0)
+def _used(dataset: Dataset, low: int, free: int | None) -> int:
+    """How many images are compared on: all, where both structures of them are afforded again."""
+    dim, kinds = math.prod(dataset.shape), ("gaussian", "spectral")
+    needed = sum(memory_of(kind, dataset.count, dataset.shape, low) for kind in kinds)
     inner, (most_products, most_bytes) = min(dataset.count, dim), AFFORDED
     products = dataset.count * dim * inner + 9 * inner**3
     if products <= most_products and needed <= min(most_bytes, math.inf if free is None else free):
@@ -148,21 +153,29 @@ def _trial(gaussian: EigenGaussian, spectral: EigenGaussian, held: Tensor, sigma
 
 
 def told(found: Trials) -> list[str]:
-    """The trials in lines of text; that spectral wins by few images is not said of all."""
-    if not found.levels:
+    """The trials in lines of text; what wins by few images is not said to win by all."""
+    if not found.rows:
         return []
     lines = [
         f"held out: fitted to {found.fitted:,} of {found.total:,} images, root mean squared error "
         f"on {found.apart} others"
     ]
-    for trial in found.levels:
+    for trial in found.rows:
         change, low, high = trial.change
         lines.append(
             f"  sigma {trial.sigma:.3g}: gaussian {trial.gaussian:.4f}, spectral "
             f"{trial.spectral:.4f} ({change:+.2f} % of its square, {low:+.2f} to {high:+.2f}): "
             f"{trial.better} is better"
         )
-    won = any(trial.better == "spectral" for trial in found.levels)
-    if won and found.fitted < MOST * found.total:
-        lines.append("  for so few: with more images a full covariance gains, and may be better")
-    return lines
+    return lines + _cautions(found)
+
+
+def _cautions(found: Trials) -> list[str]:
+    """A line of text where more images may change what is better."""
+    won = {trial.better for trial in found.rows} - {"neither"}
+    if found.fitted >= MOST * found.total or not won:
+        return []
+    if found.rank is not None:
+        return ["  for so few: with more images either may be better"]
+    gains = ["  for so few: with more images a full covariance gains, and may be better"]
+    return gains if "spectral" in won else []

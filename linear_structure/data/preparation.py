@@ -14,6 +14,7 @@ import hashlib
 import io
 import json
 import math
+import os
 import shutil
 import warnings
 import zipfile
@@ -162,7 +163,7 @@ def _counts(name: str, source: Path, out: Path) -> bool:
     hidden = "/." in f"/{name}"
     if hidden or name == LABEL_FILE or name.endswith("/"):
         return False
-    return (source / name).resolve() != out  # also by a link
+    return os.path.realpath(source / name) != str(out)  # also by a link
 
 
 def _unwrapped(names: Sequence[str]) -> Sequence[str]:

@@ -80,8 +80,8 @@ def test_held_out_errors_tell_smooth_images_from_aligned_ones():
     for images, better in ((smooth, "spectral"), (aligned, "gaussian")):
         dataset = of_floats(images)
         found = planning.trials(dataset, 4, float(images.std()))
-        assert (found.total, found.fitted, found.apart, len(found.levels)) == (300, 240, 60, 3)
-        assert found.levels[0].better == better
+        assert (found.total, found.fitted, found.apart, len(found.rows)) == (300, 240, 60, 3)
+        assert found.rows[0].better == better
         assert f"{better} is better" in planning.told(found)[1]
 
 
@@ -92,9 +92,9 @@ def of_floats(images: torch.Tensor) -> Dataset:
 
 def test_a_structure_that_holds_all_is_not_better():
     found = planning.trials(load("digits"), 8, 0.75)
-    assert {trial.better for trial in found.levels} == {"neither"}
+    assert {trial.better for trial in found.rows} == {"neither"}
     few = planning.trials(load("digits").only(torch.arange(39)), 8, 0.75)
-    assert few.levels == [] and planning.told(few) == []
+    assert few.rows == [] and planning.told(few) == []
 
 
 def test_few_images_do_not_tell_which_structure_is_better_for_all(monkeypatch):
@@ -111,12 +111,12 @@ def test_few_images_do_not_tell_which_structure_is_better_for_all(monkeypatch):
     dataset = of_floats(other.view_as(white) + torch.fft.ifft2(torch.fft.fft2(white) * smooth).real)
     whole = planning.trials(dataset, 0, 0.2)
     assert (whole.fitted, whole.apart) == (3800, 200)
-    assert whole.levels[0].better == "gaussian" and len(planning.told(whole)) == 4
+    assert whole.rows[0].better == "gaussian" and len(planning.told(whole)) == 4
     monkeypatch.setattr(planning, "AFFORDED", (0, 1e9))
     monkeypatch.setattr(planning, "FEW", (400, 10**6))
     few = planning.trials(dataset, 0, 0.2)
     assert (few.total, few.fitted, few.apart) == (4000, 320, 80)
-    assert few.levels[0].better == "spectral"
+    assert few.rows[0].better == "spectral"
     assert planning.told(few)[-1].endswith(
         "with more images a full covariance gains, and may be better"
     )
@@ -141,8 +141,8 @@ def test_a_second_fit_has_the_rank_that_is_asked_for():
     dataset = load("digits")
     all_of_it = planning.trials(dataset, 8, 0.75)
     low = planning.trials(dataset, 8, 0.75, rank=2)
-    assert all(a.gaussian > b.gaussian for a, b in zip(low.levels, all_of_it.levels, strict=True))
-    assert [each.spectral for each in low.levels] == [each.spectral for each in all_of_it.levels]
+    assert all(a.gaussian > b.gaussian for a, b in zip(low.rows, all_of_it.rows, strict=True))
+    assert [each.spectral for each in low.rows] == [each.spectral for each in all_of_it.rows]
 
 
 def test_the_intervals_of_held_out_errors_hold_the_truth():

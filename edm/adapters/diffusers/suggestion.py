@@ -169,10 +169,10 @@ def suggested_skip(
         WorkError: the pipeline gave NaN or infinity.
     """
     check_latents(pipe, noise)
-    check_size(model, noise)
-    check_deterministic(pipe.scheduler)
     if len(noise) < 2:
         raise UsageError(f"noise {tuple(noise.shape)}: expected that of more samples than one")
+    check_size(model, noise)
+    check_deterministic(pipe.scheduler)
     planned = planned_of(pipe.scheduler, steps, timing)
     entries = range(0, level_count(planned) * planned.order + 1, planned.order)
     at = [position(planned, i) for i in entries]
