@@ -255,6 +255,11 @@ def test_the_squared_error_is_the_mean_over_the_noise(model, x, sigma):
             assert torch.equal(model.squared_error(x, sigma), model.squared_error(x, at))
 
 
+def test_the_squared_error_without_noise_is_0_where_nothing_varies_too(x):
+    full = Gaussian(torch.zeros(DIM).double(), torch.eye(DIM).double(), torch.arange(DIM).double())
+    assert torch.equal(full.squared_error(x, 0.0)[:, None], x.flatten(1)[:, :1].square())
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sigma", [80.0, 300.0, 700.0, 1000.0])
 def test_half_precision_is_rounded_once_and_squares_nothing_in_it(model, x, dtype, sigma):

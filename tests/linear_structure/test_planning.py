@@ -120,6 +120,29 @@ def test_few_images_do_not_tell_which_structure_is_better_for_all(monkeypatch):
     assert planning.told(few)[-1].endswith(
         "with more images a full covariance gains, and may be better"
     )
+    assert planning.trials(dataset, 0, 0.2, 2).rank == 2
+
+
+@pytest.mark.parametrize("change", [(3.0, 2.0, 4.0), (-28.0, -29.0, -27.0), (0.1, -1.0, 1.2)])
+@pytest.mark.parametrize("rank", [None, 5])
+def test_whatever_wins_by_few_images_is_said_to_be_uncertain_for_a_rank(rank, change):
+    """A rank that is given gains little by more images; a full covariance gains much."""
+    row = planning.Trial(2.0, 0.1, 0.1, change)
+    few, most = (planning.Trials(20_000, used, 80, [row], rank) for used in (320, 19_000))
+    said = planning.told(few)[2:]
+    assert planning.told(most)[2:] == []
+    if row.better == "neither" or (rank is None and row.better == "gaussian"):
+        assert said == []
+    else:
+        wins = "a full covariance gains" if rank is None else "either may be better"
+        assert len(said) == 1 and wins in said[0]
+
+
+def test_rounding_does_not_decide_which_structure_is_better():
+    """Of equal images both keep all: what is left is rounding, of one more than of the other."""
+    one = torch.rand(1, 3, 8, 8, generator=torch.Generator().manual_seed(0))
+    found = planning.trials(of_floats(one.expand(200, 3, 8, 8)), 4, 0.3)
+    assert {row.better for row in found.rows} == {"neither"}
 
 
 @pytest.mark.parametrize(
@@ -134,7 +157,7 @@ def test_few_images_do_not_tell_which_structure_is_better_for_all(monkeypatch):
 )
 def test_all_images_are_compared_on_where_time_and_memory_allow(count, shape, free, used):
     dataset = Dataset("some", count, shape, lambda *_: torch.zeros(0), lambda: None)
-    assert planning._used(dataset, free) == used
+    assert planning._used(dataset, 8, free) == used
 
 
 def test_a_second_fit_has_the_rank_that_is_asked_for():

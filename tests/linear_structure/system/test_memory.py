@@ -55,4 +55,5 @@ def test_what_the_system_does_not_say_limits_nothing(tmp_path):
     assert free_memory(kernel(tmp_path, "", {}, "MemTotal: 9000 kB\n")) is None
     outside = "0::/of/the/host\n1:memory:/../a\n"
     assert free_memory(kernel(tmp_path, outside, {})) == FREE
-    assert (free_memory() or 2**62) > 2**20  # of this machine, if it says
+    here = free_memory()
+    assert here is None or 0 < here < 2**50
