@@ -14,7 +14,7 @@ from torch.nn.functional import pad
 
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key, quartiles
 from experiments.pooled import Pool
-from experiments.published import SHARES, SIGMAS, Compared
+from experiments.published import SHARES, SIGMAS, Share
 from experiments.style import COLORS, NOISE_LEVEL, drawn, style_of
 from experiments.tables import Row, gaps, range_count
 from linear_structure.images import grid, to_uint8
@@ -184,7 +184,7 @@ def score_comparison(path: Path, numbers: Numbers, places: Mapping[str, str], ti
         _legend_beside(figure, panels[0, 0])
 
 
-def published_shares(path: Path, ours: Mapping[Key, Sequence[Compared]], title: str) -> None:
+def published_shares(path: Path, ours: Mapping[Key, Sequence[Share]], title: str) -> None:
     """The unexplained share of the score, mean over images, beside the authors' of their network.
 
     Ours within its 95 % interval; low ranks of their table are left out, and its shares of 1.0000,

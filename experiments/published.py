@@ -14,6 +14,7 @@ network's own samples, noised, and the Gaussian that of the parameters.
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
 from functools import partial
+from typing import NamedTuple
 
 from torch import Tensor
 
@@ -54,20 +55,24 @@ SHARES: Mapping[Key, Sequence[float]] = {
 }  # fmt: skip
 
 
-Compared = tuple[float, float]
-"""Our share of the score, mean over images, and half of its 95 % interval."""
+class Share(NamedTuple):
+    """Ours of the score, mean over images, and half of its 95 % interval."""
+
+    mean: float
+    half_interval: float
 
 
 def models(gaussian: Gaussian, images: Tensor) -> Makers:
     """Ours of the table's kinds, of images (n, C, H, W) and their Gaussian, of all directions."""
-    lower = [key for key in SHARES if key.kind == "gaussian" and key.rank]
-    return {
-        **comparison.models(gaussian, images, components=()),
-        **{key: partial(gaussian.truncated, key.rank) for key in lower},
+    lower = {
+        key: partial(gaussian.truncated, key.rank)
+        for key in SHARES
+        if key.kind == "gaussian" and key.rank and key.rank < gaussian.rank
     }
+    return {**comparison.models(gaussian, images, components=()), **lower}
 
 
-def measured(study: Study, states: States, gaussian: EigenGaussian) -> dict[Key, list[Compared]]:
+def measured(study: Study, states: States, gaussian: EigenGaussian) -> dict[Key, list[Share]]:
     """Ours at each of `SIGMAS`, with a bar; the Gaussian under its rank, where it has not all."""
     whole = gaussian.rank == gaussian.dim
     own = GAUSSIAN if whole else replace(GAUSSIAN, rank=gaussian.rank)
@@ -77,19 +82,18 @@ def measured(study: Study, states: States, gaussian: EigenGaussian) -> dict[Key,
     }
 
 
-def _shares(scores: Tensor) -> list[Compared]:
+def _shares(scores: Tensor) -> list[Share]:
     share = 1 - scores[:, :, 0].square()
     half = HALF_WIDTH * share.std(0) / len(share) ** 0.5
-    return list(zip(share.mean(0).tolist(), half.tolist(), strict=True))
+    return list(map(Share, share.mean(0).tolist(), half.tolist()))
 
 
-def beside(ours: Mapping[Key, Sequence[Compared]]) -> list[list[object]]:
+def beside(ours: Mapping[Key, Sequence[Share]]) -> list[list[object]]:
     """Rows (model, sigma, published share, ours, half of its interval); "" where there is none."""
-    none = [""] * len(SIGMAS)
-    return [
-        [key.title, *row, *own]
-        for key in dict.fromkeys([*SHARES, *ours])
-        for *row, own in zip(
-            SIGMAS, SHARES.get(key, none), ours.get(key, [("", "")] * len(SIGMAS)), strict=True
-        )
-    ]
+    rows = []
+    for key in dict.fromkeys([*SHARES, *ours]):
+        theirs, own = SHARES.get(key, [""] * len(SIGMAS)), ours.get(key, [("", "")] * len(SIGMAS))
+        rows += [
+            [key.title, *row] for row in zip(SIGMAS, theirs, *zip(*own, strict=True), strict=True)
+        ]
+    return rows

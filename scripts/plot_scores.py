@@ -21,7 +21,7 @@ from linear_structure import parameters
 from linear_structure.data.datasets import Dataset
 from linear_structure.fit import fit_gaussian
 from linear_structure.system.errors import run_command
-from linear_structure.system.files import digest_of_file, write_json
+from linear_structure.system.files import digest_of_file, digest_of_tensor, write_json
 from linear_structure.system.machine import Machine
 
 FOLDER = Path("scores")
@@ -44,7 +44,7 @@ def errors_of(
 
 
 def inputs_of(
-    preset: Preset, sampling: Sampling, makers: Makers, machine: Machine
+    preset: Preset, sampling: Sampling, makers: Makers, images: Tensor | None, machine: Machine
 ) -> dict[str, Any]:
     """What the numbers depend on, as JSON values."""
     return {
@@ -57,29 +57,40 @@ def inputs_of(
         **({"labels": "drawn"} if sampling.network.label_dim else {}),
         "preset": preset.name,
         "dataset": preset.dataset,
+        "images": None if images is None else digest_of_tensor(images),
         "seeds": [preset.seeds.first, preset.seeds.last],
     }
 
 
 def write_published(
     preset: Preset, sampling: Sampling, makers: Makers, images: Tensor | None, machine: Machine
-) -> None:
-    """The authors' shares of NVIDIA's network beside those of this one, as CSV and PNG."""
+) -> list[Path]:
+    """The authors' shares of NVIDIA's network beside those of this one, as CSV and PNG: the table.
+
+    Where their images are others, or there is one seed and so no interval, those of an earlier run
+    are removed, which would stand beside scores of this one.
+    """
+    table, picture = (FOLDER / preset.name / f"published.{end}" for end in ("csv", "png"))
+    count = min(published.IMAGES, preset.seeds.count)
+    if preset.name not in published.BESIDE or "dataset" in preset.replaced or count == 1:
+        table.unlink(missing_ok=True)
+        picture.unlink(missing_ok=True)
+        return []
     if images is None:
         gaussian = loading.gaussian_of(preset, makers[GAUSSIAN]())
     else:
         gaussian, _ = fit_gaussian(Dataset.of(preset.name, images))
         makers = published.models(gaussian, images)
-    count = min(published.IMAGES, preset.seeds.count)
     (seeds,) = preset.seeds.head(count).blocks(count)
     states = States(sampling, seeds, images)
     study = comparison.study_of(sampling, machine, makers, images, FOLDER / "blocks")
-    ours, folder = published.measured(study, states, gaussian), FOLDER / preset.name
+    ours = published.measured(study, states, gaussian)
     head = ("model", "sigma", "published", "ours", "half_interval")
-    tables.write_table(folder / "published.csv", head, published.beside(ours))
+    tables.write_table(table, head, published.beside(ours))
     where = f"{preset.title} at {states.where['noised']} ({count})"
     title = f"{where}; dotted: the authors' table of NVIDIA's network"
-    figures.published_shares(folder / "published.png", ours, title)
+    figures.published_shares(picture, ours, title)
+    return [table]
 
 
 def main() -> None:
@@ -105,15 +116,13 @@ def main() -> None:
     )
     head = ("model", "sigma", "lower_quartile", "median", "upper_quartile", "seeds")
     tables.write_table(table, head, rows)
-    inputs, outputs = inputs_of(preset, sampling, makers, machine), digest_of_file(table)
-    parts = {"inputs": inputs, "outputs": {table.name: outputs}, "made": surroundings()}
-    write_json(record, parts)
-    count = f"{preset.seeds.count:,} trajectories"
-    titled = loading.at_home(preset, network)
+    count, titled = f"{preset.seeds.count:,} trajectories", loading.at_home(preset, network)
     title = f"{titled.title}: analytic scores against the network's, {count}"
     figures.score_errors(picture, errors, sigmas, title)
-    if preset.name in published.BESIDE and preset.seeds.count > 1:  # for an interval
-        write_published(titled, sampling, makers, images, machine)
+    written = [table, *write_published(titled, sampling, makers, images, machine)]
+    outputs = {path.name: digest_of_file(path) for path in written}
+    inputs = inputs_of(preset, sampling, makers, images, machine)
+    write_json(record, {"inputs": inputs, "outputs": outputs, "made": surroundings()})
     print(copied(preset.name, made, FOLDER))
 
 

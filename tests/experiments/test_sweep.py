@@ -693,6 +693,29 @@ def test_the_authors_table_stands_beside_networks_of_its_images(call, tmp_path):
     assert sum(line.startswith("Gaussian,") and line.endswith(",,") for line in lines) == 11
 
 
+def test_the_authors_table_stands_beside_no_other_images(call, tmp_path, monkeypatch):
+    """And what an earlier run compared is not left beside scores of a later one."""
+    monkeypatch.setattr("experiments.published.BESIDE", ("digits",))
+    np.save(tmp_path / "o.npy", np.random.default_rng(0).integers(0, 17, (70, 8, 8), np.uint8))
+    words, folder = ("--steps", "2"), tmp_path / "scores" / "digits"
+
+    def compared(*more):
+        assert call("digits", *words, *more, script="plot_scores.py") == 0
+        record = json.loads((folder / "scores.json").read_text())
+        names = {path.name for path in folder.glob("published.*")}
+        assert ("published.csv" in record["outputs"]) == ("published.csv" in names)
+        return names, record["inputs"]["images"]
+
+    both, images = compared("--seeds", "0-1")
+    assert both == {"published.csv", "published.png"}
+    rows = (folder / "published.csv").read_text().splitlines()
+    lower = [row.endswith(",,") for row in rows if row.startswith('"Gaussian, rank 1')]
+    assert lower == 22 * [True]  # of 61 directions that vary
+    assert compared("--seeds", "0-0") == (set(), images)
+    assert compared("--seeds", "0-1")[0] == both
+    assert compared("--seeds", "0-1", "--dataset", "o.npy")[0] == set()
+
+
 def test_scores_are_of_the_classes_that_the_seeds_draw(small, tmp_path):
     """Blocks of a network with classes that was told none are not read; others stay valid."""
     network, isotropic = (
