@@ -29,6 +29,7 @@ from experiments.loading import load_network
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
 from linear_structure.data import datasets
+from linear_structure.fit import fit_gaussian
 from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.images import to_uint8
 from linear_structure.mixture import GaussianMixture
@@ -640,9 +641,6 @@ def test_a_dry_run_with_features_for_other_images(call, tmp_path, capsys):
 
 
 def test_images_of_another_size_are_refused_as_points(call, tmp_path, capsys):
-    from linear_structure.data import datasets
-    from linear_structure.fit import fit_gaussian
-
     parameters.save(tmp_path / "p", *fit_gaussian(datasets.load("digits")))
     np.save(tmp_path / "large.npy", np.zeros((2, 9, 9), np.uint8))
     words = ("digits", "--dataset", "large.npy", "--parameters", "p", "--seeds", "0-3")
@@ -713,7 +711,8 @@ def test_the_authors_table_stands_beside_no_other_images(call, tmp_path, monkeyp
     assert lower == 22 * [True]  # of 61 directions that vary
     assert compared("--seeds", "0-0") == (set(), images)
     assert compared("--seeds", "0-1")[0] == both
-    assert compared("--seeds", "0-1", "--dataset", "o.npy")[0] == set()
+    parameters.save(tmp_path / "p", *fit_gaussian(datasets.load(tmp_path / "o.npy")))
+    assert compared("--seeds", "0-1", "--dataset", "o.npy", "--parameters", "p")[0] == set()
 
 
 def test_scores_are_of_the_classes_that_the_seeds_draw(small, tmp_path):
