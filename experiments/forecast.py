@@ -199,7 +199,10 @@ def _busy() -> str:
     load, cores = os.getloadavg()[0] if hasattr(os, "getloadavg") else 0.0, os.cpu_count() or 1
     if load <= cores:
         return ""
-    return f"this machine is busy, with a load of {load:.1f} on {cores} cores: alone it takes less"
+    return (
+        f"this machine is busy, with a load of {load:.1f} on {cores} cores: alone it takes less, "
+        "and beside others --threads 1 may"
+    )
 
 
 def _config(preset: Preset) -> dict[str, Any] | None:

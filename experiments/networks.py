@@ -131,8 +131,8 @@ def made_by(code: Code) -> Any:
     if code.kept and not consent.given(code.kept, str(code)):
         raise UsageError(
             f"the record in {code.kept} names code to run, {code}, which was not typed here: if it "
-            f"is yours, type once: bash run_experiments_with_skips.sh own --name {code.kept.name} "
-            f"--network {code}"
+            f"is yours, type once, with its own --seeds and --skips: bash "
+            f"run_experiments_with_skips.sh own --name {code.kept.name} --network {code}"
         )
     module = _imported(code)
     where, function = getattr(module, "__file__", code.module), getattr(module, code.function, None)

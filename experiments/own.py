@@ -170,6 +170,6 @@ def check_place(name: str) -> None:
 def write(name: str, typed: Mapping[str, str | bool]) -> None:
     """Keep what was typed for a name; code among it may be run by the name from now on."""
     write_json(path := path_of(name), typed)
-    network = networks.given(str(typed["network"])) if "network" in typed else None
+    network = networks.given(str(typed["network"]))
     if isinstance(network, Code):
         consent.give(path.parent, str(network))

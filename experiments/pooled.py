@@ -81,8 +81,8 @@ class Pool:
 
     @property
     def verdict(self) -> str:
-        """What the changes say in a sentence; empty where only skip 0 is known."""
-        if not self.changes:
+        """What the changes say in a sentence; empty where only skip 0, or noise, is known."""
+        if not self.changes or self.warning:
             return ""
         knee, start, last = self.knee, self.rows[0].distance, max(self.changes)
         end = ", the highest measured" if knee.by_interval == last else ""

@@ -79,7 +79,8 @@ def main() -> None:
             print(prepared.table())
             raise UsageError(
                 f"{total - used:,} of {total:,} files in {options.source} cannot be used, as the "
-                f"table says: {options.target} is not written"
+                f"table says: {options.target} is not written; what is made of the others waits in "
+                f"{prepared.blocks[0].parent} for the same command"
             )
         labels = prepared.pack(options.target, channels)
     print(prepared.table())

@@ -46,6 +46,7 @@ NEEDED = "8-bit grey or RGB is needed"
 NO_IMAGE = f"it is damaged, or not an image ({', '.join(FORMATS)})"
 UNREADABLE_IMAGES = (*UNREADABLE_ARRAYS, SyntaxError, LookupError, struct.error)
 MOST_NAMED = 20  # of images that cannot be used, in one sentence
+REMEDY = " (scripts/prepare_images.py makes a dataset of pictures of any kind)"
 CLASS_LIMIT = 2**31
 LARGEST = 3e38  # that float32 holds
 
@@ -200,10 +201,10 @@ class _Images:
                 faults.append(str(error))
         told = "; ".join(faults[:MOST_NAMED])
         if len(faults) == 1:
-            return told
+            return told + REMEDY
         more = len(faults) - MOST_NAMED
         rest = f"; and {more:,} more" if more > 0 else ""
-        return f"{len(faults):,} of {len(self.names):,} images cannot be used: {told}{rest}"
+        return f"{len(faults):,} of {len(self.names):,} images cannot be used: {told}{rest}{REMEDY}"
 
 
 def _files_below(folder: Path) -> Iterator[str]:

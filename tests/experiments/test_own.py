@@ -17,7 +17,7 @@ from PIL import Image
 from edm.checkpoints import checkpoint, shipped
 from edm.evaluation import features, fid
 from edm.evaluation.features import Resized
-from experiments import options, own, results
+from experiments import consent, options, own, results
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
 
@@ -185,6 +185,19 @@ def test_code_that_was_typed_runs_by_the_name_where_it_was_typed(call, capsys, t
     assert call("moved", *SMALL) == 2  # that was for one command; this is for the name
     assert call("own", "--name", "moved", "--network", "owntest:Net", *SMALL) == 0
     assert call("moved", *SMALL) == 0
+
+
+def test_what_another_user_typed_in_a_shared_cache_runs_nothing(call, capsys, monkeypatch):
+    """Neither under the other's number, nor a file of theirs under this user's."""
+    assert own_sweep(call, "--name", "mine", network="owntest:Net") == 0
+    mine = os.getuid()
+    monkeypatch.setattr("os.getuid", lambda: mine + 1)
+    assert call("mine", *SMALL) == 2
+    theirs, ours = consent._path(own.path_of("mine").parent), next(Path("cache/code").iterdir())
+    shutil.copy(ours, theirs)
+    assert call("mine", *SMALL) == 2
+    assert "which was not typed here" in capsys.readouterr().err
+    monkeypatch.undo()
 
 
 def test_where_the_cache_cannot_be_written_code_is_typed_each_time(call, capsys, monkeypatch):

@@ -358,6 +358,7 @@ def test_strict_names_all_bad_files_writes_no_zip_and_keeps_what_is_made(
     assert all(name in told.out for name in BAD)
     assert "error: 3 of 12 files in" in told.err and "is not written" in told.err
     kept = tmp_path / ".o.zip.unfinished"
+    assert f"waits in {kept} for the same command" in told.err
     assert {*tmp_path.iterdir()} == {folder, kept} and len([*kept.glob("*.npz")]) == 1
     assert command(folder_of(tmp_path / "bad", dict.fromkeys(BAD, b"x")), out) == 2
     assert "3 of 3 files" in capsys.readouterr().err and not out.exists()
@@ -378,6 +379,9 @@ def test_a_zip_in_the_folder_that_it_was_made_from_is_no_file_of_it(
         ("./in/", "in/o.zip"),
     ):
         assert command(source, out, "--strict") == 0
+    assert load("in/o.zip").count == 2
+    (tmp_path / "in" / "loop.png").symlink_to("loop.png")
+    assert command("in", "in/o.zip") == 0
     assert load("in/o.zip").count == 2
 
 
