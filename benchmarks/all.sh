@@ -5,11 +5,20 @@
 set -euo pipefail
 source "$(dirname "$0")/../scripts/help.sh"
 source "$(dirname "$0")/../scripts/environment.sh"
-json=${1:?expected a file for the numbers, such as benchmarks.json}
-shift
+json=${1:--}
 devices=(peaks forward training analytic spectral fid)
 cpu=(moments load)
 failed=()
+case $json in
+    -*) echo "expected a file for the numbers first, such as benchmarks.json" >&2; exit 2 ;;
+esac
+shift
+for name in ${ONLY:-}; do
+    [[ " ${devices[*]} ${cpu[*]} " == *" $name "* ]] || {
+        echo "ONLY: no benchmark is called $name: expected some of ${devices[*]} ${cpu[*]}" >&2
+        exit 2
+    }
+done
 export PYTHONPATH=$clone${PYTHONPATH:+:$PYTHONPATH}
 for name in ${ONLY:-"${devices[@]}" "${cpu[@]}"}; do
     options=("$@")

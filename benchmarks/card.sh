@@ -44,12 +44,13 @@ PYTHON
 }
 
 train() {
-    local run=$WORK/training network=$WORK/network.safetensors
+    local run=$WORK/training network=$WORK/network.safetensors last pictures
     timeout --foreground "$LIMIT" "$PYTHON" "$clone/scripts/train.py" "$WORK/images.npy" \
         --recipe gpu --out "$run" --snapshot "$SNAPSHOT" $TRAIN || stopped $?
-    "$PYTHON" "$clone/scripts/convert_checkpoint.py" "$(newest "$run"/network-*.safetensors)" \
-        "$network" --dtype float16
-    hand_out "$network" "$run"/loss.* "$(newest "$run"/samples-*.png)"
+    last=$(newest "$run"/network-*.safetensors)
+    pictures=$(newest "$run"/samples-*.png)
+    "$PYTHON" "$clone/scripts/convert_checkpoint.py" "$last" "$network" --dtype float16
+    hand_out "$network" "$run"/loss.* "$pictures"
 }
 
 sweep() {
@@ -68,7 +69,10 @@ sweep() {
 
 features() {
     cd "$WORK/sweep"
-    [ -e features.tar.gz ] || tar -czf features.tar.gz images_with_skips/*/features
+    if [ ! -e features.tar.gz ]; then
+        tar -czf features.tar.gz.unfinished images_with_skips/*/features
+        mv features.tar.gz.unfinished features.tar.gz
+    fi
     hand_out features.tar.gz
 }
 
@@ -86,16 +90,18 @@ newest() {
     echo "${!#}"
 }
 
-# Copies files to OUT, large ones in parts.
+# Copies files to OUT in place of earlier ones of their names, large ones in parts.
 hand_out() {
-    local file parts
+    local file name parts
     parts=$(mktemp -d "$WORK/parts.XXXX")
     for file; do
+        name=$(basename "$file")
+        rm -f "$OUT/$name" "$OUT/$name".[0-9]*
         if [ "$(wc -c <"$file")" -le "$(numfmt --from=iec "$PIECE")" ]; then
             cp "$file" "$OUT"
         else
-            split -b "$PIECE" -d "$file" "$parts/$(basename "$file")."
-            cp "$parts/$(basename "$file")".$PARTS "$OUT"
+            split -b "$PIECE" -d "$file" "$parts/$name."
+            cp "$parts/$name".$PARTS "$OUT"
         fi
     done
     rm -r "$parts"

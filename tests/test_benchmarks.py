@@ -3,9 +3,12 @@
 import io
 import json
 import math
+import os
+import random
 import re
 import subprocess
 import sys
+import tarfile
 from contextlib import redirect_stdout
 from pathlib import Path
 
@@ -57,3 +60,35 @@ def test_a_benchmark_keeps_its_numbers(
     assert found[name][row][quantity] > 0
     values = [value for each in found[name].values() for value in each.values()]
     assert all(isinstance(value, str) or math.isfinite(value) for value in values)
+
+
+def ran(script: str, *words: str, **variables: str) -> subprocess.CompletedProcess[str]:
+    command = ["bash", str(FOLDER / script), *words]
+    given = {**os.environ, **variables}
+    return subprocess.run(command, env=given, capture_output=True, text=True, check=False)
+
+
+@pytest.mark.parametrize("words", [[], ["--quick"], ["x.json"]])
+def test_all_benchmarks_want_a_file_and_known_names(words: list[str], tmp_path: Path) -> None:
+    found = ran("all.sh", *words, ONLY="nonsense")
+    said = "no benchmark is called nonsense" if words == ["x.json"] else "expected a file"
+    assert found.returncode == 2 and said in found.stderr and found.stderr.count("\n") == 1
+
+
+def test_large_results_of_a_card_are_handed_out_whole(tmp_path: Path) -> None:
+    """In as many parts as it takes, not beside those of earlier ones, nor of an archive cut off."""
+    work, out = tmp_path / "work", tmp_path / "out"
+    features = work / "sweep" / "images_with_skips" / "cifar10-small" / "features"
+    features.mkdir(parents=True)
+    archive, place = work / "sweep" / "features.tar.gz", {"WORK": str(work), "OUT": str(out)}
+    for size, parts in ((100_000, 95), (3_000, 3)):
+        (features / "0.npy").write_bytes(random.Random(0).randbytes(size))
+        archive.with_name("features.tar.gz.unfinished").write_bytes(b"cut off")
+        assert ran("card.sh", "features", **place, PIECE="1K").returncode == 0
+        found = sorted(out.glob("features.tar.gz.[0-9]*"))
+        assert len(found) >= parts and {*out.iterdir()} == {*found}
+        assert b"".join(path.read_bytes() for path in found) == archive.read_bytes()
+        with tarfile.open(archive) as members:
+            assert members.getmember(str((features / "0.npy").relative_to(work / "sweep")))
+        archive.unlink()
+    assert len(found) < 9

@@ -58,6 +58,14 @@ def test_a_long_title_stays_within_its_picture(tmp_path, kept, width):
     assert box.x0 >= 0 and box.x1 <= figure.bbox.width
 
 
+def test_a_title_keeps_the_lines_that_it_has(tmp_path, kept):
+    with drawn(
+        tmp_path / "p.png", "attention, in bits\ntwo seeds: 0.012 on average", 4, 4
+    ) as figure:
+        figure.subplots()
+    assert kept[0]._suptitle.get_text() == "attention, in bits\ntwo seeds: 0.012 on average"
+
+
 def test_images_of_a_row_do_not_touch(tmp_path, kept):
     rows = {"black": -torch.ones(3, 1, 8, 8)}
     figures.image_rows(tmp_path / "p.png", rows, ["1", "2", "3"], "seed", "t")
