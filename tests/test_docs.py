@@ -227,6 +227,16 @@ def row_table(page: Path, start: str, top: str) -> tuple[list[str], list[list[st
     return head, rows
 
 
+@pytest.mark.parametrize("page", **named(PAGES))
+def test_every_row_of_a_table_has_the_cells_of_its_head(page):
+    lines = page.read_text(encoding="utf-8").splitlines()
+    rows = [line.count("|") - line.count("\\|") if line.startswith("|") else 0 for line in lines]
+    wrong = [
+        lines[i] for i in range(1, len(rows)) if rows[i - 1] and rows[i] not in (0, rows[i - 1])
+    ]
+    assert not wrong
+
+
 def read_csv(path: str) -> list[dict[str, str]]:
     with (ROOT / "results" / path).open(encoding="utf-8", newline="") as file:
         return list(csv.DictReader(file))
