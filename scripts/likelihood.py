@@ -106,7 +106,8 @@ def main() -> None:
     said = f"{typed.count:,} images of {dataset.name}, {images.levels} grey levels"
     print(f"{said}; sigma from {within.sigma_min:g} to {within.sigma_max:g}")
     columns = study.columns(wanted)
-    title = f"{preset.title}: {said}, density at sigma {within.sigma_min:g}"
+    titled = loading.at_home(preset, network).title
+    title = f"{titled}: {said}, density at sigma {within.sigma_min:g}"
     likelihood.write(out, columns, inputs_of(preset, dataset, study), title)
     print("\n".join(likelihood.lines(columns)))
     print(origin(preset, dataset))

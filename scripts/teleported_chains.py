@@ -43,7 +43,7 @@ def main() -> None:
     for row in teleported.compared(plain, distance, place / "sweeps"):
         print(teleported.line(row))
         rows.append(row)
-    title = f"{preset.title}: teleported chains, {preset.seeds.count:,} images each"
+    title = f"{plain.preset.title}: teleported chains, {preset.seeds.count:,} images each"
     teleported.write(place, rows, name, title)
     print(f"wrote teleported_chains.csv and .png to {place}")
 
