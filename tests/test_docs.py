@@ -311,8 +311,10 @@ COMPARED = {
         "digits-denoiser", GAUSSIAN, "DPM-Solver++(2M), Gaussian", "UniPC-2, Gaussian"
     ),
     "### By class": curves("digits-conditional", GAUSSIAN, "Heun, Gaussian of each class"),
-    "A mixture in the Gaussian's place keeps these images longer as well. FD-fashion and its change, "
-    "500 images:": curves("fashion-denoiser", "Heun, isotropic", GAUSSIAN, "Heun, mixture of 10"),
+    "A mixture in the Gaussian's place keeps these images longer as well. "
+    "FD-fashion and its change, 500 images:": curves(
+        "fashion-denoiser", "Heun, isotropic", GAUSSIAN, "Heun, mixture of 10"
+    ),
 }
 
 
