@@ -239,7 +239,7 @@ def write_curve(stem: Path, curve: list[tuple[int, float]]) -> None:
     write_text(stem.with_suffix(".csv"), "images,loss\n" + rows)
     figure = Figure(figsize=(6, 4), layout="constrained")
     axes = figure.subplots()
-    axes.plot(*zip(*curve, strict=True))
+    axes.plot(*zip(*curve, strict=True), marker=".")  # a line alone would not show one row
     axes.set(xlabel="images seen", ylabel="loss per pixel", yscale="log")
     with replacing(stem.with_suffix(".png")) as beside:
         figure.savefig(beside, dpi=100)

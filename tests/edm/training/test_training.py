@@ -18,8 +18,10 @@ from pathlib import Path
 from typing import Any
 
 import builders
+import numpy as np
 import pytest
 import torch
+from PIL import Image
 from safetensors import safe_open
 from torch import Tensor, nn
 from torch.utils.flop_counter import FlopCounterMode
@@ -28,7 +30,7 @@ from edm.checkpoints import checkpoint
 from edm.training.data import Data, Piece, batches
 from edm.training.loss import EDM, loss_at
 from edm.training.recipes import RECIPES, Recipe
-from edm.training.runs import STATE, Job
+from edm.training.runs import STATE, Job, write_curve
 from edm.training.state import State, read_state, write_state
 from edm.training.steps import Trainer, accumulate, clean, joined_gradients
 from linear_structure.data import datasets
@@ -294,6 +296,16 @@ class ShrinkageRecipe(Recipe):
 
 def shrinkage(config: Mapping[str, Any]) -> Shrinkage:
     return Shrinkage(**config)
+
+
+@pytest.mark.parametrize("loss", [2.0, 0.03])
+def test_a_curve_of_one_row_shows_it(tmp_path: Path, loss: float) -> None:
+    """In the first colour of lines, which nothing else on the picture has."""
+    write_curve(tmp_path / "loss", [(1000, loss)])
+    with Image.open(tmp_path / "loss.png") as picture:
+        pixels = torch.from_numpy(np.array(picture.convert("RGB")))
+    blue = torch.tensor([0x1F, 0x77, 0xB4], dtype=torch.uint8)
+    assert (pixels == blue).all(2).sum() >= 9
 
 
 def test_a_module_of_any_kind_trains_and_continues_to_the_bit(tmp_path: Path) -> None:
