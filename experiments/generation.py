@@ -20,7 +20,15 @@ from experiments.sampling import computed_in, drawn
 from linear_structure.images import is_whole_png, save_png, to_uint8
 from linear_structure.sampling.ablation import Ablation, Schedule
 from linear_structure.sampling.grids import Churn
-from linear_structure.sampling.samplers import Step, ablation, check_skip, discard, final, heun
+from linear_structure.sampling.samplers import (
+    Step,
+    ablation,
+    check_skip,
+    discard,
+    ended,
+    final,
+    heun,
+)
 from linear_structure.sampling.seeds import check_class, format_seeds
 from linear_structure.sampling.table import SAMPLERS, Settings, find
 from linear_structure.system import machine
@@ -160,7 +168,8 @@ def trajectory(generation: Generation, seeds: Sequence[int]) -> Iterator[Step]:
         return ablation(denoise, x, left, noise if churned else None)
     if churned:
         return heun(denoise, x, left.sigmas, left.lifts, noise)
-    return find(generation.sampler).run(denoise, x, sigmas, skip, noise, generation.chain)
+    row = find(generation.sampler)
+    return ended(row.run(denoise, x, sigmas, skip, noise, generation.chain))
 
 
 def _missing(generation: Generation, seeds: Iterable[int]) -> list[int]:

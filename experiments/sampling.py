@@ -11,7 +11,7 @@ from edm.network import Network
 from experiments.presets import Preset
 from linear_structure.denoise import Denoiser
 from linear_structure.images import to_uint8
-from linear_structure.sampling.samplers import Noise, Step, final
+from linear_structure.sampling.samplers import Noise, Step, ended, final
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.sampling.table import SAMPLERS, Sampler, Settings
 from linear_structure.teleport import Teleport, carry
@@ -96,11 +96,11 @@ class Sampling:
         return drawn(self.network, self.grid(skip)[0], seeds)
 
     def steps(self, seeds: Iterable[int], skip: int = 0) -> Iterator[Step]:
-        """The Steps that are left after `skip` of them; errors as in `carry`."""
+        """The Steps that are left after `skip` of them; errors as in `carry` and `ended`."""
         denoise, start, labels, noise = self.drawn(seeds, skip)
         sigmas = self.grid(skip)
         x = carry(start, sigmas, skip, self.teleport, labels)
-        return self.sampler.run(denoise, x, sigmas, skip, noise, self.settings)
+        return ended(self.sampler.run(denoise, x, sigmas, skip, noise, self.settings))
 
     def pixels(self, seeds: Iterable[int], skip: int = 0) -> Tensor:
         """uint8 images (n, C, H, W): what a distance is measured on; errors also as in `final`.

@@ -91,8 +91,10 @@ class Teleport:
         }
 
     def check(self, network: Sized) -> None:
-        """Raise a UsageError for a network of images of another size, or without some class."""
+        """Raise a UsageError for a model of no size, or another than the network's; or no class."""
         for model in (self.model, *self.by_class.values()):
+            if getattr(model, "dim", None) is None:
+                raise UsageError(f"{type(model).__name__} states no `dim`: the values of one image")
             if model.dim != prod(network.shape):
                 raise UsageError(
                     f"the parameters describe images of {model.dim} values, the network makes "

@@ -203,6 +203,17 @@ def check_skip(skip: int, steps: int) -> None:
         raise UsageError(f"skip {skip}: with {steps} steps expected 0 to {steps - 1}")
 
 
+def ended(steps: Iterable[Step]) -> Iterator[Step]:
+    """Steps of a grid that ends in 0, as they come; a UsageError unless the last is at level 0."""
+    sigma = None
+    for step in steps:
+        sigma = float(step.sigma)
+        yield step
+    if sigma != 0:
+        found = "yields no Step" if sigma is None else f"ends at noise level {sigma:g}"
+        raise UsageError(f"the sampler {found}: its last Step must be the images, Step(x, 0, x)")
+
+
 def final(steps: Iterable[Step]) -> Tensor:
     """Where a trajectory ends: (B, *S) float64; a WorkError where it is NaN or infinite."""
     for step in steps:

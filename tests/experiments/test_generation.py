@@ -5,6 +5,7 @@ import json
 import math
 import runpy
 import sys
+from itertools import islice
 from pathlib import Path
 
 import numpy as np
@@ -26,6 +27,7 @@ from linear_structure.sampling.ablation import Ablation
 from linear_structure.sampling.grids import Churn, sigma_grid
 from linear_structure.sampling.samplers import discard, dpmpp_2m, euler, final, heun, unipc
 from linear_structure.sampling.seeds import Seeds
+from linear_structure.sampling.table import SAMPLERS
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import Machine
@@ -502,3 +504,13 @@ def test_parameters_are_used_from_memory(tmp_path):
     made = Generation(tiny.network(), (0,), tmp_path, CPU, skip=3, teleport=Teleport(held))
     assert made.teleport.model is held
     assert (made.inputs["skip"], made.inputs["parameters"]) == (3, parameters.digest(held))
+
+
+def test_a_sampler_that_does_not_end_in_images_is_refused(run, tmp_path, monkeypatch, capsys):
+    stops = dataclasses.replace(
+        SAMPLERS["heun"], run=lambda *given: islice(SAMPLERS["unipc"].run(*given), 2)
+    )
+    monkeypatch.setitem(SAMPLERS, "heun", stops)
+    assert run(*PLAIN, "--seeds", "0-2") == 2
+    assert "the sampler ends at noise level" in capsys.readouterr().err
+    assert not contents(tmp_path / "out")

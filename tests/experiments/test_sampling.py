@@ -1,6 +1,8 @@
 """The teleport inside the sampler: what a skip may change and what it may not."""
 
 import math
+from dataclasses import replace
+from itertools import islice
 
 import pytest
 import torch
@@ -99,3 +101,17 @@ def test_skip_without_a_model_is_refused():
 def test_nan_of_a_network_is_said(gaussian):
     with pytest.raises(WorkError, match="NaN"):
         Sampling(exactly(lambda x, sigma: x * math.nan), sigma_grid(4)).pixels([0])
+
+
+@pytest.mark.parametrize(
+    ("walk", "found"),
+    [
+        (lambda *given: islice(SAMPLERS["heun"].run(*given), 1), "ends at noise level 80"),
+        (lambda *given: islice(SAMPLERS["unipc"].run(*given), 4), "ends at noise level 0.002"),
+        (lambda *given: iter(()), "yields no Step"),
+    ],
+)
+def test_a_sampler_that_does_not_end_in_images_is_refused(gaussian, walk, found):
+    sampler = replace(SAMPLERS["heun"], run=walk)
+    with pytest.raises(UsageError, match=f"^the sampler {found}: its last Step must be the images"):
+        Sampling(exactly(gaussian.denoise), sigma_grid(4), sampler=sampler).pixels([0])

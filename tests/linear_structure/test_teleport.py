@@ -98,3 +98,16 @@ def test_classes_that_do_not_fit_are_refused():
 def test_a_model_of_another_size_is_refused(model):
     with pytest.raises(UsageError, match="images of 9 values, the network makes 1 x 4 x 4 = 16"):
         Teleport(model).check(tiny.network(img_resolution=4, img_channels=1))
+
+
+class Unsized(Model):
+    def flow(self, x, start, stop):
+        return x
+
+
+@pytest.mark.parametrize("model", [Unsized(), SimpleNamespace(flow=Unsized.flow)])
+def test_a_model_without_a_size_is_told_what_it_needs(model):
+    network = tiny.network(img_resolution=4, img_channels=1)
+    for teleport in (Teleport(model), Teleport(Isotropic(torch.zeros(16)), {0: model})):
+        with pytest.raises(UsageError, match=f"^{type(model).__name__} states no `dim`: "):
+            teleport.check(network)
