@@ -4,9 +4,11 @@ from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import MaxNLocator
 
 from experiments.curves import reconstructions
 from experiments.probe import ATTENTION, GRU, MIXED, ONE, REPEATED, Subject
@@ -16,7 +18,7 @@ from linear_structure.data.factors import PARTS
 SIGMA = "noise level sigma"
 MAP = "viridis"
 WIDTH = 3.4  # of a panel, in inches
-CLASSES = "tab10"  # the colour map of classes
+CLASSES = mpl.colormaps["tab10"]  # of classes
 SHOWN = (0.6, 2.5, 20.0)  # noise levels of denoised images, and
 SPREAD = (0.02, 0.3, 2.5, 20.0)  # of codes
 COLUMNS = 12
@@ -168,13 +170,13 @@ def theory(path: Path, numbers: Mapping[str, Any]) -> None:
 
 
 def denoised(path: Path, subject: Subject) -> None:
-    """Test images, and what is made of them at some noise levels, told their codes or not."""
+    """Test images, and what is made of them at some noise levels, told their codes, and z = 0."""
     sigmas = subject.codes.sigmas
     levels = [int((sigmas - wanted).abs().argmin()) for wanted in SHOWN]
     rows = reconstructions(subject, COLUMNS, levels)
     names = ["image"]
     for level in levels:
-        names += [f"sigma {sigmas[level]:.2g}, told", "not told"]
+        names += [f"sigma {sigmas[level]:.2g}, told", "z = 0"]
     with drawn(path, f"Denoised images, codes of {subject.dim} numbers", 6.4, 5.6, False) as figure:
         for place, (name, row) in enumerate(zip(names, rows, strict=True), 1):
             panel = figure.add_subplot(len(rows), 1, place)
@@ -190,19 +192,22 @@ def scatter(path: Path, subject: Subject) -> None:
     codes, shown = subject.codes, subject.codes.part == PARTS.index("test")
     levels = [int((codes.sigmas - wanted).abs().argmin()) for wanted in SPREAD]
     factors = {name: labels[shown] for name, labels in codes.labels.items()}
-    size = 2.5
-    with drawn(path, "Codes", size * len(levels), size * len(factors), grid=False) as figure:
+    size, count = 2.5, int(shown.sum())
+    title = f"Codes of two numbers of {count:,} test images, coloured by the class of each factor"
+    with drawn(path, title, size * len(levels) + 0.6, size * len(factors), grid=False) as figure:
         for row, (name, labels) in enumerate(factors.items()):
             for column, level in enumerate(levels):
                 place = row * len(levels) + column + 1
                 panel = figure.add_subplot(len(factors), len(levels), place)
                 z = codes.z[shown, level]
-                panel.scatter(z[:, 0], z[:, 1], c=labels, cmap=CLASSES, s=4)
+                ends = {"vmin": -0.5, "vmax": max(CLASSES.N - 1, int(labels.max())) + 0.5}
+                points = panel.scatter(z[:, 0], z[:, 1], c=labels, cmap=CLASSES, s=4, **ends)
                 panel.set(xticks=[], yticks=[])
                 if not row:
                     panel.set_title(f"sigma {codes.sigmas[level]:.2g}")
                 if not column:
                     panel.set_ylabel(name)
+            figure.colorbar(points, ax=panel, label="class", ticks=MaxNLocator(integer=True))
 
 
 def _row(figure: Figure, count: int) -> list[Axes]:

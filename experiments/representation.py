@@ -152,7 +152,7 @@ def job_of(
 
 
 class Losses(NamedTuple):
-    """Loss per pixel with the code, without, and their difference, over source images."""
+    """Loss per pixel with the code, at z = 0, and their difference, over source images."""
 
     told: Mean
     untold: Mean
@@ -161,13 +161,16 @@ class Losses(NamedTuple):
     def __str__(self) -> str:
         value, half = self.difference.value, HALF_WIDTH * self.difference.error
         return (
-            f"{self.told.value:.4f} with the code, {self.untold.value:.4f} without (z = 0); "
+            f"{self.told.value:.4f} with the code, {self.untold.value:.4f} at z = 0 (never learnt); "
             f"difference {value:+.4f} [{value - half:+.4f}, {value + half:+.4f}]"
         )
 
 
 def measure_losses(pair: Pair, loss: Loss, factors: Factors) -> Losses:
-    """Of the first of the validation part, at equal noise with and without; always the same."""
+    """Of the first of the validation part, at equal noise; always the same.
+
+    No pair learns from z = 0: a denoiser that was trained without a code does better than this.
+    """
     chosen = (factors.part == PARTS.index("validation")).nonzero()[:MEASURED, 0]
     images, source = factors.images[chosen], factors.source[chosen]
     nothing: Encode = lambda clean, sigma: clean.new_zeros(len(clean), pair.dim)  # noqa: E731

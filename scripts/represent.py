@@ -73,7 +73,7 @@ def add_train(parser: argparse.ArgumentParser) -> None:
 
 
 def train(typed: argparse.Namespace) -> None:
-    """Train a pair, or continue; print what the code is worth."""
+    """Train a pair, or continue; print its loss with the code, and at z = 0."""
     if world_size() > 1:
         raise UsageError("a pair is trained by one process: expected no torchrun")
     machine = Machine.chosen(typed.device, typed.threads)

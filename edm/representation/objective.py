@@ -7,8 +7,8 @@
     vdrl      mu + exp(v / 2) n, (mu, v) of E     KL(N(mu, exp v) || N(0, 1))
 
 The encoder sees the clean image (Mittal et al. 2022, arXiv 2210.13774): z is whatever at this noise
-level helps the denoiser most, and goes in where the class labels would. All zeros are what it
-takes for no code at all.
+level helps the denoiser most, and goes in where the class labels would. Zeros are not
+"no code": training never sees them, and a denoiser that was trained without one does better.
 """
 
 from collections.abc import Mapping

@@ -180,7 +180,7 @@ def test_training_says_what_the_code_is_worth(run: Any, folder: Path, tmp_path: 
     words = ["--steps", 60, "--learning-rate", 0.01, "--ema-halflife", 64, "--snapshot", 10**6]
     said = train(run, tmp_path, *words)
     assert "with the code" in said
-    assert "without (z = 0)" in said
+    assert "at z = 0 (never learnt)" in said
     low, high = said.rsplit("[", 1)[1].rstrip("]\n").split(", ")
     assert float(low) < float(high) < 0
 
