@@ -7,6 +7,7 @@ from typing import Any
 import matplotlib as mpl
 import numpy as np
 from matplotlib.axes import Axes
+from matplotlib.colors import Normalize
 from matplotlib.figure import Figure
 from matplotlib.ticker import MaxNLocator
 
@@ -196,12 +197,12 @@ def scatter(path: Path, subject: Subject) -> None:
     title = f"Codes of two numbers of {count:,} test images, coloured by the class of each factor"
     with drawn(path, title, size * len(levels) + 0.6, size * len(factors), grid=False) as figure:
         for row, (name, labels) in enumerate(factors.items()):
+            norm = Normalize(-0.5, max(CLASSES.N - 1, int(labels.max())) + 0.5)
             for column, level in enumerate(levels):
                 place = row * len(levels) + column + 1
                 panel = figure.add_subplot(len(factors), len(levels), place)
                 z = codes.z[shown, level]
-                ends = {"vmin": -0.5, "vmax": max(CLASSES.N - 1, int(labels.max())) + 0.5}
-                points = panel.scatter(z[:, 0], z[:, 1], c=labels, cmap=CLASSES, s=4, **ends)
+                points = panel.scatter(z[:, 0], z[:, 1], c=labels, cmap=CLASSES, norm=norm, s=4)
                 panel.set(xticks=[], yticks=[])
                 if not row:
                     panel.set_title(f"sigma {codes.sigmas[level]:.2g}")

@@ -161,8 +161,8 @@ class Losses(NamedTuple):
     def __str__(self) -> str:
         value, half = self.difference.value, HALF_WIDTH * self.difference.error
         return (
-            f"{self.told.value:.4f} with the code, {self.untold.value:.4f} at z = 0 (never learnt); "
-            f"difference {value:+.4f} [{value - half:+.4f}, {value + half:+.4f}]"
+            f"{self.told.value:.4f} with the code, {self.untold.value:.4f} at z = 0 (never learnt)"
+            f"; difference {value:+.4f} [{value - half:+.4f}, {value + half:+.4f}]"
         )
 
 
