@@ -61,11 +61,10 @@ class Family(Enum):
 STRIDING = ("DDIM", "PNDM")  # go to t less a fixed stride, whatever the next timestep is
 COUNTING = ("LCM", "TCD")  # add noise until they have gone as many steps as were asked for
 STOCHASTIC = {  # and what has the same levels, but adds no noise
-    "EulerAncestralDiscrete": "EulerDiscreteScheduler",
-    "DDPM": "DDIMScheduler",
-    "LCM": "DDIMScheduler",
-    "TCD": "DDIMScheduler",
-    "SASolver": "DPMSolverMultistepScheduler",
+    "EulerAncestralDiscrete": "such as EulerDiscreteScheduler",
+    "DDPM": "such as DDIMScheduler",
+    "SASolver": "such as DPMSolverMultistepScheduler",
+    **dict.fromkeys(COUNTING, "but there is none of the same levels"),
 }
 
 
@@ -79,13 +78,13 @@ def check_deterministic(scheduler: Any) -> None:
     config, instead = scheduler.config, STOCHASTIC.get(class_of(scheduler))
     algorithm = str(config.get("algorithm_type"))
     if algorithm.startswith("sde-"):
-        instead = f"algorithm_type={algorithm.removeprefix('sde-')!r}"
+        instead = f"such as algorithm_type={algorithm.removeprefix('sde-')!r}"
     if config.get("stochastic_sampling"):
-        instead = "stochastic_sampling=False"
+        instead = "such as stochastic_sampling=False"
     if instead:
         raise UsageError(
             f"{type(scheduler).__name__} adds noise in its steps, so two runs differ whatever "
-            f"the model is: expected a deterministic scheduler, such as {instead}"
+            f"the model is: expected a deterministic scheduler, {instead}"
         )
 
 

@@ -681,24 +681,24 @@ def test_what_a_pipeline_tells_of_its_timesteps_stays_with_the_copy():
 
 
 NOISY = {
-    "EulerAncestralDiscrete": ({}, "EulerDiscreteScheduler"),
-    "DDPM": ({}, "DDIMScheduler"),
-    "LCM": ({}, "DDIMScheduler"),
-    "TCD": ({}, "DDIMScheduler"),
-    "SASolver": ({}, "DPMSolverMultistepScheduler"),
+    "EulerAncestralDiscrete": ({}, "such as EulerDiscreteScheduler"),
+    "DDPM": ({}, "such as DDIMScheduler"),
+    "LCM": ({}, "but there is none of the same levels"),
+    "TCD": ({}, "but there is none of the same levels"),
+    "SASolver": ({}, "such as DPMSolverMultistepScheduler"),
     "DPMSolverMultistep": (
         {"algorithm_type": "sde-dpmsolver++"},
-        r"algorithm_type='dpmsolver\+\+'",
+        r"such as algorithm_type='dpmsolver\+\+'",
     ),
     "DPMSolverSinglestep": (
         {"algorithm_type": "sde-dpmsolver++"},
-        r"algorithm_type='dpmsolver\+\+'",
+        r"such as algorithm_type='dpmsolver\+\+'",
     ),
     "EDMDPMSolverMultistep": (
         {"algorithm_type": "sde-dpmsolver++"},
-        r"algorithm_type='dpmsolver\+\+'",
+        r"such as algorithm_type='dpmsolver\+\+'",
     ),
-    "FlowMatchEulerDiscrete": ({"stochastic_sampling": True}, "stochastic_sampling=False"),
+    "FlowMatchEulerDiscrete": ({"stochastic_sampling": True}, "such as stochastic_sampling=False"),
 }
 
 
@@ -707,8 +707,22 @@ def test_no_skip_is_suggested_for_a_scheduler_that_adds_noise(name):
     """Its samples differ from run to run, whatever the model is; a teleport is right for it."""
     changes, instead = NOISY[name]
     pipe = SimpleNamespace(scheduler=make(name, **changes))
-    with pytest.raises(UsageError, match=f"{name}Scheduler adds noise .*, such as .*{instead}"):
+    with pytest.raises(UsageError, match=f"{name}Scheduler adds noise .* scheduler, {instead}$"):
         suggested_skip(pipe, LATENTS, print, steps=20, noise=DRAWN)
+
+
+QUIET = ("DDIM", "EulerDiscrete", "LMSDiscrete", "DPMSolverMultistep", "UniPCMultistep")
+
+
+@pytest.mark.parametrize("spacing", ["leading", "linspace", "trailing"])
+@pytest.mark.parametrize("name", ["EulerAncestralDiscrete", "DDPM", "LCM", "TCD", "SASolver"])
+def test_what_is_named_in_its_place_has_the_same_levels(name, spacing):
+    """Nothing has those of LCM and TCD: a few of the 50 that a network was distilled at."""
+    noisy, named = make(name, timestep_spacing=spacing), re.search(r"(\w+)Sch", NOISY[name][1])
+    for quiet in named.groups() if named else QUIET:
+        other = getattr(diffusers, quiet + "Scheduler").from_config(noisy.config)
+        times = [planned(each, 4).timesteps.double() for each in (noisy, other)]
+        assert torch.equal(*times) == bool(named)
 
 
 @pytest.mark.parametrize("seeded", ["no", "a generator", "all"])
