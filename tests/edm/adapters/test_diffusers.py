@@ -70,21 +70,24 @@ ADDING = [*SETTINGS.values(), Setting("DPMSolverMultistep", {}, None)]
 ADDING += [Setting(name, {}, None) for name in OTHERS]
 
 
+def noised(scheduler, i, times, data, noise):
+    """As diffusers noises data for entry i of its levels, at timesteps (1,) or (B,)."""
+    if hasattr(scheduler, "set_begin_index"):
+        scheduler.set_begin_index(i)
+    if hasattr(scheduler, "scale_noise"):
+        return scheduler.scale_noise(data, times, noise)
+    return scheduler.add_noise(data, noise, times)
+
+
 @pytest.mark.parametrize("setting", ADDING, ids=lambda each: f"{each.name} {each.changes}")
 def test_a_position_is_where_diffusers_adds_noise(setting):
     scheduler, data = planned(setting.scheduler(), 10), exact.standard(1, *SHAPE, seed=5)
     times = scheduler.timesteps
     times = times.unique_consecutive() if setting.name == "PNDM" else times
     for i in range(0, len(times), scheduler.order):
-        theirs = planned(setting.scheduler(), 10)
-        if hasattr(theirs, "set_begin_index"):
-            theirs.set_begin_index(i)
-        if hasattr(theirs, "scale_noise"):
-            noised = theirs.scale_noise(data, times[i : i + 1], NOISE[:1])
-        else:
-            noised = theirs.add_noise(data, NOISE[:1], times[i : i + 1])
+        theirs = noised(planned(setting.scheduler(), 10), i, times[i : i + 1], data, NOISE[:1])
         a, b = position(scheduler, i)
-        assert relative_error(a * data + b * NOISE[:1], noised) < 1e-6
+        assert relative_error(a * data + b * NOISE[:1], theirs) < 1e-6
     end = position(scheduler, level_count(scheduler) * scheduler.order)
     assert end == pytest.approx(END, abs=0.03) and end.scale >= 0.999
 
@@ -132,11 +135,16 @@ def spread_error(name, steps, skip):
     """Of the variance of 400 samples x 192 eigenvectors, relative: .005 is chance's."""
     scheduler = planned(make(name, **STOCHASTIC[name]), steps)
     x = carried(scheduler, MODEL, exact.standard(400, *SHAPE), skip, draw=True)
+    return abs(spread(scheduler, skip, x) - 1)
+
+
+def spread(scheduler, skip, x):
+    """The variance of the ends of states x at level `skip`, over the eigenvalues, mean of all."""
     cut(scheduler, skip)
     network, generator = Exact(MODEL, lambda: scheduler), torch.Generator().manual_seed(2)
     *_, end = walk(lambda y, t: network(y, t)[0], scheduler, x, generator)
     along = (end.flatten(1) - MODEL.mean) @ MODEL.basis
-    return abs(float((along.square() / MODEL.eigenvalues).mean() - 1))
+    return float((along.square() / MODEL.eigenvalues).mean())
 
 
 @pytest.mark.parametrize("name", STOCHASTIC)
@@ -148,6 +156,24 @@ def test_samples_of_steps_that_add_noise_are_spread_no_worse_after_a_skip(name):
     print(f"{name}: {full} {found}")
     assert all(b <= a + 0.015 for a, b in zip(full, found, strict=True))
     assert found[1] <= 0.5**0.4 * found[0] + 0.01
+
+
+@pytest.mark.parametrize("name", STOCHASTIC)
+def test_a_draw_ends_as_noised_data_do_and_one_of_the_next_level_does_not(name):
+    """By the same steps with the same noise: of 1,000 x 192 values, .005 is chance's."""
+
+    def told():
+        return planned(make(name, **STOCHASTIC[name]), 24)
+
+    normal = [exact.standard(1000, *SHAPE, seed=seed) for seed in (1, 11, 12)]
+    data = MODEL.draw(normal[0], END)
+    truth = spread(told(), 12, noised(told(), 12, told().timesteps[12:13], data, normal[1]))
+    before, found, after = (
+        spread(told(), 12, carried(told(), MODEL, normal[2], k, draw=True)) / truth - 1
+        for k in (11, 12, 13)
+    )
+    print(f"{name}: {before:.4f} {found:.4f} {after:.4f}")
+    assert abs(found) < 0.02 < min(abs(before), abs(after))
 
 
 @pytest.mark.parametrize("name", ["LCM", "TCD"])
