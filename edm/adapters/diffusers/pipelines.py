@@ -23,6 +23,8 @@ from linear_structure.sampling.samplers import check_skip
 from linear_structure.system.errors import UsageError
 from linear_structure.teleport import flow
 
+ROUNDED = 0.01  # of their norm, how far half precision may move latents
+
 
 @contextmanager
 def teleported(
@@ -51,12 +53,13 @@ def teleported(
 
     Raises:
         UsageError: as `cut`; the model has another size; the pipeline takes no latents, or packs
-            them; its levels turn out to be others, or it does not start at the first.
+            them; its levels turn out to be others, or it does not start at the first, or not
+            from these latents.
     """
     check_latents(pipe, noise)
     planned = planned_of(pipe.scheduler, steps, timing)
     latents = carried(planned, model, noise, skip, draw)
-    with starting_at(pipe, skip, planned):
+    with starting_at(pipe, skip, planned, latents):
         yield latents
 
 
@@ -105,9 +108,21 @@ def _start(scheduler: Any) -> float:
     return float(getattr(scheduler, "init_noise_sigma", 1.0))
 
 
+def copy_of(scheduler: Any) -> Any:
+    """A copy that shares a scheduler's tensors, and not what it changes in place.
+
+    A deep one fails where gradients go through states that it keeps, of steps of a loop.
+    """
+    copied = copy.copy(scheduler)
+    for name, value in vars(scheduler).items():
+        if isinstance(value, list | dict):  # states and timesteps, and the configuration
+            setattr(copied, name, copy.copy(value))
+    return copied
+
+
 def planned_of(scheduler: Any, steps: int, timing: Mapping[str, Any]) -> Any:
     """A copy of a scheduler with its timesteps set; UsageError where it takes them not."""
-    planned = copy.deepcopy(scheduler)  # some write to their configuration
+    planned = copy_of(scheduler)
     try:
         planned.set_timesteps(steps, **timing)
     except (TypeError, ValueError, AttributeError, AssertionError) as error:
@@ -118,8 +133,11 @@ def planned_of(scheduler: Any, steps: int, timing: Mapping[str, Any]) -> Any:
 
 
 @contextmanager
-def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[None]:
-    """Within the block a pipeline starts at level `skip` of planned timesteps, in every call."""
+def starting_at(pipe: Any, skip: int, planned: Any, latents: Tensor) -> Iterator[None]:
+    """Within the block a pipeline starts at level `skip` of planned timesteps, in every call.
+
+    Each of the samples that it starts from is one of the latents (n, *S).
+    """
     base, start = type(pipe.scheduler), position(planned, skip * planned.order)
     first: list[float] = []  # timestep of a call, until it is reached
 
@@ -136,24 +154,51 @@ def starting_at(pipe: Any, skip: int, planned: Any) -> Iterator[None]:
         cut(self, skip)
         first[:] = [float(self.timesteps[0])]
 
-    scale, step = property(lambda self: 1.0, lambda self, value: None), _begun(base.step, first)
+    scale = property(lambda self: 1.0, lambda self, value: None)
+    step = _begun(base.step, first, latents)
     with changed(pipe, set_timesteps=_set_timesteps, init_noise_sigma=scale, step=step):
         yield
 
 
-def _begun(step: Callable[..., Any], first: list[float]) -> Callable[..., Any]:
-    """A scheduler's step that wants to be called at the timestep in `first`, which it removes."""
+def _begun(step: Callable[..., Any], first: list[float], latents: Tensor) -> Callable[..., Any]:
+    """A scheduler's step that wants to be called at the timestep in `first`, which it removes.
+
+    It is then to be given some of the latents.
+    """
 
     @wraps(step)
-    def _step(self: Any, model_output: Tensor, timestep: Any, *args: Any, **kwargs: Any) -> Any:
-        if first and first.pop() != float(timestep):
-            raise UsageError(
-                f"the pipeline starts at timestep {float(timestep):g} of its own accord, not where "
-                "the latents are: expected one that starts from noise, with strength=1"
-            )
-        return step(self, model_output, timestep, *args, **kwargs)
+    def _step(
+        self: Any, model_output: Tensor, timestep: Any, sample: Tensor, *args: Any, **kwargs: Any
+    ) -> Any:
+        if first:
+            _check_first(first.pop(), float(timestep), sample, latents)
+        return step(self, model_output, timestep, sample, *args, **kwargs)
 
     return _step
+
+
+def _check_first(wanted: float, timestep: float, sample: Tensor, latents: Tensor) -> None:
+    """Raise a UsageError where a first step is of another timestep, or other latents."""
+    if timestep != wanted:
+        raise UsageError(
+            f"the pipeline starts at timestep {timestep:g} of its own accord, not where "
+            "the latents are: expected one that starts from noise, with strength=1"
+        )
+    if sample.ndim != latents.ndim:  # frames of a video, as samples
+        return
+    if sample.shape[1:] != latents.shape[1:] or not _among(sample, latents):
+        raise UsageError(
+            "the pipeline was not given the latents that were carried to where it starts: "
+            "pass latents=latents"
+        )
+
+
+def _among(samples: Tensor, latents: Tensor) -> bool:
+    """Whether each of the samples (B, *S) is one of the latents (n, *S), but for rounding."""
+    known = latents.flatten(1).double()
+    given = samples.flatten(1).to(known)
+    apart = torch.cdist(given, known, compute_mode="donot_use_mm_for_euclid_dist")
+    return not bool((apart / known.norm(dim=1)).amin(1).gt(ROUNDED).any())
 
 
 @contextmanager
@@ -163,7 +208,7 @@ def changed(pipe: Any, **members: Any) -> Iterator[None]:
     It keeps its name, by which pipelines and this package know it.
     """
     before, base = pipe.scheduler, type(pipe.scheduler)
-    pipe.scheduler = copy.deepcopy(before)
+    pipe.scheduler = copy_of(before)
     members["__module__"] = base.__module__
     pipe.scheduler.__class__ = type(base.__name__, (base,), members)
     try:

@@ -7,7 +7,6 @@ scheduler, on the network with its prompt, and on the model's denoiser. It has t
 where it adds noise, samples differ by that, and not by the teleport.
 """
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -23,6 +22,7 @@ from edm.adapters.diffusers.pipelines import (
     changed,
     check_latents,
     check_size,
+    copy_of,
     planned_of,
     starting_at,
     walk,
@@ -78,7 +78,7 @@ class PipelineTrial(Comparison):
     @cached_property
     def carried(self) -> list[Tensor]:
         """Those of the model in the network's place, in the same scheduler's steps."""
-        prediction, scheduler = prediction_of(self.planned), copy.deepcopy(self.planned)
+        prediction, scheduler = prediction_of(self.planned), copy_of(self.planned)
         start = carried(scheduler, None, self.noise.double(), 0)
 
         def predict(y: Tensor, t: Tensor) -> Tensor:
@@ -94,7 +94,8 @@ class PipelineTrial(Comparison):
     def _ran(self, skip: int, latents: Tensor, redrawn: bool = False) -> list[Tensor]:
         """The states of the pipeline at the levels from `skip` on, and where it ends."""
         count = self.count - skip
-        with starting_at(self.pipe, skip, self.planned), recorded(self.pipe, redrawn) as states:
+        starting = starting_at(self.pipe, skip, self.planned, latents)
+        with starting, recorded(self.pipe, redrawn) as states:
             self.run(latents)
         states = [state.to(self.noise.device, torch.float64) for state in states]
         if len(states) <= call_of(self.planned, count - 1):

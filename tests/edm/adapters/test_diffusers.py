@@ -3,6 +3,8 @@
 import ast
 import math
 import re
+from itertools import islice
+from operator import is_
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -447,7 +449,7 @@ class Piped:
             self.pipe = kind(None, None, None, self.network, scheduler, None, None, **checked)
         self.pipe.set_progress_bar_config(disable=True)
 
-    def __call__(self, latents, steps=20, **told):
+    def __call__(self, latents, steps=20, count=None, **told):
         embeddings = torch.zeros(1, 2, 3, dtype=self.network.dtype)
         pooled = {"pooled_prompt_embeds": embeddings[:, 0]} if self.stable3 else {}
         self.network.calls = 0
@@ -455,7 +457,7 @@ class Piped:
             prompt_embeds=embeddings,
             latents=latents,
             num_inference_steps=steps,
-            num_images_per_prompt=len(latents),
+            num_images_per_prompt=count or len(latents),
             output_type="latent",
             **{"guidance_scale": 1.0} | pooled | told,
         ).images
@@ -484,6 +486,76 @@ def test_inside_a_pipeline_seven_of_twenty_steps_are_saved_and_nothing_is_lost(n
     print(f"{name}: {calls[0]} {full:.4f}, {calls[1]} {found:.4f}")
     assert tuple(calls) == CALLS.get(name, (20, 13))
     assert found <= full * (1.1 if name == "DEIS" else 1)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "PNDM", "Euler", "Heun", "UniPC", *FLOWS])
+@pytest.mark.parametrize("skip", [0, 7])
+def test_what_does_not_start_from_the_latents_is_refused(name, skip):
+    """In silence it would start from noise, at a level where noise is not what is there."""
+    piped = Piped(SETTINGS[name].scheduler())
+    told, refused = {"steps": 20, "noise": DRAWN}, "not given the latents .*: pass latents=latents"
+    *_, near = carried(planned(SETTINGS[name].scheduler(), 20), LATENTS, DRAWN, skip + 1)
+    with teleported(piped.pipe, LATENTS, skip=skip, **told) as latents:
+        wrong = [None, near[None], torch.cat([latents[:1], DRAWN.flip(1)])]
+        for given in [*wrong, DRAWN] if skip else wrong:
+            with pytest.raises(UsageError, match=refused):
+                piped(given, count=4 if given is None else None)
+        assert relative_error(piped(latents), piped(latents.clone())) == 0
+
+
+@pytest.mark.parametrize("name", ["DDIM", "PNDM", "Euler", "flow Euler, shift 3"])
+def test_some_of_the_latents_may_be_given_and_in_half_precision(name):
+    piped = Piped(SETTINGS[name].scheduler())
+    with teleported(piped.pipe, LATENTS, steps=20, skip=7, noise=DRAWN) as latents:
+        whole = piped(latents)
+        for some in ([0, 1], [3], [2, 2, 0, 1, 1]):
+            assert relative_error(piped(latents[some]), whole[some]) < 1e-6
+        for dtype in (torch.float32, torch.float16, torch.bfloat16):
+            assert relative_error(piped(latents.to(dtype)).double(), whole) < 0.05
+            assert relative_error(piped(latents.to(dtype).double()), whole) < 0.05
+
+
+def test_frames_that_a_pipeline_of_videos_steps_are_left_to_it():
+    """Some make samples of them, (B, C, T, H, W) as (B T, C, H, W)."""
+    pipe, video = SimpleNamespace(scheduler=make("DDIM")), exact.standard(2, 4, 3, 8, 8)
+    model = Isotropic(torch.zeros(768).double(), 1.0)
+    with teleported(pipe, model, steps=20, skip=7, noise=video) as latents:
+        pipe.scheduler.set_timesteps(20)
+        first, cropped = pipe.scheduler.timesteps[0], latents[..., :4]
+        with pytest.raises(UsageError, match="not given the latents that were carried"):
+            pipe.scheduler.step(cropped, first, cropped)
+        pipe.scheduler.set_timesteps(20)
+        frames = latents.movedim(2, 1).flatten(0, 1)
+        pipe.scheduler.step(frames, first, frames)
+
+
+LOOPED = {name: setting.scheduler for name, setting in SETTINGS.items()}
+LOOPED |= {name: lambda name=name: make(name, **STOCHASTIC[name]) for name in STOCHASTIC}
+LOOPED |= {name: lambda name=name: make(name) for name in ("LCM", "TCD")}
+
+
+@pytest.mark.parametrize("name", LOOPED)
+def test_what_a_loop_with_gradients_has_left_in_a_scheduler_stays_there(name):
+    """States that gradients go through cannot be copied; what a teleport changes is its own."""
+    scheduler, factor = planned(LOOPED[name](), 10), torch.ones((), requires_grad=True)
+
+    def held():
+        values = vars(scheduler).items()
+        return {name: value[:] if isinstance(value, list) else [value] for name, value in values}
+
+    def walked(own, x, count):
+        network = Exact(MODEL, lambda: own)
+        return [*islice(walk(lambda y, t: factor * network(y, t)[0], own, x), count)]
+
+    walked(scheduler, start_of(scheduler), 5)
+    before, pipe = held(), SimpleNamespace(scheduler=scheduler)
+    with teleported(pipe, MODEL, steps=10, skip=3, noise=NOISE, draw=True) as latents:
+        pipe.scheduler.set_timesteps(10)
+        walked(pipe.scheduler, latents, 5)
+    after = held()
+    assert before.keys() == after.keys() and pipe.scheduler is scheduler
+    for name, values in before.items():
+        assert len(values) == len(after[name]) and all(map(is_, values, after[name])), name
 
 
 @pytest.mark.parametrize("name", ["DDIM", "Heun", "DPM++ 2M", "flow Euler, shift 3"])
@@ -675,6 +747,8 @@ def test_a_pipelines_suggested_skip_is_large_where_the_model_is_right_and_small_
     )
     with pytest.raises(UsageError, match="run: expected a call of the pipeline"):
         list(suggested_skip(piped.pipe, LATENTS, lambda latents: None, **told))
+    with pytest.raises(UsageError, match="not given the latents that were carried"):
+        list(suggested_skip(piped.pipe, LATENTS, lambda x: piped(None, count=len(x)), **told))
 
 
 def test_the_pages_code_around_a_pipeline_runs_as_typed():
