@@ -1,4 +1,4 @@
-"""A pipeline, random or of a FOLDER that is given. Prints what it skips: skip 5 of 20, 0.022"""
+"""A pipeline, random or of a FOLDER, without its prompts. Prints its skip: skip 5 of 20, 0.022"""
 
 import sys
 
@@ -6,7 +6,7 @@ import torch
 from diffusers import DPMSolverMultistepScheduler, StableDiffusionPipeline, UNet2DConditionModel
 
 from edm.adapters.diffusers import suggested_skip, teleported
-from linear_structure import Gaussian
+from linear_structure import Spectral
 
 
 def run(x):
@@ -24,7 +24,7 @@ for folder in sys.argv[1:]:
 told = {"prompt_embeds": torch.ones(1, 2, pipe.unet.config.cross_attention_dim)}
 told |= {"guidance_scale": 1.0, "output_type": "latent"}
 noise, *others = torch.randn(17, 16, 4, *[pipe.unet.config.sample_size] * 2)
-gaussian, whole = Gaussian.from_samples(torch.cat([*map(run, others)])), run(noise)
+gaussian, whole = Spectral.from_samples(torch.cat([*map(run, others)]), low=4), run(noise)
 *_, best = suggested_skip(pipe, gaussian, run, steps=20, noise=noise)
 with teleported(pipe, gaussian, steps=20, skip=best.skip, noise=noise) as latents:
     print(f"skip {best.skip} of 20, {(run(latents) - whole).std() / whole.std():.3f}")

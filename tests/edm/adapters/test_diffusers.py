@@ -3,6 +3,7 @@
 import ast
 import math
 import re
+import tomllib
 from itertools import islice
 from operator import is_
 from pathlib import Path
@@ -764,10 +765,22 @@ def test_the_pages_code_around_a_pipeline_runs_as_typed():
         embeddings.expand(copies, 2, 3),
     )
     space = {"pipe": piped.pipe, "gaussian": LATENTS, "prompt": "a cat", "noise": DRAWN[:1]}
-    exec(blocks[0], space)
+    space["images"] = exact.standard(6, 3, 8, 8).split(2)
+    teleport, fit, suggest = blocks
+    exec(teleport, space)
     space["noise"] = exact.standard(9, *LATENT)
-    exec(blocks[1], space)
-    assert space["image"].size == (8, 8) and space["best"].skip == 19 and len(blocks) == 2
+    exec(suggest, space)
+    assert space["image"].size == (8, 8) and space["best"].skip == 19
+    exec(fit, space)
+    assert space["latents"].shape == (6, *LATENT) and space["gaussian"].shape == LATENT
+    exec(teleport, space | {"noise": DRAWN[:1]})
+
+
+def test_what_the_page_installs_is_an_extra_of_the_package():
+    page = (ROOT / "docs/diffusers.md").read_text(encoding="utf-8")
+    extras = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
+    (extra,) = re.findall(r"^pip install -e '\.\[(\w+)\]'$", page, re.M)
+    assert extra in extras["optional-dependencies"]
 
 
 def test_what_a_pipeline_tells_of_its_timesteps_stays_with_the_copy():
