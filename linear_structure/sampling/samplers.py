@@ -199,7 +199,7 @@ def _correct(x: Tensor, before: Step | None, last: Step | None, now: Step) -> Te
 
 def check_skip(skip: int, steps: int) -> None:
     """Raise a UsageError unless at least one of the steps is left, and skip >= 0."""
-    if not 0 <= skip < steps:
+    if skip not in range(steps):
         raise UsageError(f"skip {skip}: with {steps} steps expected 0 to {steps - 1}")
 
 

@@ -20,7 +20,7 @@ from edm.adapters.diffusers.models import outputs
 from edm.adapters.diffusers.schedules import class_of, cut, level_count, position
 from linear_structure.denoise import Model
 from linear_structure.sampling.samplers import check_skip
-from linear_structure.system.errors import UsageError
+from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.teleport import flow
 
 ROUNDED = 0.01  # of their norm, how far half precision may move latents
@@ -64,8 +64,16 @@ def teleported(
 
 
 def check_latents(pipe: Any, noise: Tensor) -> None:
-    """Raise a UsageError where a pipeline takes none, or it or noise has rows of patches."""
-    if callable(pipe) and "latents" not in signature(pipe.__call__).parameters:
+    """Raise a UsageError where a pipeline takes none, starts from an image, or packs latents.
+
+    Where it paints into an image, it also noises that by the latents, as if they were noise.
+    """
+    taken = signature(pipe.__call__).parameters if callable(pipe) else ("latents",)
+    if "strength" in taken:
+        raise UsageError(
+            f"{type(pipe).__name__} starts from an image: expected one that starts from noise"
+        )
+    if "latents" not in taken:
         raise UsageError(
             f"{type(pipe).__name__} takes no latents: expected a pipeline that does, or `sample`"
         )
@@ -122,6 +130,8 @@ def copy_of(scheduler: Any) -> Any:
 
 def planned_of(scheduler: Any, steps: int, timing: Mapping[str, Any]) -> Any:
     """A copy of a scheduler with its timesteps set; UsageError where it takes them not."""
+    if steps < 1:
+        raise UsageError(f"{steps} steps: expected 1 or more")
     planned = copy_of(scheduler)
     try:
         planned.set_timesteps(steps, **timing)
@@ -182,7 +192,7 @@ def _check_first(wanted: float, timestep: float, sample: Tensor, latents: Tensor
     if timestep != wanted:
         raise UsageError(
             f"the pipeline starts at timestep {timestep:g} of its own accord, not where "
-            "the latents are: expected one that starts from noise, with strength=1"
+            "the latents are: expected one that starts from noise"
         )
     if sample.ndim != latents.ndim:  # frames of a video, as samples
         return
@@ -260,6 +270,7 @@ def sample(
 
     Raises:
         UsageError: as `teleported`, or skip > 0 without a model.
+        WorkError: samples are NaN or infinite.
     """
     scheduler, told = planned_of(scheduler, steps, {}), conditions or {}
     x = carried(scheduler, model, noise, skip, draw)
@@ -272,4 +283,6 @@ def sample(
 
     with torch.no_grad():
         *_, last = walk(predict, scheduler, x, generator)
+    if not bool(last.isfinite().all()):
+        raise WorkError(f"{type(scheduler).__name__} ends at samples that are NaN or infinite")
     return last

@@ -4,6 +4,7 @@ import ast
 import math
 import re
 import tomllib
+from contextlib import nullcontext
 from itertools import islice
 from operator import is_
 from pathlib import Path
@@ -672,37 +673,26 @@ def test_pipelines_that_pack_and_models_that_do_not_fit_are_refused():
         entered()
 
 
-@pytest.mark.parametrize("name", ["DDIM", "PNDM", "Euler", "UniPC"])
-@pytest.mark.parametrize("strength", [0.5, 0.9999, 1.0])
-def test_pipelines_that_start_from_an_image_are_refused(name, strength):
-    """What paints into an image takes latents, and leaves steps out by its strength."""
-    piped, mask = Piped(SETTINGS[name].scheduler()), torch.ones(4, 1, 8, 8).double()
-    tiny = {"block_out_channels": (8,), "norm_num_groups": 4, "latent_channels": 4}
-    parts = {"vae": diffusers.AutoencoderKL(**tiny).double(), "unet": piped.network}
-    missing = ("text_encoder", "tokenizer", "safety_checker", "feature_extractor")
-    parts |= dict.fromkeys(missing) | {"scheduler": piped.pipe.scheduler}
-    image, paint = (
-        kind(**parts, requires_safety_checker=False)
-        for kind in (
-            diffusers.StableDiffusionImg2ImgPipeline,
-            diffusers.StableDiffusionInpaintPipeline,
-        )
-    )
-    told = {"steps": 20, "skip": 7, "noise": DRAWN}
+@pytest.mark.parametrize("kind", ["Img2Img", "Inpaint", "XLImg2Img", "XLInpaint", "3Inpaint"])
+def test_pipelines_that_start_from_an_image_are_refused(kind):
+    """What paints into one takes latents, too, and noises by them what it leaves as it is."""
+    pytest.importorskip("transformers")
+    pipe = object.__new__(getattr(diffusers, f"StableDiffusion{kind}Pipeline"))
     with (
-        pytest.raises(UsageError, match="StableDiffusionImg2ImgPipeline takes no latents"),
-        teleported(image, LATENTS, **told),
+        pytest.raises(UsageError, match=f"StableDiffusion{kind}Pipeline starts from an image"),
+        teleported(pipe, LATENTS, steps=20, skip=7, noise=DRAWN),
     ):
         raise AssertionError
-    piped.pipe = paint
-    paint.set_progress_bar_config(disable=True)
-    with teleported(paint, LATENTS, **told) as latents:
-        given = {"image": DRAWN[:, :3], "mask_image": mask, "strength": strength}
-        if strength == 1:
-            assert len(piped(latents, **given)) == 4
-            return
-        with pytest.raises(UsageError, match="of its own accord, not where the latents are"):
-            piped(latents, **given)
+
+
+@pytest.mark.parametrize("name", ["DDIM", "PNDM", "Euler", "UniPC"])
+def test_pipelines_that_leave_steps_out_are_refused(name):
+    pipe = SimpleNamespace(scheduler=SETTINGS[name].scheduler())
+    with teleported(pipe, LATENTS, steps=20, skip=7, noise=DRAWN) as latents:
+        for late, said in ((0, None), (3, "of its own accord, not where the latents are")):
+            pipe.scheduler.set_timesteps(20)
+            with nullcontext() if said is None else pytest.raises(UsageError, match=said):
+                pipe.scheduler.step(latents, pipe.scheduler.timesteps[late], latents)
 
 
 @pytest.mark.parametrize("name", ["DDIM", "PNDM"])
@@ -719,6 +709,11 @@ def test_an_own_loop_is_the_pipeline(name):
     assert relative_error(found, expected) < 1e-2
     with pytest.raises(UsageError, match="skip 7 needs a model"):
         sample(network, scheduler, DRAWN, **steps)
+    for wrong in ({"steps": 0}, {"skip": 1.5}, {"skip": 20}):
+        with pytest.raises(UsageError, match="expected"):
+            sample(network, scheduler, DRAWN, model=LATENTS, **steps | wrong)
+    with pytest.raises(WorkError, match="NaN or infinite"):
+        sample(network, scheduler, DRAWN * math.nan, model=LATENTS, **steps)
 
 
 def test_an_own_loop_is_the_pipeline_that_takes_no_latents(unet):
