@@ -60,7 +60,8 @@ def main() -> None:
     with importing():  # not before: --help needs none of it
         from edm.checkpoints import checkpoint
         from linear_structure.system.download import given, located, public
-        from linear_structure.system.files import digest_of_file
+        from linear_structure.system.files import check_output, digest_of_file
+    check_output(options.target, options.source, options.options)
     path = located(given(options.source, options.sha256))
     if options.options:
         network = checkpoint.load_bare(path, options_in(options.options))

@@ -25,11 +25,13 @@ from typing import Any
 from edm.evaluation import features as networks
 from edm.evaluation import fid, kid, precision_recall
 from edm.evaluation.extraction import Extractor, Measured, Selection
+from linear_structure.data import datasets
 from linear_structure.data.datasets import IMAGES
+from linear_structure.data.pictures import LABEL_FILE
 from linear_structure.system.arrays import names_in
 from linear_structure.system.download import cache_dir, given, located
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.system.files import alone, digest_of, write_json
+from linear_structure.system.files import alone, check_output, digest_of, write_json
 from linear_structure.system.machine import Machine, add_options, gathered, rank
 from linear_structure.system.options import folder, positive
 
@@ -96,7 +98,9 @@ def measured(args: argparse.Namespace, found: Measured, standard: Measured) -> d
 
 def calculate(args: argparse.Namespace) -> None:
     """Compare each set of images with the reference; only the first process has results."""
-    refuse_folder(args.json)
+    if args.json:
+        read = list(filter(None, map(datasets.path_of, (*args.images, args.ref))))
+        check_output(args.json, *read, *(each / LABEL_FILE for each in read), args.features)
     sets = [Selection.of(source, args.num, args.seed) for source in args.images]
     standard = reference(args)
     everything = [standard, *sets] if isinstance(standard, Selection) else sets
@@ -145,12 +149,6 @@ def compared(
             yield result
 
 
-def refuse_folder(path: Path | None) -> None:
-    """Refuse to write a file where a folder is (UsageError)."""
-    if path is not None and path.is_dir():
-        raise UsageError(f"{path} is a folder: expected the name of a file to write")
-
-
 def show(features: networks.Features, result: dict[str, Any]) -> None:
     """Print one result: what was found, and what it took."""
     outputs = result["outputs"]
@@ -176,7 +174,7 @@ def show_made(made: dict[str, Any]) -> None:
 
 def make_reference(args: argparse.Namespace) -> None:
     """Write the statistics of a set of images."""
-    refuse_folder(args.out)
+    check_output(args.out, datasets.path_of(args.images), args.features)
     if args.out.suffix != ".npz":
         raise UsageError(f"--out {args.out}: expected a name that ends in .npz")
     images = Selection.of(args.images, args.num, args.seed)

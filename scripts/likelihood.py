@@ -19,10 +19,11 @@ from experiments.likelihood import BATCH, SIGMA_MIN, STEPS, Images, Range, Study
 from experiments.presets import Preset
 from experiments.results import SCORE_BASED
 from linear_structure import parameters
+from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.system.files import check_writable
+from linear_structure.system.files import check_apart, check_writable
 from linear_structure.system.options import folder
 
 CHANGED = ("dataset", "parameters", "eigenvalue_scale", "network")
@@ -94,6 +95,7 @@ def main() -> None:
     out = typed.out or SCORE_BASED / preset.name
     chosen = options.chosen_machine(typed, preset)
     check_writable(out)
+    check_apart(out, datasets.path_of(preset.dataset))
     network = loading.load_network(preset, chosen)
     within = Range.of(preset, network, typed.sigma_min, typed.sigma_max)
     probes = 0 if typed.exact else typed.probes or 1

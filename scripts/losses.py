@@ -18,8 +18,14 @@ from typing import Any
 from experiments import figures, loading, losses, options, tables
 from experiments.losses import NETWORK, Losses, Mean, Study
 from experiments.results import SCORE_BASED, surroundings
+from linear_structure.data import datasets
 from linear_structure.system.errors import run_command
-from linear_structure.system.files import digest_of_file, write_json
+from linear_structure.system.files import (
+    check_apart,
+    check_writable,
+    digest_of_file,
+    write_json,
+)
 from linear_structure.system.options import folder, positive
 
 COUNT = 2000
@@ -53,6 +59,8 @@ def loaded(typed: argparse.Namespace, out: Path) -> Study:
     reason = "losses are measured at noised images, not along a sampler's steps"
     options.check_unused(typed, UNUSED, reason)
     preset = options.chosen_preset(typed)
+    check_writable(out)
+    check_apart(out, datasets.path_of(preset.dataset))
     machine = options.chosen_machine(typed, preset)
     network = loading.load_network(preset, machine)
     labels = loading.labels_for(loading.load_dataset(preset, network), network)

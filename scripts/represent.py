@@ -32,7 +32,7 @@ from experiments.representation import CODES, COLOURED, LEVELS, Encoding
 from linear_structure.data import datasets
 from linear_structure.data.factors import PARTS
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.system.files import write_json
+from linear_structure.system.files import check_apart, write_json
 from linear_structure.system.machine import Machine, add_options, world_size
 from linear_structure.system.options import (
     add_arguments,
@@ -76,6 +76,8 @@ def train(typed: argparse.Namespace) -> None:
     """Train a pair, or continue; print its loss with the code, and at z = 0."""
     if world_size() > 1:
         raise UsageError("a pair is trained by one process: expected no torchrun")
+    named = (each for each in (typed.data, typed.grey) if each not in COLOURED)
+    check_apart(typed.out, *map(datasets.path_of, named))
     machine = Machine.chosen(typed.device, typed.threads)
     material = representation.load_material(typed.data, machine.device, typed.grey, typed.data_dir)
     recipe = recipe_of(typed, material)

@@ -31,12 +31,13 @@ import torch
 
 from edm.training.data import Points
 from edm.training.recipes import RECIPES, Recipe
-from edm.training.runs import Job, write_samples
+from edm.training.runs import STATE, Job, write_samples
 from edm.training.transfer import Transfer
 from experiments.options import check_unused
 from linear_structure.data import datasets, plane
 from linear_structure.data.datasets import Dataset
-from linear_structure.system.errors import run_command
+from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.files import check_apart
 from linear_structure.system.machine import Machine, add_options, rank, usable_cores, world_size
 from linear_structure.system.options import add_arguments, folder, given, parse, plain, table
 
@@ -92,16 +93,26 @@ def recipe_of(arguments: argparse.Namespace, transfer: Transfer | None = None) -
     return recipe
 
 
+def check_kept(source: str, out: Path) -> None:
+    """Refuse (UsageError) to start from a network that the run would write over."""
+    place, written = Path(source).resolve(), (STATE, Job.weights.format(images="*"))
+    if place.parent == out.resolve() and any(map(place.match, written)):
+        raise UsageError(f"--transfer {source} lies where the run writes: name another --out")
+
+
 def data_of(arguments: argparse.Namespace, device: torch.device) -> Dataset | Points:
     """What was named: points in the plane, or images."""
     if arguments.dataset in plane.DRAWS:
         return Points(arguments.dataset, plane.find(arguments.dataset), device)
+    check_apart(arguments.out, datasets.path_of(arguments.dataset))
     return datasets.load(arguments.dataset, arguments.data_dir)
 
 
 def main() -> None:
     """Train, or continue."""
     arguments = parse_arguments()
+    if arguments.transfer:
+        check_kept(arguments.transfer, arguments.out)
     transfer = Transfer.of(arguments.transfer) if arguments.transfer else None
     recipe = recipe_of(arguments, transfer).shared_by(world_size())
     shared = max(usable_cores() // world_size(), 1)

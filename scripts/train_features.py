@@ -21,6 +21,7 @@ from edm.training.features import RECIPES, Recipe, Training, held_out
 from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
+from linear_structure.system.files import check_output
 from linear_structure.system.machine import Machine, add_options
 from linear_structure.system.options import given, parse, plain
 
@@ -54,8 +55,7 @@ def main() -> None:
     arguments = parse_arguments()
     values = {**plain(RECIPES[arguments.recipe]), **given(arguments, ("epochs", "seed"))}
     recipe = parse(Recipe, values, "the recipe")
-    if arguments.out.is_dir():
-        raise UsageError(f"--out {arguments.out} is a folder: name a file in it")
+    check_output(arguments.out, *map(datasets.path_of, (arguments.dataset, arguments.test)))
     device = Machine.chosen(arguments.device, arguments.threads).device
     dataset = datasets.load(arguments.dataset, arguments.data_dir)
     images, labels = labelled(dataset)

@@ -179,6 +179,11 @@ def _digits() -> Dataset:
     return Dataset.of("digits", torch.from_numpy(pixels[:, None]), labels)
 
 
+def path_of(name_or_path: str | Path | None) -> Path | None:
+    """Where a dataset is read from; None of none, or of a known name, which wins over a path."""
+    return None if name_or_path in (None, *NAMES) else Path(name_or_path)
+
+
 def file_of(path: Path) -> Path | None:
     """The one file that all images at a path are in; None where each has its own."""
     return path if path.is_file() else idx.images_at(path)

@@ -51,7 +51,7 @@ from linear_structure.system.arrays import read_npz
 from linear_structure.system.errors import UsageError, WorkError, printable
 from linear_structure.system.files import (
     alone,
-    check_writable,
+    check_output,
     digest_of,
     replacing,
     write_arrays,
@@ -366,9 +366,9 @@ def check_target(source: str, out: Path) -> None:
     """
     if out.suffix.lower() != ".zip":
         raise UsageError(f"{out}: expected the name of a .zip to write")
-    if out.exists() and (out.resolve() == Path(source).resolve() or not _is_ours(out)):
-        raise UsageError(f"{out} is what is read, or was not made by this command: name a new file")
-    check_writable(out.resolve().parent)
+    check_output(out, None if Path(source).is_dir() else source)
+    if out.exists() and not _is_ours(out):
+        raise UsageError(f"{out} was not made by this command: name a new file")
 
 
 def _is_ours(out: Path) -> bool:

@@ -27,6 +27,7 @@ from torch import Tensor
 
 from linear_structure.system.errors import UsageError
 
+WRITTEN = (".json", ".npz", ".safetensors")  # endings of what commands write, and of no picture
 NO_LOCKS = {errno.ENOLCK, errno.ENOSYS, errno.ENOTSUP, errno.EOPNOTSUPP}
 SEAL = "checksum"  # of the other values of a JSON object, or the metadata of a file
 _DAMAGED_ZIP = (zipfile.BadZipFile, zlib.error, lzma.LZMAError)
@@ -174,6 +175,42 @@ def check_writable(folder: Path) -> None:
     nearest = check_folder(folder)
     with _blaming(nearest), tempfile.TemporaryFile(dir=nearest):
         pass
+
+
+def check_output(path: Path, *sources: str | Path | None) -> None:
+    """Refuse, before any work, to write a file where it cannot or should not be.
+
+    Args:
+        sources: what is read; what is no file or folder here, such as a URL, is passed over.
+
+    Raises:
+        UsageError: it is one of the sources, by whatever spelling or link, or replaces what a
+            folder among them may hold images in; or a folder, a disk or a socket is there.
+        OSError: no file can be made there.
+    """
+    stream = _is_stream(path)
+    for source in _those_there(sources):
+        own = path.suffix.lower() in WRITTEN or source not in path.resolve().parents
+        if path.exists() and (path.samefile(source) or not own):
+            raise UsageError(f"{path} is what is read, or a part of it: name another file to write")
+    if not stream:
+        check_writable(path.resolve().parent)
+
+
+def check_apart(folder: Path, *sources: str | Path | None) -> None:
+    """Refuse a folder to write in, whose pictures would join others.
+
+    Raises:
+        UsageError: it is one of the sources, which are as of `check_output`, or lies within one.
+    """
+    for source in _those_there(sources):
+        if source.is_dir() and source in (folder.resolve(), *folder.resolve().parents):
+            raise UsageError(f"{folder} is what is read, or lies within it: name another folder")
+
+
+def _those_there(sources: Iterable[str | Path | None]) -> list[Path]:
+    there = os.path.exists  # unlike that of pathlib, also of a URL that is longer than any name
+    return [Path(each).resolve() for each in sources if each and there(each)]
 
 
 @contextmanager

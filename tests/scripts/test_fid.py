@@ -1,5 +1,6 @@
 """The command `fid.py`: equal bits however the work is divided; one sentence for each mistake."""
 
+import errno
 import json
 import os
 import shutil
@@ -140,10 +141,14 @@ def test_what_the_command_says_beside_its_work_does_not_matter_to_a_continuation
     assert (len(kept), made_again) == (5, list(range(5, 18)))
 
 
-def test_features_are_kept_until_the_result_is_written(run, tmp_path):
-    (tmp_path / "file").touch()
+def test_features_are_kept_until_the_result_is_written(run, script, tmp_path, monkeypatch):
+    def fail(path, _):
+        raise OSError(errno.ENOSPC, "No space left on device", str(path))
+
     words = ("calc", "--images", "digits", "--ref", "digits", "--json")
-    assert run(*words, tmp_path / "file" / "result.json")[0] == 1
+    with monkeypatch.context() as patch:
+        patch.setattr(script, "write_json", fail)
+        assert run(*words, tmp_path / "result.json")[0] == 1
     assert len(list((tmp_path / "cache").rglob("*.npy"))) == 18
     assert run(*words, tmp_path / "result.json")[0] == 0
     assert not list((tmp_path / "cache").rglob("*.npy"))
@@ -302,6 +307,27 @@ def test_statistics_go_to_an_npz_file(run, tmp_path, name, complaint):
     code, _, error = run("ref", "--images", "digits", "--out", tmp_path / name)
     assert (code, error.count("\n")) == (2, 1)
     assert complaint in error
+
+
+def test_images_are_not_written_over(run, tmp_path, monkeypatch):
+    pixels = np.random.default_rng(0).integers(0, 256, (9, 8, 8), np.uint8)
+    np.savez(tmp_path / "a.npz", pixels)
+    (tmp_path / "link.npz").symlink_to("a.npz")
+    folder = save_images(tmp_path / "images", 9)
+    (folder / "dataset.json").write_text('{"labels": null}')
+    kept = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}
+    monkeypatch.setattr(extraction.Extractor, "compute", lambda *_: pytest.fail("work has begun"))
+    a, calc = tmp_path / "a.npz", ("calc", "--images", folder, "--ref")
+    for words in (
+        ("ref", "--images", a, "--out", tmp_path / "link.npz"),
+        ("ref", "--images", a, "--out", tmp_path / "images" / ".." / "a.npz"),
+        (*calc, a, "--json", a),
+        (*calc, "digits", "--json", folder / "0-1.png"),
+        (*calc, "digits", "--json", folder / "dataset.json"),
+    ):
+        code, _, error = run(*words)
+        assert (code, error.count("\n")) == (2, 1) and "is what is read" in error
+    assert all(path.read_bytes() == content for path, content in kept.items())
 
 
 def split(words):

@@ -105,7 +105,11 @@ def script() -> ModuleType:
         (("--epochs", "0"), "'epochs' is 0: expected 1"),
         (("--seed", "-1"), "'seed' is -1: expected 0"),
         (("--seed", str(2**64)), "'seed' is 18446744073709551616: expected 0"),
-        (("--out", "."), "--out . is a folder: name a file in it"),
+        (("--out", "."), ". is a folder: expected the name of a file to write"),
+        (
+            ("--test", "large.npz", "--out", "./large.npz"),
+            "large.npz is what is read, or a part of",
+        ),
         (("--test", "colour.npz"), "colour has images of 3 x 8 x 8, and digits, which is learned"),
         (("--test", "large.npz"), "of 1 x 9 x 9"),
         (("--test", "unlabelled.npz"), "unlabelled has no labels"),

@@ -207,6 +207,36 @@ def test_the_command_takes_what_is_the_network_s_from_it(
     assert "is not a file" in capsys.readouterr().err
 
 
+def test_no_file_that_is_read_is_written_over(
+    published: ModuleType,
+    tmp_path: Path,
+    command: Callable[..., int],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """Nor do a run's pictures join those that it learns from."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(Job, "run", lambda self: pytest.fail("it began"))
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "1.png").write_bytes(builders.deep_png(0, 1))
+    (tmp_path / "link.safetensors").symlink_to("network-1.safetensors")
+    path = saved(published, tmp_path / "network-1.safetensors", network())
+    (tmp_path / "o.json").write_text("{}")
+    content, train = path.read_bytes(), ["train.py", "--recipe", "digits", "--device", "cpu"]
+    for line in (
+        ["convert_checkpoint.py", path, "./network-1.safetensors"],
+        ["convert_checkpoint.py", path, "link.safetensors", "--dtype", "float16"],
+        ["convert_checkpoint.py", path, "o.json", "--options", "o.json"],
+        [*train, "digits", "--transfer", path, "--out", "pics/.."],
+        [*train, "pics", "--out", tmp_path / "pics"],
+        [*train, "pics", "--out", "pics/run"],
+    ):
+        assert command(*line) == 2
+        said = capsys.readouterr().err
+        assert said.count("\n") == 1 and ("is what is read" in said or "the run writes" in said)
+    assert path.read_bytes() == content and (tmp_path / "o.json").read_text() == "{}"
+
+
 # Training states of EDM
 
 

@@ -171,6 +171,31 @@ def test_a_folder_that_takes_no_file_is_found_before_the_work(tmp_path):
             files.check_writable(wanted)
 
 
+def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
+    """By another spelling, by links of both kinds, and within a folder of images, too."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    for name in ("a.npz", "other.npz", "pics/1.png", "pics/own.json"):
+        (tmp_path / name).write_text(name)
+    (tmp_path / "link.npz").symlink_to("a.npz")
+    (tmp_path / "hard.npz").hardlink_to("a.npz")
+    (tmp_path / "there").symlink_to("pics")
+    read = ("a.npz", None, "there", "https://host/" + "long" * 99)
+    for name in ("a.npz", "pics/../a.npz", "link.npz", "hard.npz", "pics/1.png", "there/1.png"):
+        with pytest.raises(
+            UsageError, match=r"(npz|png) is what is read, or a part of it: name an"
+        ):
+            files.check_output(Path(name), *read)
+    for name in ("other.npz", "pics/own.json", "pics/new", "new/a.npz"):
+        files.check_output(Path(name), *read)
+    for name in ("pics", "there/new", tmp_path / "pics"):
+        with pytest.raises(UsageError, match="is what is read, or lies within it: name another"):
+            files.check_apart(Path(name), *read)
+    for name in (".", "new", "pics2"):
+        files.check_apart(Path(name), *read)
+    assert not (tmp_path / "new").exists()
+
+
 def test_the_current_folder_can_be_replaced(tmp_path, monkeypatch):
     (tmp_path / "here").mkdir()
     monkeypatch.chdir(tmp_path / "here")
