@@ -12,8 +12,11 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 import time
 from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -326,6 +329,27 @@ def test_a_module_of_any_kind_trains_and_continues_to_the_bit(tmp_path: Path) ->
 def test_another_configuration_is_refused_by_name(whole: Path) -> None:
     with pytest.raises(UsageError, match="other dropout, learning_rate"):
         job(whole, dropout=0.2, learning_rate=1e-5).run()
+
+
+def test_commands_of_one_folder_train_in_turn_and_do_not_mix(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without turns both would have read that nothing is there, and both would train."""
+    both, read = threading.Barrier(2), State.read
+
+    def read_together(state: State, path: Path, identity: Mapping[str, Any]) -> None:
+        read(state, path, identity)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=1)
+
+    monkeypatch.setattr(State, "read", read_together)
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(quick(tmp_path, seed=n, duration=64).run) for n in (1, 2)]
+        errors = [each for each in (run.exception() for run in runs) if each]
+    assert len(errors) == 1 and isinstance(errors[0], UsageError)
+    assert "belongs to another training, with other seed" in str(errors[0])
+    assert f"waiting for another process that trains in {tmp_path}" in capsys.readouterr().err
+    assert len(list(tmp_path.glob("network-*"))) == 1
 
 
 def test_a_state_has_the_form_that_earlier_versions_wrote(whole: Path) -> None:
