@@ -39,6 +39,7 @@ from linear_structure.sampling.grids import ve_grid
 from linear_structure.system.arrays import read_npz
 from linear_structure.system.errors import UsageError, WorkError
 from linear_structure.system.files import (
+    check_writable,
     digest_of,
     digest_of_tensor,
     write_arrays,
@@ -396,6 +397,7 @@ class Encoding:
         """
         if self.path.exists() and (found := Codes.read(self.path)).inputs == self.inputs:
             return found
+        check_writable(self.path.parent)
         unfinished = self.path.with_suffix(".unfinished")
         folder, factors = folder_of(unfinished, self.inputs), self.factors
         starts = tqdm(range(0, len(factors.images), BLOCK), "codes", unit=" blocks", disable=None)

@@ -32,7 +32,7 @@ from experiments.representation import CODES, COLOURED, LEVELS, Encoding
 from linear_structure.data import datasets
 from linear_structure.data.factors import PARTS
 from linear_structure.system.errors import UsageError, run_command
-from linear_structure.system.files import check_apart, write_json
+from linear_structure.system.files import check_apart, check_writable, write_json
 from linear_structure.system.machine import Machine, add_options, world_size
 from linear_structure.system.options import (
     add_arguments,
@@ -205,8 +205,10 @@ def study_of(typed: argparse.Namespace) -> probing.Study:
 
 
 def out_of(typed: argparse.Namespace, study: probing.Study) -> Path:
-    """The folder of tables and pictures."""
-    return typed.out or study.first.folder.parent / f"d{study.first.dim}"
+    """The folder of tables and pictures; OSError where it cannot be written."""
+    folder = typed.out or study.first.folder.parent / f"d{study.first.dim}"
+    check_writable(folder)
+    return folder
 
 
 def probe(typed: argparse.Namespace) -> None:

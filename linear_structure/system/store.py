@@ -22,6 +22,7 @@ from torch import Tensor
 
 from linear_structure.system.files import (
     UNREADABLE_ARRAYS,
+    check_writable,
     digest_of,
     digest_of_file,
     digest_of_tensor,
@@ -73,12 +74,15 @@ class Block:
     ) -> Tensor:
         """The values that are there; made, and kept, where they are missing or damaged.
 
+        Nothing is made where it cannot be kept (OSError, or UsageError: a file is in the way).
+
         Where they are not `mine`, another process makes them first, and its file is waited for
         `until` then, in seconds of `time.monotonic`: what it made may be gone, and so may it.
         """
         if not mine:
             wait_for([self.path], until)
         if (values := self.read()) is None:
+            check_writable(self.path.parent)
             values = make()
             self.write(values)
         return values
@@ -104,7 +108,8 @@ def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: 
     """What `make()` gave for equal inputs, as JSON values; made, and written whole, if it must be.
 
     A file that is damaged is replaced, and one of other inputs put aside. What else it is to say
-    stands `beside` these parts, and is never compared.
+    stands `beside` these parts, and is never compared. Nothing is made where it cannot be kept
+    (OSError, or UsageError where a file is in the way).
     """
     with suppress(OSError, ValueError):
         found = read_kept(path)
@@ -113,6 +118,7 @@ def kept(path: Path, inputs: dict[str, Any], make: Callable[[], Any], **beside: 
                 with suppress(OSError):  # of a full or read-only disk: what is there is good
                     _write_kept(path, found)
             return found["outputs"]
+    check_writable(path.parent)
     outputs = make()
     with suppress(OSError, ValueError):
         read_kept(path)

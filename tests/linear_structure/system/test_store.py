@@ -82,6 +82,14 @@ def read_only(*_):
     raise OSError(errno.EROFS, "Read-only file system")
 
 
+def test_nothing_is_made_where_it_cannot_be_kept(block, tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.TemporaryFile", lambda dir: read_only())
+    for obtain in (block.obtain, lambda make: kept(tmp_path / "new" / "kept.json", {}, make)):
+        with pytest.raises(OSError, match="Read-only") as caught:
+            obtain(lambda: pytest.fail("it was made"))
+        assert caught.value.filename == str(tmp_path)
+
+
 def test_a_block_without_a_checksum_is_read_where_nothing_can_be_written(block, monkeypatch):
     block.path.parent.mkdir()
     np.save(block.path, VALUES.numpy())
