@@ -33,11 +33,11 @@ from linear_structure.sampling.seeds import check_class, format_seeds
 from linear_structure.sampling.table import SAMPLERS, Settings, find
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import read_json, write_json
+from linear_structure.system.files import alone, read_json, write_json
 from linear_structure.system.machine import Machine
 from linear_structure.teleport import Teleport, carry
 
-SETTINGS = "generation.json"
+SETTINGS, LOCK = "generation.json", ".lock"
 ABLATION = "ablation"  # the sampler of all settings of `Ablation`; the others are rows
 PER_FOLDER = 1000  # seeds of one folder of --subdirs
 
@@ -195,16 +195,20 @@ def _counted(steps: Iterable[Step], tick: Callable[[], object]) -> Iterator[Step
 
 def _claim(generation: Generation) -> None:
     """Write the settings into the folder, or compare those that are there."""
-    path = generation.outdir / SETTINGS
+    inputs, folder = generation.inputs, generation.outdir
+    path = folder / SETTINGS
+    others = sorted(each.name for each in folder.glob("[!.]*"))  # they come after the record
     if machine.rank() == 0 and not path.exists():
-        if others := sorted(each.name for each in generation.outdir.glob("[!.]*")):
+        if others:
             raise UsageError(
-                f"{generation.outdir} holds {others[0]} and no {SETTINGS} that says how its images "
+                f"{folder} holds {others[0]} and no {SETTINGS} that says how its images "
                 "were made: expected an empty folder, or a new one"
             )
-        write_json(path, generation.inputs)
+        folder.mkdir(parents=True, exist_ok=True)
+        with alone(folder / LOCK, f"begins in {folder}"):
+            if not path.exists():
+                write_json(path, inputs)
     machine.wait_for([path])
-    inputs = generation.inputs
     try:
         found = dict(read_json(path))
     except (ValueError, TypeError) as error:

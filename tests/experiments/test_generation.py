@@ -5,6 +5,9 @@ import json
 import math
 import runpy
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
@@ -15,7 +18,7 @@ import torch
 from PIL import Image
 
 from edm.checkpoints import checkpoint
-from experiments import presets
+from experiments import generation, presets
 from experiments.generation import Generation
 from experiments.networks import prepared
 from experiments.sampling import grid_of
@@ -436,6 +439,23 @@ def test_an_outdir_that_is_none_is_one_sentence(run, tmp_path, capsys, monkeypat
     assert run(*PLAIN, out="") == 2
     assert "name of a folder is empty: expected one" in capsys.readouterr().err
     assert [path.name for path in tmp_path.iterdir()] == ["out"]
+
+
+def test_of_two_claims_at_once_one_holds(tmp_path, monkeypatch):
+    """Each comes to write its settings before the other has; without turns both would."""
+    both, write = threading.Barrier(2), generation.write_json
+
+    def write_together(path, value):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)
+        write(path, value)
+
+    monkeypatch.setattr(generation, "write_json", write_together)
+    asked = [Generation(tiny.network(), (seed,), tmp_path / "out", CPU) for seed in (1, 2)]
+    with ThreadPoolExecutor() as pool:
+        errors = [pool.submit(generation._claim, each) for each in asked]
+        refused = [str(each.exception()) for each in errors if each.exception()]
+    assert len(refused) == 1 and "says that another seeds was used" in refused[0]
 
 
 def test_a_folder_that_holds_other_things_is_left_alone(run, tmp_path, capsys):
