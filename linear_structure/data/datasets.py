@@ -32,7 +32,7 @@ from linear_structure.data.pictures import CLASS_LIMIT, Labels, open_folder, ope
 from linear_structure.system.arrays import map_npy, names_in, read_npz
 from linear_structure.system.download import Source, fetch
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import digest_of_parts
+from linear_structure.system.files import check_regular, digest_of_parts
 
 NAMES = (*ARCHIVES, "digits")
 IMAGES, LABELS = ("images", "arr_0"), ("labels", "arr_1")  # names of arrays in an `.npz`
@@ -190,6 +190,7 @@ def file_of(path: Path) -> Path | None:
 
 
 def _at_path(path: Path, floats: bool) -> Dataset:
+    check_regular(path)
     if path.exists() and (images := idx.images_at(path)):
         return _of_idx(images)
     if path.is_dir():

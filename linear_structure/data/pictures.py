@@ -32,7 +32,7 @@ from tqdm import tqdm
 
 from linear_structure.system.arrays import whole_zip
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import UNREADABLE_ARRAYS
+from linear_structure.system.files import UNREADABLE_ARRAYS, check_regular
 from linear_structure.system.kinds import kind_of
 
 FORMATS = ("PNG", "JPEG", "WEBP", "BMP", "GIF", "TIFF", "PPM")
@@ -238,8 +238,7 @@ def _images(names: Iterable[str], where: Path) -> tuple[str, ...]:
 
 def _stored(folder: Path, name: str) -> bytes:
     path = folder / name
-    if path.exists() and not path.is_file():  # reading a pipe would not end
-        raise UsageError(f"{name} in {folder} is a pipe, a socket or a device: expected a file")
+    check_regular(path)
     if path.stat().st_size > FILE_LIMIT:
         raise UsageError(f"{name} in {folder} is larger than {FILE_LIMIT} bytes")
     return path.read_bytes()
@@ -248,6 +247,7 @@ def _stored(folder: Path, name: str) -> bytes:
 @contextmanager
 def _archive(path: Path) -> Iterator[zipfile.ZipFile]:
     """A zip, which stays open where the block ends well."""
+    check_regular(path)
     with ExitStack() as opened:
         file = opened.enter_context(path.open("rb"))
         try:

@@ -9,7 +9,7 @@ import numpy as np
 import torch
 
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import UNREADABLE_ARRAYS, UNREADABLE_TENSORS
+from linear_structure.system.files import UNREADABLE_ARRAYS, UNREADABLE_TENSORS, check_regular
 from linear_structure.system.kinds import kind_of
 
 END = 22  # bytes of the record that ends a zip, before its comment
@@ -31,6 +31,7 @@ def whole_zip(file: Path | IO[bytes]) -> zipfile.ZipFile:
 
 def names_in(path: Path) -> set[str]:
     """The names of the arrays in an `.npz`; UsageError where it is none."""
+    check_regular(path)
     try:
         with whole_zip(path) as archive:
             return {name.removesuffix(".npy") for name in archive.namelist()}
@@ -46,6 +47,7 @@ def read_npz(path: Path, *names: str) -> dict[str, np.ndarray]:
     Raises:
         UsageError: the file is damaged, something else, or holds Python objects.
     """
+    check_regular(path)
     try:
         with whole_zip(path) as archive:
             _test(archive, path)
@@ -62,6 +64,7 @@ def map_npy(path: Path) -> np.ndarray:
     Raises:
         UsageError: as `read_npz`.
     """
+    check_regular(path)
     try:
         array = np.lib.format.open_memmap(path, mode="r")
         if array.offset + array.nbytes != path.stat().st_size:
@@ -77,6 +80,7 @@ def read_torch(path: Path, device: torch.device | str = "cpu") -> Any:
     Raises:
         UsageError: the file is damaged, something else, or holds more than tensors and plain data.
     """
+    check_regular(path)
     content = io.BytesIO(path.read_bytes())
     try:
         if zipfile.is_zipfile(content):  # whose checksums torch ignores

@@ -177,6 +177,12 @@ def check_writable(folder: Path) -> None:
         pass
 
 
+def check_regular(path: Path) -> None:
+    """Refuse (UsageError) what is neither a file nor a folder: reading it may never end."""
+    if path.exists() and not (path.is_file() or path.is_dir()):
+        raise UsageError(f"{path} is a pipe, a socket or a device: expected a file")
+
+
 def check_output(path: Path, *sources: str | Path | None) -> None:
     """Refuse, before any work, to write a file where it cannot or should not be.
 
@@ -293,7 +299,9 @@ def read_json(path: Path) -> Any:
     Raises:
         OSError: it cannot be read.
         ValueError: it is not JSON, or nested too deeply to be read.
+        UsageError: as `check_regular`.
     """
+    check_regular(path)
     try:
         return json.loads(path.read_text(encoding="utf-8"))
     except RecursionError as error:

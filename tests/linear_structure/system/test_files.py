@@ -4,13 +4,16 @@ import errno
 import hashlib
 import json
 import os
+import signal
 import socket
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
+import builders
 import pytest
 
-from linear_structure.system import files
+from linear_structure.data import datasets, preparation
+from linear_structure.system import arrays, files
 from linear_structure.system.errors import UsageError
 
 
@@ -169,6 +172,48 @@ def test_a_folder_that_takes_no_file_is_found_before_the_work(tmp_path):
     for wanted in (tmp_path / "file", tmp_path / "file" / "below"):
         with pytest.raises(UsageError, match="file is a file: expected a folder"):
             files.check_writable(wanted)
+
+
+@pytest.fixture
+def impatient():
+    """A test that waits fails."""
+    before = signal.signal(signal.SIGALRM, lambda *_: pytest.fail("it waits"))
+    signal.alarm(20)
+    yield
+    signal.alarm(0)
+    signal.signal(signal.SIGALRM, before)
+
+
+@pytest.mark.usefixtures("impatient")
+@pytest.mark.parametrize("kind", ["pipe", "socket", "device"])
+def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path, monkeypatch, kind):
+    """In any place where a file, a dataset or a record is named."""
+    monkeypatch.chdir(tmp_path)
+    (tmp_path / "pics").mkdir()
+    (tmp_path / "pics" / "a.png").write_bytes(builders.deep_png(0, 1))
+    with socket.socket(socket.AF_UNIX) as server:
+        server.bind("odd")
+        if kind != "socket":
+            (tmp_path / "odd").unlink()
+            os.mkfifo("odd") if kind == "pipe" else Path("odd").symlink_to(Path(os.sep, "dev/null"))
+        for end in ("zip", "npy", "npz", "json", "pt", "png"):
+            Path(f"o.{end}").symlink_to("odd")
+        Path("train-images-idx3-ubyte").symlink_to("odd")
+        for read, name in (
+            *((datasets.load, f"o.{end}") for end in ("zip", "npy", "npz", "png")),
+            (datasets.load, "train-images-idx3-ubyte"),
+            (lambda path: preparation.Material.at(str(path), tmp_path / "new.zip"), "o.zip"),
+            (files.read_json, "o.json"),
+            (files.read_sealed, "o.json"),
+            (arrays.read_torch, "o.pt"),
+            (arrays.names_in, "o.npz"),
+            (arrays.read_npz, "o.npz"),
+            (arrays.map_npy, "o.npy"),
+        ):
+            with pytest.raises(UsageError, match=f"{name} is a pipe, a socket or a device: exp"):
+                read(Path(name))
+        with pytest.raises(UsageError, match=r"new file|a disk or a socket"):
+            preparation.check_target("pics", Path("o.zip"))
 
 
 def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
