@@ -382,7 +382,8 @@ def _is_ours(out: Path) -> bool:
 def looking_at(source: str, out: Path, form: Form) -> Iterator[Prepared]:
     """All files of a folder, zip or array, looked at, with a bar.
 
-    What is made of them is kept in a hidden folder beside `out`, until the block ends well.
+    What is made of them is kept in a hidden folder beside `out`, until the block ends well. Of
+    several processes, each waits for the one before: a hidden lock stays there, too.
 
     Raises:
         UsageError: there are none; and as `check_target` and `Material.at`.
@@ -393,9 +394,11 @@ def looking_at(source: str, out: Path, form: Form) -> Iterator[Prepared]:
     material = Material.at(source, place)
     if not material.files.names:
         raise UsageError(f"{source} holds no files: expected pictures")
-    work = place.with_name(f".{place.name}.unfinished")
-    work.mkdir(parents=True, exist_ok=True)
-    with alone(work / "lock", f"prepares {out}"):
+    work, lock = (place.with_name(f".{place.name}.{end}") for end in ("unfinished", "lock"))
+    place.parent.mkdir(parents=True, exist_ok=True)
+    with alone(lock, f"prepares {out}"):
+        check_target(source, out)  # again: another process may have made it
+        work.mkdir(exist_ok=True)
         yield _looked_at(material, form, work)
         shutil.rmtree(work)
 

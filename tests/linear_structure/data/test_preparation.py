@@ -4,8 +4,10 @@ import io
 import json
 import struct
 import sys
+import threading
 import zipfile
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import builders
@@ -21,6 +23,7 @@ from linear_structure import get_parameters
 from linear_structure.data import pictures, preparation
 from linear_structure.data.datasets import load
 from linear_structure.data.preparation import Form, formed, looking_at
+from linear_structure.system import files
 from linear_structure.system.errors import UsageError, run_command
 
 ROOT = Path(__file__).resolve().parents[3]
@@ -330,7 +333,7 @@ def test_a_folder_of_mixed_pictures_becomes_a_dataset(
     names = sorted(name for name in mixed() if name not in (*BAD, ".hidden"))
     assert dataset.labels().tolist() == [int(name.startswith("dog")) for name in names]
     assert torch.equal(dataset.images()[names.index("cat/grey.png")][0], torch.from_numpy(GREY))
-    assert [*out.parent.iterdir()] == [out]
+    assert {*out.parent.iterdir()} == {out, out.with_name(".o.zip.lock")}
     monkeypatch.setattr(sys, "argv", ["", str(out), "gaussian", str(tmp_path / "p"), "--by-class"])
     get_parameters.main()
     assert "class 1 (dog é): 6 images" in capsys.readouterr().out
@@ -357,9 +360,9 @@ def test_strict_names_all_bad_files_writes_no_zip_and_keeps_what_is_made(
     told = capsys.readouterr()
     assert all(name in told.out for name in BAD)
     assert "error: 3 of 12 files in" in told.err and "is not written" in told.err
-    kept = tmp_path / ".o.zip.unfinished"
+    kept, lock = tmp_path / ".o.zip.unfinished", tmp_path / ".o.zip.lock"
     assert f"waits in {kept} for the same command" in told.err
-    assert {*tmp_path.iterdir()} == {folder, kept} and len([*kept.glob("*.npz")]) == 1
+    assert {*tmp_path.iterdir()} == {folder, kept, lock} and len([*kept.glob("*.npz")]) == 1
     assert command(folder_of(tmp_path / "bad", dict.fromkeys(BAD, b"x")), out) == 2
     assert "3 of 3 files" in capsys.readouterr().err and not out.exists()
     monkeypatch.setattr(preparation, "formed", None)  # a call would raise
@@ -456,7 +459,32 @@ def test_what_was_killed_continues_and_ends_with_the_same_bytes(
     assert command(folder, out) == 0
     assert len(looked) == 9 - (stop - 1) // 3 * 3
     assert out.read_bytes() == (tmp_path / "whole.zip").read_bytes()
-    assert {path.name for path in tmp_path.iterdir()} == {"in", "whole.zip", "o.zip"}
+    names = {path.name for path in tmp_path.iterdir()}
+    assert names == {"in", "whole.zip", "o.zip", ".whole.zip.lock", ".o.zip.lock"}
+
+
+@pytest.mark.parametrize("foreign", [False, True])
+def test_equal_commands_at_once_are_made_in_turn(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, foreign: bool
+) -> None:
+    """Who waited looks again what is there: not this command's, perhaps."""
+    folder = folder_of(tmp_path / "in", {"a.png": encoded(RGB), "b.png": encoded(GREY)})
+    out, waiting = tmp_path / "o.zip", threading.Semaphore(0)
+    monkeypatch.setattr(files, "print", lambda *_, **__: waiting.release(), raising=False)
+
+    def prepare() -> None:
+        with looking_at(str(folder), out, SAME) as prepared:
+            if not out.exists():
+                assert all(waiting.acquire(timeout=10) for _ in range(3))
+            prepared.pack(out, 3)
+            if foreign:
+                out.write_bytes(b"another's")
+
+    with ThreadPoolExecutor() as pool:
+        found = [each.exception() for each in [pool.submit(prepare) for _ in range(4)]]
+    told = [each for each in found if each]
+    assert len(told) == 3 * foreign and all("new file" in str(each) for each in told)
+    assert foreign or load(out).count == 2
 
 
 def test_a_block_that_is_damaged_or_of_other_files_is_made_again(tmp_path: Path) -> None:
