@@ -79,6 +79,17 @@ class Files:
         """Those whose names say that they are images, sorted; UsageError where there is none."""
         return replace(self, names=_images(self.names, self.where))
 
+    def below(self, folder: str) -> "Files":
+        """Those whose names begin with that of a folder, such as "photos/", by the rest of them."""
+        names = (name.removeprefix(folder) for name in self.names if name.startswith(folder))
+        return Files(self.where / folder, tuple(names), lambda name: self.content(folder + name))
+
+    def check_once(self, wanted: Iterable[str]) -> None:
+        """Refuse (UsageError) two files of one of the names, as a zip may hold."""
+        counts = Counter(self.names)
+        if twice := [name for name in wanted if counts[name] > 1]:
+            raise UsageError(f"{self.where} holds {twice[0]} twice, one of {len(twice)} such names")
+
     def labels(self, names: Sequence[str]) -> Labels | None:
         """The labels of the files of these names, where `dataset.json` states any.
 
@@ -121,9 +132,7 @@ def open_zip(path: Path) -> Pictures:
         images = _Images(files.images())
         for name in {*files.names}.difference(images.names):  # a damaged one may have been an image
             _opened(archive, path, name).close()
-        counts = Counter(files.names)
-        if twice := [name for name in (*images.names, LABEL_FILE) if counts[name] > 1]:
-            raise UsageError(f"{path} holds {twice[0]} twice, one of {len(twice)} such names")
+        files.check_once((*images.names, LABEL_FILE))
         return images.opened(lambda: files.labels(images.names) or Labels())
 
 

@@ -123,8 +123,11 @@ class Material:
     def at(cls, source: str, out: Path) -> "Material":
         """What a folder or zip holds, or a dataset; without hidden files, and without `out`.
 
+        Labels are those that `dataset.json` states in the innermost folder that holds all.
+
         Raises:
-            UsageError: as `datasets.load`, of what is neither folder nor zip.
+            UsageError: a zip holds two files of one name; and as `datasets.load`, of what is
+                neither folder nor zip.
         """
         path = Path(source)
         pictured = path.suffix.lower() == ".zip" or (path.is_dir() and not datasets.file_of(path))
@@ -132,12 +135,17 @@ class Material:
             return cls._of(datasets.load(source))
         files = files_below(path) if path.is_dir() else files_within(path)
         place = path.resolve()
-        chosen = (name for name in dict.fromkeys(files.names) if _counts(name, place, out))
-        stated = files.labels
-        return cls(
-            Files(path, tuple(sorted(chosen)), files.content),
-            lambda names: stated(names) or classes_of_folders(_unwrapped(names)),
-        )
+        chosen = sorted(name for name in {*files.names} if _counts(name, place, out))
+        files.check_once(chosen)
+        top = chosen[0].removesuffix(_unwrapped(chosen)[0]) if chosen else ""
+        below = files.below(top)
+        names = tuple(name for name in chosen if name != top + LABEL_FILE)
+
+        def labels(names: Sequence[str]) -> Labels:
+            inner = [name.removeprefix(top) for name in names]
+            return below.labels(inner) or classes_of_folders(_unwrapped(inner))
+
+        return cls(Files(path, names, files.content), labels)
 
     @classmethod
     def _of(cls, dataset: Dataset) -> "Material":
@@ -161,7 +169,7 @@ def _number(name: str) -> int:
 
 def _counts(name: str, source: Path, out: Path) -> bool:
     hidden = "/." in f"/{name}"
-    if hidden or name == LABEL_FILE or name.endswith("/"):
+    if hidden or name.endswith("/"):
         return False
     return os.path.realpath(source / name) != str(out)  # also by a link
 

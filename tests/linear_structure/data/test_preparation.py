@@ -5,6 +5,7 @@ import json
 import struct
 import sys
 import threading
+import warnings
 import zipfile
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
@@ -535,6 +536,49 @@ def test_zips_and_arrays_are_prepared_with_their_labels(
     assert load(tmp_path / "p.zip").class_name(1) == "1 (b)"
     assert command(tmp_path / "p.zip", tmp_path / "q.zip", "--size", 8) == 0
     assert (tmp_path / "q.zip").read_bytes() == (tmp_path / "p.zip").read_bytes()
+
+
+def test_a_zip_of_two_files_of_one_name_is_refused_as_it_is_read(
+    tmp_path: Path, command: Callable[..., int], capsys: pytest.CaptureFixture[str]
+) -> None:
+    for twice, code in (("b.png", 2), ("dataset.json", 2), ("folder/", 0), (".hidden", 0)):
+        with (
+            warnings.catch_warnings(action="ignore"),
+            zipfile.ZipFile(tmp_path / "a.zip", "w") as z,
+        ):
+            for name in ("a.png", "b.png", twice, twice):
+                z.writestr(name, b'{"labels": null}' if "json" in name else encoded(RGB))
+        assert command(tmp_path / "a.zip", tmp_path / "o.zip") == code
+        said = capsys.readouterr().err
+        assert (f"a.zip holds {twice} twice, one of 1 such names" in said) == (code == 2)
+        (tmp_path / "o.zip").unlink(missing_ok=True)
+
+
+@pytest.mark.parametrize("top", ["", "photos/", "my photos/2026/"])
+@pytest.mark.parametrize("zipped", [True, False])
+def test_labels_are_stated_where_the_folder_that_holds_all_begins(
+    tmp_path: Path, command: Callable[..., int], top: str, zipped: bool
+) -> None:
+    stated = {"labels": [["x/1.png", 4], ["y/2.png", 0], ["z.png", 4]], "classes": ["a", "b"]}
+    files = {f"{top}{name}": encoded(RGB) for name, _ in stated["labels"]}
+    files |= {f"{top}dataset.json": json.dumps(stated).encode(), "__MACOSX/._a": b"x", ".b": b"x"}
+    if zipped:
+        (source := tmp_path / "in.zip").write_bytes(builders.zip_of(**files))
+    else:
+        source = folder_of(tmp_path / "in", files)
+    assert command(source, tmp_path / "o.zip", "--size", 8, "--strict") == 0
+    dataset = load(tmp_path / "o.zip")
+    assert dataset.labels().tolist() == [4, 0, 4] and dataset.class_names == ("a", "b")
+
+
+def test_labels_beside_the_folder_that_holds_all_are_of_whole_names(
+    tmp_path: Path, command: Callable[..., int]
+) -> None:
+    """The one within it is no picture then."""
+    stated = {"dataset.json": b'{"labels": [["in/1.png", 3]]}', "in/dataset.json": b"{}"}
+    (tmp_path / "a.zip").write_bytes(builders.zip_of(**stated, **{"in/1.png": encoded(RGB)}))
+    assert command(tmp_path / "a.zip", tmp_path / "o.zip") == 0
+    assert load(tmp_path / "o.zip").labels().tolist() == [3]
 
 
 def test_a_folder_of_idx_files_is_prepared(tmp_path: Path, command: Callable[..., int]) -> None:
