@@ -181,7 +181,9 @@ def _digits() -> Dataset:
 
 def path_of(name_or_path: str | Path | None) -> Path | None:
     """Where a dataset is read from; None of none, or of a known name, which wins over a path."""
-    return None if name_or_path in (None, *NAMES) else Path(name_or_path)
+    if name_or_path is None or str(name_or_path) in NAMES:
+        return None
+    return Path(name_or_path)
 
 
 def file_of(path: Path) -> Path | None:

@@ -173,8 +173,11 @@ def check_writable(folder: Path) -> None:
         OSError: none can be made.
     """
     nearest = check_folder(folder)
-    with _blaming(nearest), tempfile.TemporaryFile(dir=nearest):
-        pass
+    try:
+        tempfile.TemporaryFile(dir=nearest).close()
+    except OSError as error:
+        error.filename = str(nearest)  # not that of what was tried
+        raise
 
 
 def check_regular(path: Path) -> None:

@@ -216,6 +216,16 @@ def test_what_is_neither_file_nor_folder_is_not_waited_for(tmp_path, monkeypatch
             preparation.check_target("pics", Path("o.zip"))
 
 
+def test_a_folder_is_named_that_takes_no_file(tmp_path, monkeypatch):
+    def refuse(dir):
+        raise OSError(errno.EROFS, "Read-only file system", f"{dir}/tmp1234")
+
+    monkeypatch.setattr("tempfile.TemporaryFile", refuse)
+    with pytest.raises(OSError, match="Read-only") as caught:
+        files.check_writable(tmp_path / "new")
+    assert caught.value.filename == str(tmp_path)
+
+
 def test_what_is_read_is_not_written_over(tmp_path, monkeypatch):
     """By another spelling, by links of both kinds, and within a folder of images, too."""
     monkeypatch.chdir(tmp_path)
