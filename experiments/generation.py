@@ -33,11 +33,11 @@ from linear_structure.sampling.seeds import check_class, format_seeds
 from linear_structure.sampling.table import SAMPLERS, Settings, find
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import alone, read_json, write_json
+from linear_structure.system.files import alone_in, read_json, write_json
 from linear_structure.system.machine import Machine
 from linear_structure.teleport import Teleport, carry
 
-SETTINGS, LOCK = "generation.json", ".lock"
+SETTINGS = "generation.json"
 ABLATION = "ablation"  # the sampler of all settings of `Ablation`; the others are rows
 PER_FOLDER = 1000  # seeds of one folder of --subdirs
 
@@ -204,8 +204,7 @@ def _claim(generation: Generation) -> None:
                 f"{folder} holds {others[0]} and no {SETTINGS} that says how its images "
                 "were made: expected an empty folder, or a new one"
             )
-        folder.mkdir(parents=True, exist_ok=True)
-        with alone(folder / LOCK, f"begins in {folder}"):
+        with alone_in(folder, f"begins in {folder}"):
             if not path.exists():
                 write_json(path, inputs)
     machine.wait_for([path])

@@ -18,7 +18,13 @@ from linear_structure.data import datasets
 from linear_structure.data.datasets import Dataset
 from linear_structure.sampling.seeds import SeedRange
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import check_folder, check_writable, read_json, write_json
+from linear_structure.system.files import (
+    alone_in,
+    check_folder,
+    check_writable,
+    read_json,
+    write_json,
+)
 
 RECORD = "own.json"
 PER_RANGE = ("seeds", "skips")  # what two commands of one name need not share
@@ -165,6 +171,12 @@ def check_place(name: str) -> None:
         raise UsageError(
             f"{error.filename} cannot be written ({error.strerror}): run this in a folder of yours"
         ) from error
+
+
+def claim(name: str, typed: Typed) -> None:
+    """Keep what was typed for a name beside what it has; raises as `joined`."""
+    with alone_in(path_of(name).parent, f"takes the name {name}"):
+        write(name, joined(name, typed))  # not before: another command may be taking it
 
 
 def write(name: str, typed: Mapping[str, str | bool]) -> None:

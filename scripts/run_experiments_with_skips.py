@@ -39,7 +39,7 @@ def claim(typed: argparse.Namespace, loaded: Sweep) -> None:
     preset = loaded.preset
     labels_for(load_dataset(preset, loaded.network), loaded.network)
     if rank() == 0:
-        own.write(preset.name, own.joined(preset.name, options.said(typed)))
+        own.claim(preset.name, options.said(typed))
         if preset.features_side:
             side, distance = preset.features_side, loaded.features.distance_name
             print(f"{distance} is of images brought to {side} x {side}")

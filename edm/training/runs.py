@@ -11,8 +11,8 @@ whether it is compiled may differ between two commands that continue it.
 
 import math
 import time
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, nullcontext
+from collections.abc import Callable, Mapping
+from contextlib import nullcontext
 from dataclasses import dataclass, field
 from functools import cached_property
 from pathlib import Path
@@ -38,11 +38,11 @@ from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.samplers import heun
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.system.errors import WorkError, stoppable
-from linear_structure.system.files import alone, check_writable, replacing, write_text
+from linear_structure.system.files import alone_in, check_writable, replacing, write_text
 from linear_structure.system.machine import gathered, rank, world_size
 from linear_structure.system.options import plain
 
-STATE, LOCK = "training-state.pt", ".lock"
+STATE = "training-state.pt"
 FREE = ("duration", "tick", "snapshot", "compile")  # may change when a run goes on
 SAMPLES, COLUMNS, STEPS = 64, 8, 18
 THUMBNAIL = 32  # pixels that a sample is wide, at least
@@ -102,7 +102,8 @@ class Job:
         backend = "cpu:gloo,cuda:nccl" if self.device.type == "cuda" else "gloo"
         torch.manual_seed(self.recipe.seed)
         network = self._network()  # a recipe that gives none leaves no folder behind
-        with self._alone(), gathered(backend, patience=None) as meet:
+        turn = nullcontext() if rank() else alone_in(self.folder, f"trains in {self.folder}")
+        with turn, gathered(backend, patience=None) as meet:
             state: State[Any] = State.start(network.to(self.device))
             state.read(self.folder / STATE, identity)
             if self.recipe.compile:
@@ -116,13 +117,6 @@ class Job:
                 # reduction needs Python for it, and aborts a process that is ending.
                 meet()
         return state
-
-    @contextmanager
-    def _alone(self) -> Iterator[None]:
-        """Keep other commands out of the folder; of several processes, the first does so."""
-        self.folder.mkdir(parents=True, exist_ok=True)
-        with nullcontext() if rank() else alone(self.folder / LOCK, f"trains in {self.folder}"):
-            yield
 
     def _network(self) -> nn.Module:
         if self.transfer is None:

@@ -261,6 +261,12 @@ def alone(path: Path, doing: str) -> Iterator[None]:
         yield
 
 
+def alone_in(folder: Path, doing: str) -> AbstractContextManager[None]:
+    """As `alone`, by a hidden lock in a folder, which is made where it is not there."""
+    folder.mkdir(parents=True, exist_ok=True)
+    return alone(folder / ".lock", doing)
+
+
 def write_text(path: Path, text: str) -> None:
     """Write `text` to `path` whole or not at all."""
     with replacing(path) as beside:

@@ -6,6 +6,9 @@ import runpy
 import shutil
 import subprocess
 import sys
+import threading
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 
 import numpy as np
@@ -43,6 +46,24 @@ def nothing():
 def blind():
     return lambda x, sigma: x * float("nan")
 """
+
+
+def test_of_two_claims_of_a_name_at_once_one_holds(tmp_path, monkeypatch):
+    """Each comes to write before the other has; without turns both would."""
+    both, write = threading.Barrier(2), own.write_json
+
+    def write_together(path, value):
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)
+        write(path, value)
+
+    monkeypatch.setattr(own, "ROOT", tmp_path)
+    monkeypatch.setattr(own, "write_json", write_together)
+    with ThreadPoolExecutor() as pool:
+        typed = ({"dataset": "a.npy", "network": f"{n}.safetensors"} for n in range(2))
+        told = [each.exception() for each in [pool.submit(own.claim, "x", t) for t in typed]]
+    (refused,) = filter(None, told)
+    assert isinstance(refused, UsageError) and "the name x is taken" in str(refused)
 
 
 def pictures(count: int, height: int, width: int) -> np.ndarray:
