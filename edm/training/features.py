@@ -1,8 +1,9 @@
 """Training of the classifier whose features a Frechet distance of our own is taken on."""
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -13,7 +14,7 @@ from tqdm import trange
 from edm.evaluation.classifier import Classifier, Options
 from edm.training.state import State, mixed
 from linear_structure.system.errors import UsageError, stoppable
-from linear_structure.system.files import digest_of_tensor
+from linear_structure.system.files import alone, digest_of_tensor
 from linear_structure.system.options import option, plain
 
 
@@ -79,14 +80,22 @@ class Training:
     def run(self) -> Classifier:
         """Train from where it stopped, or from the start.
 
-        SIGINT and SIGTERM take effect after the step that they come in, when its state is kept.
+        SIGINT and SIGTERM take effect after the step that they come in, when its state is kept. Of
+        several commands with one place for it, each waits for the one before.
 
         Raises:
             UsageError: the unfinished training is another one, or there are too few images.
         """
         digests = {"images": digest_of_tensor(self.images), "labels": digest_of_tensor(self.labels)}
         state, identity = self._start(), {**plain(self.recipe), **digests}
-        state.read(self.unfinished, identity)
+        place = self.unfinished
+        place.parent.mkdir(parents=True, exist_ok=True)
+        with alone(place.with_name(f".{place.name}.lock"), f"keeps its training in {place}"):
+            state.read(place, identity)
+            self._train(state, identity)
+        return state.network.eval()
+
+    def _train(self, state: State[Classifier], identity: Mapping[str, Any]) -> None:
         count = len(self.images) // self.recipe.batch * self.recipe.batch  # in an epoch
         finished = state.images_seen // count
         bar = trange(self.recipe.epochs, initial=finished, unit="epoch")
@@ -100,7 +109,6 @@ class Training:
                 if stopped():
                     break
                 bar.update()
-        return state.network.eval()
 
     def _start(self) -> State[Classifier]:
         recipe = self.recipe

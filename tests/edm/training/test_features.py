@@ -3,8 +3,13 @@
 import dataclasses
 import signal
 import sys
+import threading
+from collections.abc import Mapping
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
+from typing import Any
 
 import builders
 import numpy as np
@@ -13,6 +18,7 @@ import torch
 
 from edm.evaluation.classifier import Classifier, accuracy
 from edm.training.features import RECIPES, Training, held_out
+from edm.training.state import State
 from linear_structure.data import datasets
 from linear_structure.system.errors import UsageError, run_command
 
@@ -70,6 +76,25 @@ def test_a_signal_within_an_epoch_loses_no_step(
         assert run_command(part.run) == 128 + number
     assert all(torch.equal(value, whole[name]) for name, value in part.run().state_dict().items())
     assert len(steps) == 44
+
+
+def test_trainings_of_one_place_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    """Without turns both would have read that nothing is there, and both would train."""
+    both, read = threading.Barrier(2), State.read
+
+    def read_together(state: State, path: Path, identity: Mapping[str, Any]) -> None:
+        read(state, path, identity)
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=0.5)
+
+    monkeypatch.setattr(State, "read", read_together)
+    with ThreadPoolExecutor() as pool:
+        runs = [pool.submit(training(tmp_path, epochs=1, seed=n).run) for n in range(2)]
+        (refused,) = [each for each in (run.exception() for run in runs) if each]
+    assert isinstance(refused, UsageError) and "another training, with other" in str(refused)
+    assert "waiting for another process that keeps its training in" in capsys.readouterr().err
 
 
 def test_a_state_of_the_earlier_form_is_refused_in_a_sentence(tmp_path: Path) -> None:
