@@ -10,6 +10,7 @@ import sys
 from pathlib import Path
 
 from linear_structure.system.errors import UsageError, importing, run_command
+from linear_structure.system.options import word
 
 TABLE = "experiments_with_skip_results.txt"
 EVERYTHING = "experiments_with_skip_results.csv"
@@ -19,7 +20,8 @@ GRAPH = "experiments_with_skip_graph.png"
 def main() -> None:
     """Write table, CSV and graph to the preset's folder, and copies here; print the table."""
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("preset", nargs="?", help="default: that of the latest sweep")
+    latest = "default: that of the latest sweep"
+    parser.add_argument("preset", type=word, nargs="?", help=latest)
     name = parser.parse_args().preset
     with importing():  # not before: --help needs none of it
         from experiments import figures, pooled, presets, results, tables

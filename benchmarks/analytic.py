@@ -23,6 +23,7 @@ from linear_structure.denoise import score
 from linear_structure.gaussian import Gaussian
 from linear_structure.images import from_uint8
 from linear_structure.points import PointCloud
+from linear_structure.system.options import word
 from linear_structure.system.precision import set_tf32
 
 START, STOP = 80.0, 3.0
@@ -121,7 +122,9 @@ def main() -> None:
     """Report every ratio."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--batch", type=int, default=64, help="images or queries at a time")
-    parser.add_argument("--images", help="points: a dataset's name or path; default: synthetic")
+    parser.add_argument(
+        "--images", type=word, help="points: a dataset's name or path; default: synthetic"
+    )
     parser.add_argument("--points", type=int, default=50_000, help="how many synthetic points")
     args = parse(parser, repeats=7, batch=2, points=64, images="digits")
     torch.manual_seed(0)

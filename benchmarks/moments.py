@@ -26,6 +26,7 @@ from torch import Tensor
 from linear_structure.data import datasets
 from linear_structure.gaussian import Gaussian
 from linear_structure.moments import PixelSums
+from linear_structure.system.options import named_path, word
 
 SHAPE = (3, 32, 32)
 BLOCK = 1000
@@ -107,10 +108,12 @@ def _measure(name: str, path: Path) -> dict[str, float]:
 def main() -> None:
     """Run both chains in turns, and report what they took and the ratios of the medians."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", help="a dataset's name or path; default: synthetic images")
+    parser.add_argument(
+        "--images", type=word, help="a dataset's name or path; default: synthetic images"
+    )
     parser.add_argument("--count", type=int, default=50_000, help="how many synthetic images")
     parser.add_argument("--chain", choices=CHAINS, help=argparse.SUPPRESS)
-    parser.add_argument("--array", type=Path, help=argparse.SUPPRESS)
+    parser.add_argument("--array", type=named_path, help=argparse.SUPPRESS)
     args = parse(parser, repeats=3, devices=("cpu",), images="digits")
     if args.chain:
         _run_chain(args.chain, args.array)

@@ -32,6 +32,7 @@ from linear_structure.gaussian import Gaussian, Isotropic
 from linear_structure.sampling.grids import sigma_grid
 from linear_structure.sampling.seeds import Seeds
 from linear_structure.spectral import Spectral, block_size, transform
+from linear_structure.system.options import word
 from linear_structure.system.precision import set_tf32
 from linear_structure.teleport import flow
 
@@ -143,7 +144,9 @@ def report_fit(report: Report, size: int) -> None:
 def main() -> None:
     """Report what is asked for."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
-    parser.add_argument("--images", help="a dataset whose full covariance is compared with")
+    parser.add_argument(
+        "--images", type=word, help="a dataset whose full covariance is compared with"
+    )
     parser.add_argument("--fit", type=int, metavar="SIZE", help="side of images that are fitted")
     args = parse(parser, repeats=15)
     report = Report("spectral", args.json)

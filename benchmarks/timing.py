@@ -11,6 +11,7 @@ from pathlib import Path
 import torch
 
 from linear_structure.system.files import write_json
+from linear_structure.system.options import named_path
 
 DEVICES = ("cpu", "cuda")
 PRODUCT = {"cpu": 2048, "cuda": 8192}  # side of the matrices that measure the peak rate
@@ -26,7 +27,9 @@ def parse(
     parser.add_argument("--device", choices=devices, default=found, help="default: a GPU, if any")
     parser.add_argument("--repeats", type=int, default=repeats)
     parser.add_argument("--product", type=int, help="side of the matrices whose product is a limit")
-    parser.add_argument("--json", type=Path, metavar="FILE", help="add the numbers to this file")
+    parser.add_argument(
+        "--json", type=named_path, metavar="FILE", help="add the numbers to this file"
+    )
     told = "tiny sizes, for a rehearsal: the numbers mean nothing"
     parser.add_argument("--quick", action="store_true", help=told)
     args = parser.parse_args()

@@ -3,6 +3,7 @@
 import argparse
 from collections.abc import Sequence
 from dataclasses import fields, replace
+from functools import partial
 from pathlib import Path
 from typing import Any, NoReturn
 
@@ -16,7 +17,7 @@ from linear_structure.sampling.table import Settings, chosen_settings
 from linear_structure.system import download, machine
 from linear_structure.system.errors import UsageError
 from linear_structure.system.machine import Machine
-from linear_structure.system.options import add_arguments, given, table
+from linear_structure.system.options import add_arguments, given, table, word
 
 SHOWN = ("steps", "sigma_min", "sigma_max", "rho", "sampler", "skips", "seeds", "block")
 FILES = tuple(each.name for each in fields(Preset) if each.metadata.get("file"))
@@ -35,7 +36,7 @@ def command(description: str | None, name: str) -> argparse.ArgumentParser:
         epilog="The presets:\n\n" + table(Preset, presets.presets(), SHOWN),
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
-    parser.add_argument("preset", nargs="?", default="cifar10", help=named())
+    parser.add_argument("preset", type=word, nargs="?", default="cifar10", help=named())
     change = parser.add_argument_group("values of the preset that may be changed")
     add_values(change, TYPED)
     add_arguments(parser.add_argument_group("settings of the sampler"), Settings)
@@ -55,8 +56,9 @@ def add_values(group: Any, names: Sequence[str]) -> None:
             add_arguments(group, Preset, [name])
             continue
         meaning = next(each.metadata["meaning"] for each in fields(Preset) if each.name == name)
-        group.add_argument(f"--{name}", metavar="FILE", help=f"{meaning}: path or URL")
-        group.add_argument(f"--{name}-sha256", metavar="DIGEST", help="what that file must have")
+        add = partial(group.add_argument, type=word)
+        add(f"--{name}", metavar="FILE", help=f"{meaning}: path or URL")
+        add(f"--{name}-sha256", metavar="DIGEST", help="what that file must have")
 
 
 def add_precision(parser: argparse.ArgumentParser) -> None:

@@ -22,6 +22,7 @@ from linear_structure.sampling.seeds import SeedRange
 from linear_structure.sampling.table import SAMPLERS, Sampler, Settings
 from linear_structure.system.download import Source
 from linear_structure.system.errors import UsageError
+from linear_structure.system.options import named_path, word
 
 EDM = "https://nvlabs-fi-cdn.nvidia.com/edm"
 MEGABYTE = 1_000_000
@@ -89,10 +90,10 @@ class Preset:
     """
 
     name: str
-    dataset: str | None = value("known name, folder, zip or array of images", parse=str)
+    dataset: str | None = value("known name, folder, zip or array of images", parse=word)
     parameters: Path = value(
         "parameter directory to teleport with; the preset's own is made from the dataset",
-        parse=Path,
+        parse=named_path,
         metavar="DIR",
     )
     eigenvalue_scale: float = value(

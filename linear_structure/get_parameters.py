@@ -28,7 +28,7 @@ from linear_structure.spectral import LOW
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_writable
 from linear_structure.system.memory import free_memory
-from linear_structure.system.options import positive
+from linear_structure.system.options import named_path, positive, word
 
 USED_BY = {
     "rank": ("gaussian", "mixture"),
@@ -70,9 +70,10 @@ def _not_negative(text: str) -> float:
 
 def _parse() -> argparse.Namespace:
     parser = argparse.ArgumentParser(description="Fit an analytic model to a dataset of images.")
-    parser.add_argument("dataset", help="a known name (CIFAR10, digits, ...) or a path to images")
+    images = "a known name (CIFAR10, digits, ...) or a path to images"
+    parser.add_argument("dataset", type=word, help=images)
     parser.add_argument("kind", choices=KINDS)
-    parser.add_argument("save_dir", type=Path)
+    parser.add_argument("save_dir", type=named_path)
     parser.add_argument(
         "--rank", type=_rank, help="keep at most so many directions; auto: as many as --sigma needs"
     )
@@ -84,7 +85,8 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--first", action="store_true", help="--count: the first ones instead")
     parser.add_argument("--by-class", action="store_true", help="one model for each class as well")
     parser.add_argument("--batch", type=positive, default=BATCH, help="images read at a time")
-    parser.add_argument("--data-dir", type=Path, help="where archives are kept or looked for")
+    kept = "where archives are kept or looked for"
+    parser.add_argument("--data-dir", type=named_path, help=kept)
     parser.add_argument(
         "--s0", type=_not_negative, default=0.0, help="isotropic: deviation of pixels"
     )

@@ -12,13 +12,13 @@ if __name__ == "__main__":
 import argparse
 import math
 import sys
-from pathlib import Path
 
 from edm.evaluation import classifier
 from linear_structure.data import datasets
 from linear_structure.moments import HALF_WIDTH
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import Machine, add_options
+from linear_structure.system.options import named_path, word
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -26,8 +26,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("images", help="folder, zip, array or name of a dataset")
-    parser.add_argument("--features", type=Path, required=True, help="classifier, .safetensors")
+    parser.add_argument("images", type=word, help="folder, zip, array or name of a dataset")
+    what = "classifier, .safetensors"
+    parser.add_argument("--features", type=named_path, required=True, help=what)
     add_options(parser)
     return parser.parse_args()
 

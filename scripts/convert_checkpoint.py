@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 from linear_structure.system.errors import UsageError, importing, run_command
+from linear_structure.system.options import named_path, word
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -30,14 +31,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="IN", help="snapshot or state dict: path or URL")
-    parser.add_argument("target", metavar="OUT.safetensors", type=Path)
-    parser.add_argument("--sha256", help="digest that IN must have, compared before it is read")
-    parser.add_argument(
-        "--options", metavar="JSON", type=Path, help="file of the options of a bare state dict"
-    )
+    add = parser.add_argument
+    add("source", type=word, metavar="IN", help="snapshot or state dict: path or URL")
+    add("target", type=named_path, metavar="OUT.safetensors")
+    digest = "digest that IN must have, compared before it is read"
+    add("--sha256", type=word, help=digest)
+    bare = "file of the options of a bare state dict"
+    add("--options", type=named_path, metavar="JSON", help=bare)
     half = "round the weights to it: half the file; a network that is read computes in float32"
-    parser.add_argument("--dtype", choices=["float16", "bfloat16"], help=half)
+    add("--dtype", choices=["float16", "bfloat16"], help=half)
     return parser.parse_args()
 
 

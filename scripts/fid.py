@@ -33,7 +33,7 @@ from linear_structure.system.download import cache_dir, given, located
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import alone, check_output, digest_of, write_json
 from linear_structure.system.machine import Machine, add_options, gathered, rank
-from linear_structure.system.options import folder, positive
+from linear_structure.system.options import folder, named_path, positive, word
 
 
 @contextmanager
@@ -195,18 +195,19 @@ def parse() -> argparse.Namespace:
     calc.set_defaults(run=calculate)
     add = calc.add_argument
     several = "names or paths of datasets; several are repetitions, one for each seed range"
-    add("--images", nargs="+", required=True, help=several)
-    add("--ref", required=True, help="path or URL of an .npz of statistics, or images as above")
-    add("--ref-sha256", help="what the reference file must have")
+    add("--images", type=word, nargs="+", required=True, help=several)
+    against = "path or URL of an .npz of statistics, or images as above"
+    add("--ref", type=word, required=True, help=against)
+    add("--ref-sha256", type=word, help="what the reference file must have")
     subsets = "also KID, on 100 subsets of this size (default: 1000)"
     add("--kid", nargs="?", type=positive, const=1000, metavar="SIZE", help=subsets)
     near = "also improved precision and recall with K neighbours (default: 3)"
     add("--precision-recall", nargs="?", type=positive, const=3, metavar="K", help=near)
-    add("--json", type=Path, help="write the results to this file too")
+    add("--json", type=named_path, help="write the results to this file too")
     ref = commands.add_parser("ref", help="write the statistics of images")
     ref.set_defaults(run=make_reference)
-    ref.add_argument("--images", required=True, help="name or path of a dataset")
-    ref.add_argument("--out", type=Path, required=True, help="the .npz file to write")
+    ref.add_argument("--images", type=word, required=True, help="name or path of a dataset")
+    ref.add_argument("--out", type=named_path, required=True, help="the .npz file to write")
     for command in (calc, ref):
         add_settings(command)
     return parser.parse_args()
@@ -219,8 +220,9 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     add("--num", type=int, help="so many images, drawn by --seed (default: all)")
     add("--seed", type=int, default=0, help="of the choice of images (default: 0)")
     add("--batch", type=positive, default=64, help="images at a time (default: 64)")
-    add("--features", default="inception", help="inception (default), or weights: path or URL")
-    add("--features-sha256", help="what the file of weights must have")
+    weights = "inception (default), or weights: path or URL"
+    add("--features", type=word, default="inception", help=weights)
+    add("--features-sha256", type=word, help="what the file of weights must have")
     add("--tf32", action="store_true", help="faster products on NVIDIA GPUs, 10 bits of mantissa")
     kept = "keep features in this folder, and use those that are there "
     add("--work", type=folder, help=kept + "(default: in the cache, until the result is made)")

@@ -27,7 +27,7 @@ from linear_structure.sampling.table import SAMPLERS, Settings, chosen_settings
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import Machine
-from linear_structure.system.options import add_arguments, folder, given
+from linear_structure.system.options import add_arguments, folder, given, word
 from linear_structure.teleport import Teleport
 
 GRID = ("steps", "sigma_min", "sigma_max", "rho")
@@ -41,7 +41,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("--preset", help=f"network, grid and parameters: {options.named()}")
+    add("--preset", type=word, help=f"network, grid and parameters: {options.named()}")
     add("--outdir", type=folder, required=True, help="folder of the images")
     add("--seeds", type=parse_seeds, default="0-63", help="such as 0-63,70 (default: 0-63)")
     add("--subdirs", action="store_true", help="a folder for every thousand seeds")

@@ -24,7 +24,7 @@ from linear_structure.data.datasets import Dataset
 from linear_structure.system import machine
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_apart, check_writable
-from linear_structure.system.options import folder
+from linear_structure.system.options import folder, word
 
 CHANGED = ("dataset", "parameters", "eigenvalue_scale", "network")
 
@@ -39,7 +39,7 @@ def parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("preset", help=options.named())
+    add("preset", type=word, help=options.named())
     add("--count", type=int, default=64, help="images, the first of the dataset (default: 64)")
     add("--probes", type=int, help="random signs for each trace (default: 1)")
     add("--exact", action="store_true", help="exact traces: as many derivatives as pixels")

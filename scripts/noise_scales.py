@@ -15,7 +15,6 @@ import math
 import sys
 from collections.abc import Callable
 from functools import partial
-from pathlib import Path
 from typing import Any, NamedTuple, TypeVar
 
 import torch
@@ -35,7 +34,7 @@ from linear_structure.sampling.scales import (
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import digest_of_tensor
 from linear_structure.system.machine import set_threads, usable_cores
-from linear_structure.system.options import folder, positive
+from linear_structure.system.options import folder, named_path, positive, word
 from linear_structure.system.store import kept
 
 DRAWN = 10_000  # points of data in the plane
@@ -149,13 +148,14 @@ def parse() -> argparse.Namespace:
     )
     add = parser.add_argument
     known = ", ".join((*datasets.NAMES, *plane.DRAWS))
-    add("dataset", help=f"{known}; or a folder of images, a zip, .npy, .npz or IDX file")
+    kinds = f"{known}; or a folder of images, a zip, .npy, .npz or IDX file"
+    add("dataset", type=word, help=kinds)
     add("--sigma-min", type=float, default=0.02, help="sigma_L, in units of the data")
     add("--steps", type=positive, default=5, help="T, at each level (default 5)")
     add("--overlap", type=float, default=0.5, help="C of technique 2 (default 0.5)")
     add("--gamma", type=float, help="ratio of neighbouring levels, in place of technique 2's")
     add("--out", type=folder, help=f"folder of noise_scales.json (default {SCORE_BASED}/DATASET)")
-    add("--data-dir", type=Path, help="where archives are kept or looked for")
+    add("--data-dir", type=named_path, help="where archives are kept or looked for")
     add("--threads", type=int, default=usable_cores(), help="of the CPU (default: all)")
     return parser.parse_args()
 

@@ -25,7 +25,7 @@ from linear_structure.data.plane import DRAWS
 from linear_structure.system.errors import run_command
 from linear_structure.system.files import check_writable, digest_of_file, write_json
 from linear_structure.system.machine import set_threads
-from linear_structure.system.options import folder
+from linear_structure.system.options import folder, word
 
 
 def _parse() -> argparse.Namespace:
@@ -33,11 +33,12 @@ def _parse() -> argparse.Namespace:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     add = parser.add_argument
-    add("data", nargs="?", default="mixture", help=", ".join(DRAWS))
+    add("data", type=word, nargs="?", default="mixture", help=", ".join(DRAWS))
     counted = "particles of each sampler (default 20,000; of other data than the mixture 5,000)"
     add("--count", type=int, help=counted)
     add("--seed", type=int, default=0, help="of all that is drawn (default 0)")
-    add("--network", help="of the learned score: path or URL (default: the mixture's, shipped)")
+    learned = "of the learned score: path or URL (default: the mixture's, shipped)"
+    add("--network", type=word, help=learned)
     add("--out", type=folder, help=f"folder (default: {SCORE_BASED}/plane, or {SCORE_BASED}/DATA)")
     return parser.parse_args()
 

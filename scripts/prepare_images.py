@@ -17,12 +17,11 @@ if __name__ == "__main__":
 
 import argparse
 import sys
-from pathlib import Path
 
 from PIL import ImageColor
 
 from linear_structure.system.errors import UsageError, importing, run_command
-from linear_structure.system.options import positive
+from linear_structure.system.options import named_path, positive, word
 
 
 def colour(text: str) -> tuple[int, int, int]:
@@ -41,8 +40,9 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("source", metavar="IN", help="folder, .zip, .npy, .npz, or a known name")
-    parser.add_argument("target", metavar="OUT.zip", type=Path)
+    known = "folder, .zip, .npy, .npz, or a known name"
+    parser.add_argument("source", type=word, metavar="IN", help=known)
+    parser.add_argument("target", metavar="OUT.zip", type=named_path)
     parser.add_argument("--size", type=positive, default=32, help="pixels on either side (32)")
     parser.add_argument(
         "--crop",

@@ -38,10 +38,12 @@ from linear_structure.system.options import (
     add_arguments,
     folder,
     given,
+    named_path,
     parse,
     plain,
     positive,
     table,
+    word,
 )
 
 FIXED = ("levels", "sigma_mean", "sigma_std", "log_uniform", "duration")
@@ -63,10 +65,11 @@ def add_train(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     add = parser.add_argument
     known = ", ".join((*COLOURED, *datasets.NAMES))
-    add("data", help=f"{known}; or a folder of images, a zip, .npy, .npz or IDX file")
+    kinds = f"{known}; or a folder of images, a zip, .npy, .npz or IDX file"
+    add("data", type=word, help=kinds)
     add("--out", type=folder, required=True, metavar="DIR", help="folder of the pair")
-    add("--grey", metavar="DATA", help="name or path of the images to be coloured")
-    add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
+    add("--grey", type=word, metavar="DATA", help="name or path of the images to be coloured")
+    add("--data-dir", type=named_path, metavar="DIR", help="where downloaded datasets are kept")
     add("--steps", type=positive, metavar="N", help="steps of training")
     add_options(parser)
     add_arguments(parser.add_argument_group("values of the recipe"), PairRecipe, VALUES)
@@ -104,9 +107,10 @@ def recipe_of(typed: argparse.Namespace, material: representation.Material) -> P
 def add_encode(parser: argparse.ArgumentParser) -> None:
     """Its options."""
     add = parser.add_argument
-    add("folder", type=Path, metavar="DIR", help="of a pair")
+    add("folder", type=named_path, metavar="DIR", help="of a pair")
     add(
         "--images",
+        type=word,
         metavar="DATA",
         help="images of your own: a folder, a zip, .npy, .npz or IDX file",
     )
@@ -115,9 +119,14 @@ def add_encode(parser: argparse.ArgumentParser) -> None:
     levels.add_argument("--levels", type=int, default=LEVELS, metavar="K", help=meaning)
     levels.add_argument("--sigmas", type=float, nargs="+", metavar="S", help="noise levels")
     add("--untrained", action="store_true", help="with the weights from before training")
-    add("--grey", metavar="DATA", help="where the images to be coloured are now")
-    add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
-    add("--out", type=Path, metavar="FILE", help=f"(default: {CODES}, or as the images, in DIR)")
+    add("--grey", type=word, metavar="DATA", help="where the images to be coloured are now")
+    add("--data-dir", type=named_path, metavar="DIR", help="where downloaded datasets are kept")
+    add(
+        "--out",
+        type=named_path,
+        metavar="FILE",
+        help=f"(default: {CODES}, or as the images, in DIR)",
+    )
     add_options(parser)
 
 
@@ -171,11 +180,17 @@ def file_of(typed: argparse.Namespace) -> str:
 def add_read(parser: argparse.ArgumentParser) -> None:
     """Options of what reads the codes of several pairs."""
     add = parser.add_argument
-    add("folders", type=Path, nargs="+", metavar="DIR", help="of pairs that differ in their seed")
-    add("--tasks", nargs="+", metavar="FACTOR", help="(default: all)")
+    add(
+        "folders",
+        type=named_path,
+        nargs="+",
+        metavar="DIR",
+        help="of pairs that differ in their seed",
+    )
+    add("--tasks", type=word, nargs="+", metavar="FACTOR", help="(default: all)")
     add("--epochs", type=positive, default=Recipe.epochs, help="of heads (default: %(default)s)")
-    add("--grey", metavar="DATA", help="where the images that were coloured are now")
-    add("--data-dir", type=Path, metavar="DIR", help="where downloaded datasets are kept")
+    add("--grey", type=word, metavar="DATA", help="where the images that were coloured are now")
+    add("--data-dir", type=named_path, metavar="DIR", help="where downloaded datasets are kept")
     add("--out", type=folder, metavar="FOLDER", help="(default: d and length, beside the pairs)")
     add_options(parser)
 
@@ -185,8 +200,9 @@ def add_probe(parser: argparse.ArgumentParser) -> None:
     add_read(parser)
     add = parser.add_argument
     wide = "pairs whose codes have as many numbers as those of all levels together"
-    add("--wide", type=Path, nargs="+", default=[], metavar="DIR", help=wide)
-    add("--heads", nargs="+", metavar="ROW", help=f"(default: all) {'; '.join(probing.PROBES)}")
+    add("--wide", type=named_path, nargs="+", default=[], metavar="DIR", help=wide)
+    rows = f"(default: all) {'; '.join(probing.PROBES)}"
+    add("--heads", type=word, nargs="+", metavar="ROW", help=rows)
 
 
 def study_of(typed: argparse.Namespace) -> probing.Study:
@@ -259,9 +275,9 @@ def parse_arguments() -> argparse.Namespace:
     formatter = argparse.RawDescriptionHelpFormatter
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=formatter)
     words = parser.add_subparsers(required=True, metavar="COMMAND")
-    for word, command in COMMANDS.items():
+    for title, command in COMMANDS.items():
         own = words.add_parser(
-            word,
+            title,
             help=command.meaning,
             description=command.meaning,
             epilog=command.epilog,

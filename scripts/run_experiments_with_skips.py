@@ -16,6 +16,7 @@ from experiments.presets import OWN, parse_levels
 from experiments.sweep import Sweep
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import rank
+from linear_structure.system.options import word
 
 
 def refuse_without_network(typed: argparse.Namespace) -> None:
@@ -56,7 +57,8 @@ def main() -> None:
     add("--sigma-skip", type=parse_levels, default=(), metavar="S,S", help=levels)
     add("--save-images", action="store_true", help="write the images as PNG")
     add("--dry-run", action="store_true", help="say what all of it costs, touch nothing")
-    add("--name", help=f"of {OWN}: what your images and network are called (default: {OWN})")
+    called = f"of {OWN}: what your images and network are called (default: {OWN})"
+    add("--name", type=word, help=called)
     typed = parser.parse_args()
     if typed.preset == OWN:
         refuse_without_network(typed)

@@ -25,7 +25,6 @@ if __name__ == "__main__":
 import argparse
 import sys
 from dataclasses import fields
-from pathlib import Path
 
 import torch
 
@@ -39,7 +38,16 @@ from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_apart
 from linear_structure.system.machine import Machine, add_options, rank, usable_cores, world_size
-from linear_structure.system.options import add_arguments, folder, given, parse, plain, table
+from linear_structure.system.options import (
+    add_arguments,
+    folder,
+    given,
+    named_path,
+    parse,
+    plain,
+    table,
+    word,
+)
 
 OF_EDM = ("sigma_mean", "sigma_std", "log_uniform")
 OF_NETWORKS = (
@@ -57,15 +65,17 @@ def parse_arguments() -> argparse.Namespace:
         formatter_class=argparse.RawDescriptionHelpFormatter,
     )
     kinds = f"name of a dataset, a folder, zip, .npy, .npz or IDX file; or {', '.join(plane.DRAWS)}"
-    parser.add_argument("dataset", help=kinds)
+    parser.add_argument("dataset", type=word, help=kinds)
     parser.add_argument("--recipe", choices=RECIPES, default="published")
     parser.add_argument("--out", type=folder, required=True, help="folder of the run")
     parser.add_argument(
         "--transfer",
+        type=word,
         metavar="NET",
         help="start from this network: path or URL of EDM's pickle or training state, or of ours",
     )
-    parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
+    kept = "where downloaded datasets are kept"
+    parser.add_argument("--data-dir", type=named_path, help=kept)
     add_options(parser, "all usable cores, shared by all processes")
     group = parser.add_argument_group("values of the recipe")
     add_arguments(group, Recipe)

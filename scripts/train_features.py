@@ -23,7 +23,7 @@ from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import check_output
 from linear_structure.system.machine import Machine, add_options
-from linear_structure.system.options import given, parse, plain
+from linear_structure.system.options import given, named_path, parse, plain, word
 
 
 def parse_arguments() -> argparse.Namespace:
@@ -31,14 +31,15 @@ def parse_arguments() -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
-    parser.add_argument("dataset", help="name or path of a dataset with labels")
-    parser.add_argument("--recipe", choices=RECIPES, required=True)
-    parser.add_argument("--out", type=Path, required=True, help="file to write, .safetensors")
-    parser.add_argument("--test", help="name or path of the dataset to measure accuracy on")
-    parser.add_argument("--data-dir", type=Path, help="where downloaded datasets are kept")
+    add = parser.add_argument
+    add("dataset", type=word, help="name or path of a dataset with labels")
+    add("--recipe", choices=RECIPES, required=True)
+    add("--out", type=named_path, required=True, help="file to write, .safetensors")
+    add("--test", type=word, help="name or path of the dataset to measure accuracy on")
+    add("--data-dir", type=named_path, help="where downloaded datasets are kept")
     add_options(parser)
-    parser.add_argument("--epochs", type=int, help="instead of the recipe's")
-    parser.add_argument("--seed", type=int, help="instead of the recipe's")
+    add("--epochs", type=int, help="instead of the recipe's")
+    add("--seed", type=int, help="instead of the recipe's")
     return parser.parse_args()
 
 

@@ -29,7 +29,7 @@ from linear_structure.data.datasets import Dataset
 from linear_structure.sampling.processes import ddpm_grid
 from linear_structure.sampling.scales import Scales
 from linear_structure.system.errors import UsageError
-from linear_structure.system.options import choice, option, plain
+from linear_structure.system.options import choice, option, plain, word
 from linear_structure.system.store import read_kept
 
 ARCHITECTURES: dict[str, dict[str, Any]] = {
@@ -74,7 +74,7 @@ class Recipe:
     levels: str = field(
         default=DDPM,
         metadata={
-            "parse": str,
+            "parse": word,
             "metavar": "FILE",
             "meaning": "of --loss levels: ddpm, or a file that noise_scales.py wrote",
         },

@@ -19,6 +19,7 @@ import torch
 from threadpoolctl import threadpool_limits
 
 from linear_structure.system.errors import UsageError, WorkError, abrupt
+from linear_structure.system.options import word
 from linear_structure.system.precision import set_tf32
 
 Item = TypeVar("Item")
@@ -83,7 +84,8 @@ class Machine:
 
 def add_options(parser: ArgumentParser, threads: str = "all usable cores") -> None:
     """The options --device and --threads of a command, and how many these are by default."""
-    parser.add_argument("--device", default="auto", help="auto (the default), cpu, cuda, cuda:1")
+    known = "auto (the default), cpu, cuda, cuda:1"
+    parser.add_argument("--device", type=word, default="auto", help=known)
     told = f"CPU threads of a process (default: {threads})"
     parser.add_argument("--threads", type=int, help=told)
 

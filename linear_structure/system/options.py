@@ -14,7 +14,6 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from linear_structure.system.errors import UsageError
-from linear_structure.system.files import check_folder
 
 Options = TypeVar("Options")
 
@@ -124,12 +123,30 @@ def table(kind: type, examples: Mapping[str, Any], names: Iterable[str] | None =
     return "\n".join(f"| {' | '.join(row)} |" for row in rows)
 
 
+def word(text: str) -> str:
+    """A typed name, path or URL, for argparse.
+
+    Raises:
+        ArgumentTypeError: it is empty, as a variable of a shell that nobody set.
+    """
+    if not text:
+        raise ArgumentTypeError("it is empty, as a variable is that nobody set")
+    return text
+
+
+def named_path(text: str) -> Path:
+    """A typed path, for argparse; raises as `word`."""
+    return Path(word(text))
+
+
 def folder(text: str) -> Path:
     """A typed folder, there or to be made, for argparse.
 
     Raises:
         UsageError: its name is empty, or a file is there or above.
     """
+    from linear_structure.system.files import check_folder  # takes seconds, and --help needs none
+
     if not text:
         raise UsageError("the name of a folder is empty: expected one, such as . or results/new")
     check_folder(path := Path(text))
