@@ -17,6 +17,7 @@ from torch import Tensor
 from torch.utils.flop_counter import FlopCounterMode
 
 from edm import checkpoints
+from edm.evaluation import features
 from edm.evaluation.features import WEIGHTS as INCEPTION
 from edm.precondition import Preconditioned, build
 from edm.training.recipes import RECIPES
@@ -180,10 +181,10 @@ def _work(
     with torch.device("meta"):
         blank = build(config)
         one_call = _flops(blank, _images(blank, 1, torch.device("meta")), torch.ones(()))
-    features = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
+    judged = len(preset.skips) * extractor.flops(blank) if extractor else 0.0
     teleports = sum(skip > 0 for skip in preset.skips) * _teleport_flops(preset, blank)
     calls = sum(map(preset.calls, preset.skips))
-    flops = _images_of_a_skip(preset) * (calls * one_call + features + teleports)
+    flops = _images_of_a_skip(preset) * (calls * one_call + judged + teleports)
     return Work(
         flops=flops,
         flops_per_call=one_call,
@@ -237,15 +238,15 @@ def _features(preset: Preset) -> _FeatureCost | None:
         with torch.device("meta"):
             flops = _flops(inception3().eval(), torch.zeros(1, 3, SIZE, SIZE))
         return _FeatureCost(Inception.dim, lambda _: flops)
-    if not _cached(preset.features).is_file():
+    if not (file := _cached(preset.features)).is_file():
         return None
-    extractor = load_features(preset, torch.device("cpu"))
 
     def flops_of(network: Preconditioned) -> float:
+        extractor = load_features(preset, torch.device("cpu"), network.shape)
         check_features(extractor, network)
         return _flops(extractor, _images(network, 1, torch.device("cpu")).to(torch.uint8))
 
-    return _FeatureCost(extractor.dim, flops_of)
+    return _FeatureCost(features.load(file).dim, flops_of)
 
 
 def _teleport_flops(preset: Preset, network: Preconditioned) -> float:

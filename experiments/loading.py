@@ -14,6 +14,7 @@ from edm.precondition import Preconditioned
 from experiments import networks
 from experiments.comparison import Makers, models
 from experiments.networks import Code, Shape
+from experiments.own import side_for
 from experiments.presets import Preset
 from experiments.sweep import Sweep, sampled_rows
 from linear_structure import fit, parameters
@@ -72,7 +73,7 @@ def load_sweep(
     network = load_network(preset, machine, dtype)
     if preset.makes_parameters and preset.reference is None:
         load_dataset(preset, network)  # first: features that suit it would be blamed
-    extractor = load_features(preset, machine.device)
+    extractor = load_features(preset, machine.device, network.shape)
     check_features(extractor, network)
     return Sweep(
         preset=at_home(preset, network),
@@ -101,10 +102,14 @@ def at_home(preset: Preset, network: Network) -> Preset:
     return replace(preset, defined=replace(plain, dataset=preset.dataset)) if same else preset
 
 
-def load_features(preset: Preset, device: torch.device) -> Features:
-    """The preset's feature network, on a device; of images that are resized, if it says so."""
-    found = features.load(download.located(preset.features), device=device)
-    return Resized(found, preset.features_side) if preset.features_side else found
+def load_features(preset: Preset, device: torch.device, shape: Shape) -> Features:
+    """The preset's feature network for images of a shape, on a device.
+
+    Those that are shipped bring images to the size that they learned on.
+    """
+    path = download.located(preset.features)
+    found, side = features.load(path, device=device), side_for(path, [shape])
+    return Resized(found, side) if side else found
 
 
 def check_features(extractor: Features, network: Network) -> None:

@@ -176,8 +176,6 @@ def changed(preset: Preset, typed: argparse.Namespace, names: Sequence[str]) -> 
     for name in set(names) & set(FILES):
         file = chosen_network(typed) if name == "network" else chosen_file(typed, name)
         values |= {name: file} if file is not None else {}
-    if "features" in values:
-        values["features_side"] = None  # of images as they are
     return replace(preset, **values)
 
 

@@ -5,7 +5,7 @@ Distances are of shipped features, which are chosen by the images (`JUDGES`).
 """
 
 import re
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -22,6 +22,7 @@ from linear_structure.system.files import (
     alone_in,
     check_folder,
     check_writable,
+    digest_of_file,
     read_json,
     write_json,
 )
@@ -68,10 +69,28 @@ def judge_of(images: Dataset) -> Judge:
     return next(judge for judge in suited if shipped(judge.features).exists())
 
 
+def judge_in(features: Path) -> Judge | None:
+    """What is shipped and has the weights in a file, wherever that is; None of another's."""
+    known = (judge for judge in JUDGES if shipped(judge.features).exists())
+    digest = digest_of_file(features)
+    return next((j for j in known if digest_of_file(shipped(j.features)) == digest), None)
+
+
+def side_for(features: Path, shapes: Iterable[Sequence[int]]) -> int | None:
+    """What images of these shapes (C, H, W) are brought to for a file's features; None: nothing.
+
+    That is what the network learned on, where it is shipped and some images have another size.
+    """
+    judge = judge_in(features)
+    if judge and any(tuple(shape[1:]) != (judge.side, judge.side) for shape in shapes):
+        return judge.side
+    return None
+
+
 def note_on(preset: Preset) -> str:
     """What to know of the word of a preset's features, or nothing."""
-    notes = {shipped(judge.features): judge.note for judge in JUDGES}
-    return notes.get(preset.features, "") if isinstance(preset.features, Path) else ""
+    judge = judge_in(preset.features) if isinstance(preset.features, Path) else None
+    return judge.note if judge else ""
 
 
 def images_of(dataset: str | None) -> Dataset:
@@ -99,15 +118,12 @@ def preset_of(
     images = images_of(dataset)
     if network is None:
         raise UsageError(f"nothing says which network is yours: {COMMAND}")
-    judge = judge_of(images)
-    resized = features is None and images.shape[1:] != (judge.side, judge.side)
     return Preset(
         name=name,
         dataset=dataset,
         parameters=ROOT / name / "parameters",
         network=network,
-        features=features or shipped(judge.features),
-        features_side=judge.side if resized else None,
+        features=features or shipped(judge_of(images).features),
         reference=reference,
         seeds=SeedRange(0, 499),
         block=50,

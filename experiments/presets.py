@@ -80,8 +80,6 @@ class Preset:
         settings: of the sampler.
         threads: CPU threads of a process; None: all usable cores. A small network is as fast on
             one, and then does not suffer from what else the machine does.
-        features_side: pixels of a side that images are brought to for the features; None: as they
-            are, or as those do it themselves.
         knowledge: settings of the network, for a forecast before it is fetched.
         sigma_skip: where teleports end, a level for each of the skips; (): at the grid's own.
         published: skipped steps -> published distance.
@@ -103,7 +101,6 @@ class Preset:
         "checkpoint, or module:function of yours that returns a denoiser", file=True
     )
     features: File = value("feature network", file=True)
-    features_side: int | None = None
     reference: File | None = value("feature statistics (.npz) of real images", file=True)
     steps: int = value("steps of the sigma grid", 18)
     sigma_min: float = value("lowest noise level above 0", 0.002)

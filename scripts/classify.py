@@ -14,6 +14,8 @@ import math
 import sys
 
 from edm.evaluation import classifier
+from edm.evaluation.features import resized
+from experiments.own import side_for
 from linear_structure.data import datasets
 from linear_structure.moments import HALF_WIDTH
 from linear_structure.system.errors import UsageError, run_command
@@ -50,6 +52,9 @@ def main() -> None:
             f"{network.options.channels}, which {arguments.features} was made for"
         )
     images, labels = dataset.images(), dataset.classes()
+    if side := side_for(arguments.features, [dataset.shape]):
+        images = resized(images, side)
+        print(f"images are brought to {side} x {side}, which {arguments.features} learned on")
     verdict = classifier.judge(network, images)
     sure = share(verdict.sure, dataset.count)
     print(f"{dataset.count:,} images; a class above {classifier.SURE}: {sure}")

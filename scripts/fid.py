@@ -25,6 +25,7 @@ from typing import Any
 from edm.evaluation import features as networks
 from edm.evaluation import fid, kid, precision_recall
 from edm.evaluation.extraction import Extractor, Measured, Selection
+from experiments.own import side_for
 from linear_structure.data import datasets
 from linear_structure.data.datasets import IMAGES
 from linear_structure.data.pictures import LABEL_FILE
@@ -61,6 +62,10 @@ def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
     elif args.features_sha256:
         raise UsageError("--features-sha256 goes with --features: that of Inception is known")
     features = networks.load(path, args.tf32, machine.device)
+    if path and (side := side_for(path, [images.dataset.shape for images in sets])):
+        features = networks.Resized(features, side)
+        if rank() == 0:
+            print(f"note: {features}", file=sys.stderr)
     for images in sets:
         images.features(features, images.chosen[:1])
     return Extractor(features, args.batch, machine, args.work or cache_dir() / "features")

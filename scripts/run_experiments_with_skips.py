@@ -9,6 +9,7 @@ from dataclasses import replace
 
 from tqdm import tqdm
 
+from edm.evaluation.features import Resized
 from edm.evaluation.fid import singular
 from experiments import forecast, options, own, sweep
 from experiments.loading import labels_for, load_dataset, load_sweep
@@ -16,7 +17,6 @@ from experiments.presets import OWN, parse_levels
 from experiments.sweep import Sweep
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import rank
-from linear_structure.system.options import word
 
 
 def refuse_without_network(typed: argparse.Namespace) -> None:
@@ -41,9 +41,8 @@ def claim(typed: argparse.Namespace, loaded: Sweep) -> None:
     labels_for(load_dataset(preset, loaded.network), loaded.network)
     if rank() == 0:
         own.claim(preset.name, options.said(typed))
-        if preset.features_side:
-            side, distance = preset.features_side, loaded.features.distance_name
-            print(f"{distance} is of images brought to {side} x {side}")
+        if isinstance(loaded.features, Resized):
+            print(loaded.features)
         if note := own.note_on(preset):
             print(f"note: {note}", file=sys.stderr)
 
@@ -57,8 +56,7 @@ def main() -> None:
     add("--sigma-skip", type=parse_levels, default=(), metavar="S,S", help=levels)
     add("--save-images", action="store_true", help="write the images as PNG")
     add("--dry-run", action="store_true", help="say what all of it costs, touch nothing")
-    called = f"of {OWN}: what your images and network are called (default: {OWN})"
-    add("--name", type=word, help=called)
+    add("--name", help=f"of {OWN}: what your images and network are called (default: {OWN})")
     typed = parser.parse_args()
     if typed.preset == OWN:
         refuse_without_network(typed)

@@ -60,8 +60,7 @@ class Features(Protocol):
 class Resized:
     """Features of images that are first brought to the size that their network learned on.
 
-    By antialiased bicubic interpolation, rounded to whole values; the sides need not be equal, but
-    become so.
+    Images that all have this size need it not: their features go by the plain name.
     """
 
     features: Features
@@ -85,13 +84,22 @@ class Resized:
         return digest_of([self.features.digest, self.side])
 
     def __call__(self, images: Tensor) -> Tensor:
-        return self.features(torch.cat([*map(self._resized, images.split(PIECE))]))
+        return self.features(resized(images, self.side))
 
-    def _resized(self, images: Tensor) -> Tensor:
-        """uint8 (n, C, H, W) -> (n, C, side, side)."""
-        size = (self.side, self.side)
-        values = F.interpolate(images.float(), size, mode="bicubic", antialias=True)
-        return values.round().clamp(0, 255).to(torch.uint8)
+    def __str__(self) -> str:
+        return f"{self.distance_name} is of images brought to {self.side} x {self.side}"
+
+
+def resized(images: Tensor, side: int) -> Tensor:
+    """uint8 images (n, C, H, W) brought to (n, C, side, side), whose sides need not be equal.
+
+    By antialiased bicubic interpolation, rounded to whole values.
+    """
+    parts = []
+    for piece in images.split(PIECE):
+        values = F.interpolate(piece.float(), (side, side), mode="bicubic", antialias=True)
+        parts.append(values.round().clamp(0, 255).to(torch.uint8))
+    return torch.cat(parts)
 
 
 def load(

@@ -9,6 +9,7 @@ import sys
 import threading
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -20,7 +21,7 @@ from PIL import Image
 from edm.checkpoints import checkpoint, shipped
 from edm.evaluation import features, fid
 from edm.evaluation.features import Resized
-from experiments import consent, options, own, results
+from experiments import consent, loading, options, own, presets, results
 from linear_structure.data.datasets import Dataset
 from linear_structure.system.errors import UsageError, run_command
 
@@ -316,6 +317,37 @@ def test_resized_features_are_those_of_images_brought_to_one_size():
     whole = torch.randint(0, 256, (2, 3, 32, 32), dtype=torch.uint8)
     assert torch.equal(resized(whole), plain(whole))
     assert resized.digest not in (plain.digest, Resized(plain, 28).digest)
+
+
+def test_features_that_are_named_judge_as_they_do_where_nobody_names_them(call, capsys, tmp_path):
+    """So do those of a copy: one name of a distance, one number."""
+    shutil.copy(shipped("cifar10-features.safetensors"), tmp_path / "copy.safetensors")
+    assert own_sweep(call, "--name", "chosen") == 0
+    assert own_sweep(call, "--name", "named", "--features", "copy.safetensors") == 0
+    assert capsys.readouterr().out.count("FD-cifar is of images brought to 32 x 32") == 2
+    root = tmp_path / "images_with_skips"
+    chosen, named = (results.latest_sweep(root, name) for name in ("chosen", "named"))
+    assert [each.outputs for each in named] == [each.outputs for each in chosen]
+    (judges,) = {each.inputs["features"] for each in (*chosen, *named)}
+    assert judges.startswith("classifier-cifar-of-32-pixels:")
+
+
+@pytest.mark.parametrize("judge", own.JUDGES, ids=lambda judge: judge.features)
+def test_images_of_the_size_that_features_learned_on_are_taken_as_they_are(judge):
+    """By any preset: what was measured on them before stays valid."""
+    file = shipped(judge.features)
+    preset = replace(presets.find("digits"), features=file)
+    plain = features.load(file)
+    same, other = (
+        loading.load_features(preset, torch.device("cpu"), (judge.channels, height, judge.side))
+        for height in (judge.side, judge.side + 1)
+    )
+    assert (same.name, same.digest) == (plain.name, plain.digest)
+    assert (other.name, other.digest) == (
+        f"{plain.name}-of-{judge.side}-pixels",
+        Resized(plain, judge.side).digest,
+    )
+    assert own.note_on(preset) == judge.note
 
 
 def test_a_record_that_is_damaged_is_one_sentence(call):

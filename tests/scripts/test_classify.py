@@ -1,5 +1,6 @@
 """The command `classify.py`: shares with their intervals, and a sentence for each mistake."""
 
+import shutil
 import sys
 from pathlib import Path
 
@@ -8,6 +9,7 @@ import numpy as np
 import pytest
 
 from edm.checkpoints import shipped
+from edm.evaluation.features import resized
 from linear_structure.data import datasets
 from linear_structure.system.errors import run_command
 
@@ -39,6 +41,20 @@ def test_shares_of_classes_and_of_clear_images(run, tmp_path):
     said = f"10 images; a class above 0.8: 100.00% ± 0.00%\nlikeliest class: {classes}\n"
     assert plain == (0, said, "")
     assert labelled == (0, f"{said}told right: 50.00% ± 30.99%\n", "")
+
+
+def test_images_of_another_size_are_brought_to_that_which_the_features_learned_on(run, tmp_path):
+    """What is said is what is said of images that somebody resized before."""
+    large = datasets.load("digits").images()[:20].repeat_interleave(2, 2).repeat_interleave(3, 3)
+    small = resized(large, 8)
+    np.save(tmp_path / "large.npy", large.squeeze(1).numpy())
+    np.save(tmp_path / "small.npy", small.squeeze(1).numpy())
+    shutil.copy(OF_DIGITS, tmp_path / "copy.safetensors")
+    verdict = run(tmp_path / "small.npy")
+    code, out, err = run(tmp_path / "large.npy", tmp_path / "copy.safetensors")
+    told, _, rest = out.partition("\n")
+    assert told.startswith("images are brought to 8 x 8, which ")
+    assert (code, rest, err) == verdict
 
 
 def test_what_does_not_fit_is_named(run, tmp_path):

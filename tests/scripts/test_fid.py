@@ -225,6 +225,23 @@ def test_an_npz_of_images_is_a_reference_too(run, tmp_path):
     assert distance == pytest.approx(float(found[2].split()[1]), rel=0.2)
 
 
+def test_images_of_another_size_are_brought_to_that_which_the_features_learned_on(run, tmp_path):
+    """What is found is what is found of images that somebody resized before."""
+    large = datasets.load("digits").images()[:80].repeat_interleave(2, 2).repeat_interleave(2, 3)
+    np.save(tmp_path / "large.npy", large.squeeze(1).numpy())
+    np.save(tmp_path / "small.npy", features.resized(large, 8).squeeze(1).numpy())
+    found = []
+    for name in ("large", "small"):
+        words = ("--images", tmp_path / f"{name}.npy", "--ref", "digits", "--num", 80)
+        code, _, said = run("calc", *words, "--json", tmp_path / f"{name}.json")
+        assert code == 0
+        assert ("note: FD-digits is of images brought to 8 x 8" in said) == (name == "large")
+        found += json.loads((tmp_path / f"{name}.json").read_text())
+    large, small = (each["inputs"]["features"] for each in found)
+    assert (large, small) == ("classifier-digits-of-8-pixels", "classifier-digits")
+    assert found[0]["outputs"] == found[1]["outputs"]
+
+
 def test_labels_that_nobody_needs_do_not_stop_a_distance(run, tmp_path):
     folder = save_images(tmp_path / "images", 9)
     assert run("ref", "--images", folder, "--out", tmp_path / "plain.npz")[0] == 0
