@@ -5,7 +5,7 @@ them, one at a time, so that a stop loses one model's numbers at most.
 """
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import Any
@@ -96,9 +96,11 @@ class Reproduction:
         return Settling(**found)
 
     def samples(self, skip: int, count: int) -> Tensor:
-        """Images (count, C, H, W) of the first trajectories, their first steps teleported."""
+        """Images (count, C, H, W) of the first seeds, by the preset's sampler after a teleport."""
+        preset = self.preset
+        own = replace(self.sampling, sampler=preset.row, settings=preset.settings)
         with torch.inference_mode():
-            return final(self.sampling.steps(self._seeds(count), skip))
+            return final(own.steps(self._seeds(count), skip))
 
 
 def write_comparisons(r: Reproduction) -> None:

@@ -37,6 +37,15 @@ def _parse() -> argparse.Namespace:
     return parser.parse_args()
 
 
+def check_sampler(name: str) -> None:
+    """Refuse (UsageError) a sampler that nothing here would sample with."""
+    if name != "heun":
+        raise UsageError(
+            f"--sampler {name} would change nothing: skips are tried by Heun's method, and what it "
+            "allows is said of no other sampler: expected heun"
+        )
+
+
 def chosen_seeds(typed: argparse.Namespace, preset: Preset) -> SeedRange:
     """The seeds that were typed, or as many as were asked for; UsageError for both, or too few."""
     if typed.count is not None and typed.seeds is not None:
@@ -111,6 +120,7 @@ def main() -> None:
     options.check_unused(typed, ("skips",), "skips are tried from the largest one down")
     options.check_unused(typed, ("block",), "all seeds are sampled together")
     preset = options.chosen_preset(typed)
+    check_sampler(preset.sampler)
     seeds = chosen_seeds(typed, preset)
     network = loading.load_network(preset, options.chosen_machine(typed, preset))
     teleport = loading.load_teleport(preset, network)

@@ -93,12 +93,14 @@ def test_a_skip_is_suggested_and_compared_with_a_sweep_of_the_same_settings(run,
     assert run("suggest_skip.py", "--seeds", "5-8") == 0
     said = capsys.readouterr().out
     assert "another sigmas" in said and "4 finished samples (seeds 5-8)" in said
-    assert run("suggest_skip.py", *words, "--sampler", "unipc") == 0
+    assert run("run_experiments_with_skips.py", *sweep, "--sampler", "unipc") == 0
+    capsys.readouterr()
+    assert run("suggest_skip.py", *words) == 0
     said = capsys.readouterr().out
     *above, last, best, _, _, _ = said.splitlines()
     assert above[-1].endswith("  above 0.24")
     skip = int(re.fullmatch(r" +(\d+) +[\d.]+  [\d.]+", last)[1])
-    assert best == f"Skip {skip} of 10 steps: NFE {10 - skip}, not 10."
+    assert best == f"Skip {skip} of 10 steps: NFE {19 - 2 * skip}, not 19."
     assert "another sampler" in said
 
 
@@ -138,6 +140,8 @@ def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
         ("suggest_skip.py", ("--block", "4"), "--block would change nothing"),
         ("suggest_skip.py", ("--tolerance", "nan"), "must be above 0"),
         ("suggest_skip.py", ("--by-class",), "this one has no classes"),
+        ("suggest_skip.py", ("--sampler", "unipc"), "--sampler unipc would change nothing: skips"),
+        ("suggest_skip.py", ("--sampler", "ddim", "--eta", "1"), "tried by Heun's method"),
         ("reproduce_figures.py", ("--count", "1"), "quartiles need 2 or more"),
     ],
 )

@@ -23,10 +23,11 @@ from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.denoise import Posterior
 from linear_structure.fit import fit_gaussian
+from linear_structure.images import to_uint8
 from linear_structure.parameters import Story
 from linear_structure.sampling.samplers import euler, final
 from linear_structure.sampling.seeds import SeedRange
-from linear_structure.sampling.table import SAMPLERS, Sampler
+from linear_structure.sampling.table import SAMPLERS, Sampler, Settings
 from linear_structure.suggestion import Trial, effects
 from linear_structure.system.machine import Machine
 from linear_structure.teleport import Teleport
@@ -118,6 +119,13 @@ def test_a_plain_module_goes_through_every_experiment(machine, gaussian, images,
     variations.write_solvers(swept, made.folder)
     variations.write_teleports(swept, made.images, made.folder)
     assert len(list(made.folder.glob("*.png"))) == 10
+    preset = replace(swept.preset, sampler="ddim", settings=Settings(eta=1.0))
+    by_ddim = replace(made, sweep=replace(swept, preset=preset, teleport=Teleport(gaussian)))
+    with torch.inference_mode():
+        for skip in (0, 2):
+            assert torch.equal(
+                to_uint8(by_ddim.samples(skip, 3)), by_ddim.sweep.sampling.pixels(range(3), skip)
+            )
 
     denoise, start, labels, _ = swept.sampling.drawn(range(4))
     trial = Trial(lambda own: denoise, swept.teleport, start, swept.sampling.sigmas, labels)
