@@ -23,8 +23,8 @@ from linear_structure.system.files import (
     check_folder,
     check_writable,
     digest_of_file,
-    read_json,
-    write_json,
+    read_sealed,
+    write_sealed,
 )
 
 RECORD = "own.json"
@@ -151,11 +151,12 @@ def read(name: str) -> Typed:
     """
     path = path_of(name)
     try:
-        found = read_json(path)
+        found = read_sealed(path)
     except (FileNotFoundError, NotADirectoryError):
         return {}
     except ValueError as error:
-        raise UsageError(f"{path} is damaged ({error}): remove it, and type all again") from error
+        sentence = f"{path} is not JSON as it was written ({error}): remove it, and type all again"
+        raise UsageError(sentence) from error
     if not isinstance(found, dict) or not all(isinstance(v, str | bool) for v in found.values()):
         raise UsageError(f"{path} holds no options by their names: remove it, and type all again")
     return found
@@ -197,7 +198,7 @@ def claim(name: str, typed: Typed) -> None:
 
 def write(name: str, typed: Mapping[str, str | bool]) -> None:
     """Keep what was typed for a name; code among it may be run by the name from now on."""
-    write_json(path := path_of(name), typed)
+    write_sealed(path := path_of(name), typed)
     network = networks.given(str(typed["network"]))
     if isinstance(network, Code):
         consent.give(path.parent, str(network))

@@ -360,6 +360,28 @@ def test_a_record_that_is_damaged_is_one_sentence(call):
             options.find("x")
 
 
+@pytest.mark.parametrize(
+    "before, after",
+    [
+        ('"rho": "7.0"', '"rho": "3.0"'),
+        ('"by_class": false', '"by_class": true'),
+        ('"steps"', '"rhos"'),
+    ],
+)
+def test_a_record_that_was_changed_is_no_other_experiment(call, before, after):
+    """One of before there was a checksum is read as it is."""
+    record = {"dataset": "colours.npy", "rho": "7.0", "by_class": False, "steps": "9"}
+    own.write("x", {**record, "network": "net.safetensors"})
+    path = own.path_of("x")
+    text = path.read_text()
+    assert before in text
+    path.write_text(text.replace(before, after))
+    with pytest.raises(UsageError, match=r"not those of its checksum.*type all again"):
+        options.find("x")
+    path.write_text(json.dumps({**record, "network": "net.safetensors"}))
+    assert options.find("x").rho == 7
+
+
 def test_the_page_says_which_features_judge_what():
     """The rows of the table are those of the rule, in its order."""
     page = (ROOT / "docs" / "own.md").read_text(encoding="utf-8")
