@@ -3,21 +3,19 @@
     python scripts/classify.py images --features edm/weights/fashion-features.safetensors
 
 Where the images have labels, also how many it tells right. Behind each share of all images stands
-half the width of its 95 % interval.
+its 95 % interval.
 """
 
 if __name__ == "__main__":
     import start  # noqa: F401
 
 import argparse
-import math
 import sys
 
 from edm.evaluation import classifier
 from edm.evaluation.features import resized
 from experiments.own import side_for
 from linear_structure.data import datasets
-from linear_structure.moments import HALF_WIDTH
 from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.machine import Machine, add_options
 from linear_structure.system.options import named_path, word
@@ -36,8 +34,11 @@ def parse_arguments() -> argparse.Namespace:
 
 
 def share(part: float, count: int) -> str:
-    """A share of `count` images in percent, with half the width of its interval."""
-    return f"{part:.2%} ± {HALF_WIDTH * math.sqrt(part * (1 - part) / count):.2%}"
+    """A share of `count` images in percent, with its 95 % interval by Wilson (1927)."""
+    from scipy.stats import binomtest  # takes a second
+
+    low, high = binomtest(round(part * count), count).proportion_ci(method="wilson")
+    return f"{part:.2%} ({low:.2%} to {high:.2%})"
 
 
 def main() -> None:
