@@ -36,6 +36,7 @@ USED_BY = {
     "components": ("mixture",),
     "seed": ("mixture",),
     "low": ("spectral",),
+    "batch": ("gaussian",),
 }
 
 
@@ -84,7 +85,9 @@ def _parse() -> argparse.Namespace:
     parser.add_argument("--count", type=positive, help="so many of the images, random by --seed")
     parser.add_argument("--first", action="store_true", help="--count: the first ones instead")
     parser.add_argument("--by-class", action="store_true", help="one model for each class as well")
-    parser.add_argument("--batch", type=positive, default=BATCH, help="images read at a time")
+    parser.add_argument(
+        "--batch", type=positive, default=BATCH, help="gaussian: images read at a time"
+    )
     kept = "where archives are kept or looked for"
     parser.add_argument("--data-dir", type=named_path, help=kept)
     parser.add_argument(
@@ -97,7 +100,7 @@ def _parse() -> argparse.Namespace:
     )
     options = parser.parse_args()
     for name, kinds in USED_BY.items():
-        counted = name == "seed" and options.count is not None
+        counted = name == "seed" and options.count is not None and not options.first
         given = getattr(options, name) != parser.get_default(name)
         if options.kind not in kinds and given and not counted:
             raise UsageError(f"--{name} is for {' and '.join(kinds)}, not for {options.kind}")
@@ -161,7 +164,7 @@ def main() -> None:
     if options.kind == "mixture" and labels is not None:
         check_classes(dataset, labels, options.components)
     check_writable(options.save_dir.resolve().parent)
-    chosen = {name: getattr(options, name) for name in ("kind", "batch", *USED_BY)}
+    chosen = {name: getattr(options, name) for name in ("kind", *USED_BY)}
     model, story = fit(dataset, **chosen)
     story = replace(story, selection=selection)
     told = partial(_told, dataset)

@@ -24,7 +24,9 @@ from typing import Any
 
 from edm.evaluation import features as networks
 from edm.evaluation import fid, kid, precision_recall
+from edm.evaluation.classifier import Classifier
 from edm.evaluation.extraction import Extractor, Measured, Selection
+from experiments.options import check_unused
 from experiments.own import side_for
 from linear_structure.data import datasets
 from linear_structure.data.datasets import IMAGES
@@ -35,6 +37,8 @@ from linear_structure.system.errors import UsageError, run_command
 from linear_structure.system.files import alone, check_output, digest_of, write_json
 from linear_structure.system.machine import Machine, add_options, gathered, rank
 from linear_structure.system.options import folder, named_path, positive, word
+
+OF_TF32 = "it is of Inception on NVIDIA GPUs"
 
 
 @contextmanager
@@ -53,6 +57,18 @@ def extracting(
             shutil.rmtree(folder)
 
 
+def selected(args: argparse.Namespace, sources: list[str]) -> list[Selection]:
+    """The images of each source: all, or those that --num and --seed choose.
+
+    Raises:
+        UsageError: as `Selection.of`, or a seed was typed and there is nothing to choose.
+    """
+    sets = [Selection.of(source, args.num, args.seed or 0) for source in sources]
+    if all(len(images.chosen) == images.dataset.count for images in sets):
+        check_unused(args, ("seed",), "all images are taken, of which --num would choose some")
+    return sets
+
+
 def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
     """The feature network, which has to suit the images."""
     machine = Machine.chosen(args.device, args.threads)  # TF32 is set by Inception itself
@@ -61,7 +77,11 @@ def network(args: argparse.Namespace, sets: list[Selection]) -> Extractor:
         path = located(given(args.features, args.features_sha256))
     elif args.features_sha256:
         raise UsageError("--features-sha256 goes with --features: that of Inception is known")
-    features = networks.load(path, args.tf32, machine.device)
+    if machine.device.type == "cpu":
+        check_unused(args, ("tf32",), OF_TF32)
+    features = networks.load(path, bool(args.tf32), machine.device)
+    if isinstance(features, Classifier):
+        check_unused(args, ("tf32",), OF_TF32)
     if path and (side := side_for(path, [images.dataset.shape for images in sets])):
         features = networks.Resized(features, side)
         if rank() == 0:
@@ -106,7 +126,7 @@ def calculate(args: argparse.Namespace) -> None:
     if args.json:
         read = list(filter(None, map(datasets.path_of, (*args.images, args.ref))))
         check_output(args.json, *read, *(each / LABEL_FILE for each in read), args.features)
-    sets = [Selection.of(source, args.num, args.seed) for source in args.images]
+    sets = selected(args, args.images)
     standard = reference(args)
     everything = [standard, *sets] if isinstance(standard, Selection) else sets
     fid.refuse_unequal([len(images.chosen) for images in sets])  # before anything is computed
@@ -146,7 +166,7 @@ def compared(
     for images in sets:
         found = extract.measure(images, keep)
         if found and against:
-            inputs = {"images": images.source, "seed": args.seed}
+            inputs = {"images": images.source, "seed": args.seed or 0}
             inputs |= {**extract.inputs, "reference": against.statistics.digest}
             outputs = measured(args, found, against)
             result = {"inputs": inputs, "outputs": outputs, "made": found.made}
@@ -182,7 +202,7 @@ def make_reference(args: argparse.Namespace) -> None:
     check_output(args.out, datasets.path_of(args.images), args.features)
     if args.out.suffix != ".npz":
         raise UsageError(f"--out {args.out}: expected a name that ends in .npz")
-    images = Selection.of(args.images, args.num, args.seed)
+    (images,) = selected(args, [args.images])
     with extracting(args, network(args, [images]), [images]) as extract:
         if found := extract.measure(images):
             fid.write(args.out, found.statistics)
@@ -223,12 +243,13 @@ def add_settings(command: argparse.ArgumentParser) -> None:
     add = command.add_argument
     add_options(command)
     add("--num", type=int, help="so many images, drawn by --seed (default: all)")
-    add("--seed", type=int, default=0, help="of the choice of images (default: 0)")
+    add("--seed", type=int, help="of the choice of images (default: 0)")
     add("--batch", type=positive, default=64, help="images at a time (default: 64)")
     weights = "inception (default), or weights: path or URL"
     add("--features", type=word, default="inception", help=weights)
     add("--features-sha256", type=word, help="what the file of weights must have")
-    add("--tf32", action="store_true", help="faster products on NVIDIA GPUs, 10 bits of mantissa")
+    faster = "faster products of Inception on NVIDIA GPUs, 10 bits of mantissa"
+    add("--tf32", action="store_true", default=None, help=faster)
     kept = "keep features in this folder, and use those that are there "
     add("--work", type=folder, help=kept + "(default: in the cache, until the result is made)")
 

@@ -21,6 +21,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
+from experiments.options import check_unused
 from experiments.results import SCORE_BASED, surroundings
 from linear_structure.data import datasets, plane
 from linear_structure.images import from_uint8
@@ -38,6 +39,7 @@ from linear_structure.system.options import folder, named_path, positive, word
 from linear_structure.system.store import kept
 
 DRAWN = 10_000  # points of data in the plane
+OVERLAP = 0.5
 Value = TypeVar("Value")
 
 
@@ -142,7 +144,7 @@ def show(data: Data, scales: Scales, gamma: float, typed: argparse.Namespace) ->
 
 
 def parse() -> argparse.Namespace:
-    """The command line."""
+    """The command line; UsageError for an overlap of shells beside a ratio of levels."""
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
@@ -152,12 +154,16 @@ def parse() -> argparse.Namespace:
     add("dataset", type=word, help=kinds)
     add("--sigma-min", type=float, default=0.02, help="sigma_L, in units of the data")
     add("--steps", type=positive, default=5, help="T, at each level (default 5)")
-    add("--overlap", type=float, default=0.5, help="C of technique 2 (default 0.5)")
+    add("--overlap", type=float, help=f"C of technique 2 (default {OVERLAP})")
     add("--gamma", type=float, help="ratio of neighbouring levels, in place of technique 2's")
     add("--out", type=folder, help=f"folder of noise_scales.json (default {SCORE_BASED}/DATASET)")
     add("--data-dir", type=named_path, help="where archives are kept or looked for")
     add("--threads", type=int, default=usable_cores(), help="of the CPU (default: all)")
-    return parser.parse_args()
+    typed = parser.parse_args()
+    if typed.gamma is not None:
+        check_unused(typed, ("overlap",), "--gamma takes the place of what follows from it")
+    typed.overlap = OVERLAP if typed.overlap is None else typed.overlap
+    return typed
 
 
 def main() -> None:

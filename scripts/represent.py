@@ -27,6 +27,7 @@ from edm.representation.probing import Recipe
 from edm.representation.training import RECIPES, PairRecipe, recipe_for
 from experiments import curve_figures, curves, representation
 from experiments import probe as probing
+from experiments.options import check_unused
 from experiments.probe import Subject
 from experiments.representation import CODES, COLOURED, LEVELS, Encoding
 from linear_structure.data import datasets
@@ -155,9 +156,11 @@ def factors_of(
     """The images to encode: the user's, or those that the pair was trained beside.
 
     Raises:
-        UsageError: they are of another size, or not those of the training.
+        UsageError: they are of another size, or not those of the training; or others were named
+            beside one's own.
     """
     if typed.images:
+        check_unused(typed, ("grey",), "the images of --images are encoded as they are")
         return representation.own_images(typed.images, pair, typed.data_dir)
     grey = typed.grey or story["grey"]
     material = representation.load_material(

@@ -220,6 +220,10 @@ def test_images_of_32_pixels_are_learnt_by_a_unet(run: Any, tmp_path: Path, kind
         (["encode", "PAIR", "--sigmas", 1, 300], "was trained on 0.02 to 20"),
         (["encode", "PAIR", "--images", "digits"], "has images of 1 x 8 x 8 (channels x height x"),
         (["encode", "PAIR", "--images", "nothing.npz"], "neither a known dataset"),
+        (
+            ["encode", "PAIR", "--images", "x.npz", "--grey", "y"],
+            "--grey would change nothing: the",
+        ),
     ],
 )
 def test_misuse_is_one_sentence(run: Any, folder: Path, words: list[Any], said: str) -> None:

@@ -315,6 +315,13 @@ def test_an_option_that_makes_no_sense_is_refused(tmp_path, command, options):
         ("gaussian", ("--components", "3"), "--components is for mixture, not for gaussian"),
         ("gaussian", ("--low", "3"), "--low is for spectral, not for gaussian"),
         ("gaussian", ("--seed", "3"), "--seed is for mixture, not for gaussian"),
+        (
+            "gaussian",
+            ("--count", "5", "--first", "--seed", "3"),
+            "--seed is for mixture, not for gaussian",
+        ),
+        ("spectral", ("--batch", "9"), "--batch is for gaussian, not for spectral"),
+        ("mixture", ("--batch", "9"), "--batch is for gaussian, not for mixture"),
     ],
 )
 def test_an_option_of_another_kind_is_refused(tmp_path, command, kind, options, sentence):

@@ -291,6 +291,10 @@ def test_mistakes_are_one_sentence_before_any_work(run, tmp_path, monkeypatch):
     np.save(tmp_path / "colour.npy", np.zeros((9, 8, 8, 3), np.uint8))
     cases = {
         "colour does not suit the features": (tmp_path / "colour.npy", "digits"),
+        "--seed would change nothing: all images are taken": (few, few, "--seed", "1"),
+        "--seed would change nothing: all": (few, few, "--num", "5", "--seed", "0"),
+        "--tf32 would change nothing: it is of Inception on NVIDIA": (few, few, "--tf32"),
+        "--tf32 would change nothing": (few, few, "--tf32", "--features", "inception"),
         "few has 5 images, not the 6 asked for": (few, "digits", "--num", "6"),
         "n = 5, 1797 do not compare": (few, "digits", "digits"),
         "two networks": (few, tmp_path / "foreign.npz"),
