@@ -49,6 +49,7 @@ from linear_structure.system.store import Block, folder_of
 
 PAIR, CODES = "pair.safetensors", "codes.npz"
 LEVELS = 11
+MOST_LEVELS = 1000
 MEASURED, DRAWS, BATCH = 600, 4, 100  # images of a measured loss, noise levels of each, at a time
 LABEL = "label_"
 ROUNDING = 1e-6  # of noise levels
@@ -255,10 +256,10 @@ def levels_between(pair: Pair, count: int = LEVELS) -> Tensor:
     """So many noise levels in geometric steps over those of training: (count,) float64, rising.
 
     Raises:
-        UsageError: count is below 1.
+        UsageError: count is below 1, or above `MOST_LEVELS`.
     """
-    if count < 1:
-        raise UsageError(f"{count} noise levels: expected 1 or more")
+    if not 1 <= count <= MOST_LEVELS:
+        raise UsageError(f"{count} noise levels: expected 1 or more, and {MOST_LEVELS} at most")
     low, high = pair.network.sigma_min, pair.network.sigma_max
     if count == 1:
         return torch.tensor([(low * high) ** 0.5], dtype=torch.float64)

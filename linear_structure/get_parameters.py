@@ -10,7 +10,6 @@ if __name__ == "__main__":  # this folder would come first on the path and shado
     leave_at_once()
 
 import argparse
-import math
 from contextlib import suppress
 from dataclasses import replace
 from functools import partial
@@ -20,7 +19,7 @@ import torch
 
 from linear_structure import parameters, planning
 from linear_structure.data import datasets
-from linear_structure.data.datasets import Dataset
+from linear_structure.data.datasets import LARGEST, Dataset
 from linear_structure.fit import BATCH, COMPONENTS, Fitted, check_classes, fit, fit_classes
 from linear_structure.gaussian import EigenGaussian, Gaussian, Planned, Rank
 from linear_structure.parameters import KINDS
@@ -64,9 +63,9 @@ def _positive(text: str) -> float:
 
 def _not_negative(text: str) -> float:
     with suppress(ValueError):
-        if 0 <= float(text) < math.inf:
+        if 0 <= float(text) <= LARGEST:
             return float(text)
-    raise argparse.ArgumentTypeError(f"{text!r} is no number of 0 or more")
+    raise argparse.ArgumentTypeError(f"{text!r} is no number from 0 to {LARGEST:g}")
 
 
 def _parse() -> argparse.Namespace:

@@ -108,7 +108,7 @@ def check_target(directory: str | Path) -> None:
             which cannot be renamed; the message says what to do.
     """
     directory = Path(directory)
-    if directory.is_mount():
+    if directory.resolve().is_mount():  # as it stands, . would be one
         raise UsageError(f"a disk is mounted at {directory}: name a new directory within it")
     known = (
         path.name in CONTENTS if path.is_file() else path.name == BY_CLASS or path.name.isdecimal()

@@ -40,6 +40,7 @@ from linear_structure.system.store import kept
 
 DRAWN = 10_000  # points of data in the plane
 OVERLAP = 0.5
+LOWEST = 1e-15  # of levels, whose squares are steps
 Value = TypeVar("Value")
 
 
@@ -170,8 +171,9 @@ def main() -> None:
     """Measure, or read what was measured; print and write."""
     typed = parse()
     set_threads(typed.threads)
-    if not 0 < typed.sigma_min < math.inf:
-        raise UsageError(f"--sigma-min {typed.sigma_min:g}: expected a number above 0")
+    if not LOWEST <= typed.sigma_min < math.inf:
+        number = f"expected a number above 0, of {LOWEST:g} or more"
+        raise UsageError(f"--sigma-min {typed.sigma_min:g}: {number}")
     data = load(typed)
     if len(data.points) < 2:
         raise UsageError(f"{data.name} holds one image: its largest distance takes two or more")

@@ -114,8 +114,8 @@ def show(preset: Preset, found: list[Effect], seeds: SeedRange, tolerance: float
 def main() -> None:
     """Try, suggest, and name the measured knee."""
     typed = _parse()
-    if not typed.tolerance > 0:
-        raise UsageError("--tolerance must be above 0")
+    if not 0 < typed.tolerance <= 1:
+        raise UsageError("--tolerance must be above 0 and at most 1, a spread of all samples")
     options.check_unused(typed, ("features", "reference"), "no distance is computed")
     options.check_unused(typed, ("skips",), "skips are tried from the largest one down")
     options.check_unused(typed, ("block",), "all seeds are sampled together")

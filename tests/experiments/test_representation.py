@@ -216,6 +216,7 @@ def test_images_of_32_pixels_are_learnt_by_a_unet(run: Any, tmp_path: Path, kind
         (["train", "digits", "--grey", "digits", "--out", "x"], "--grey is for coloured-digits"),
         (["encode", "nowhere"], "nowhere holds no pair.safetensors"),
         (["encode", "PAIR", "--levels", 0], "0 noise levels: expected 1 or more"),
+        (["encode", "PAIR", "--levels", 10**8], "expected 1 or more, and 1000 at most"),
         (["encode", "PAIR", "--sigmas", 1, 3, 2], "noise levels 1 3 2: expected"),
         (["encode", "PAIR", "--sigmas", 1, 300], "was trained on 0.02 to 20"),
         (["encode", "PAIR", "--images", "digits"], "has images of 1 x 8 x 8 (channels x height x"),

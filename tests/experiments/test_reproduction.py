@@ -139,6 +139,8 @@ def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
         ("suggest_skip.py", ("--skips", "0,2"), "--skips would change nothing"),
         ("suggest_skip.py", ("--block", "4"), "--block would change nothing"),
         ("suggest_skip.py", ("--tolerance", "nan"), "must be above 0"),
+        ("suggest_skip.py", ("--tolerance", "inf"), "must be above 0 and at most 1"),
+        ("suggest_skip.py", ("--tolerance", "1e300"), "must be above 0 and at most 1"),
         ("suggest_skip.py", ("--by-class",), "this one has no classes"),
         ("suggest_skip.py", ("--sampler", "unipc"), "--sampler unipc would change nothing: skips"),
         ("suggest_skip.py", ("--sampler", "ddim", "--eta", "1"), "tried by Heun's method"),

@@ -290,6 +290,9 @@ def test_a_mistake_is_one_sentence_and_leaves_nothing(tmp_path, command, argumen
         ("--seed", "-1"),
         ("--low", "-1"),
         ("--low", "many"),
+        ("--sigma", "1e300"),
+        ("--error", "1e200"),
+        ("--s0", "1e155"),
     ],
 )
 def test_an_option_that_makes_no_sense_is_refused(tmp_path, command, options):
@@ -327,6 +330,33 @@ def test_an_option_that_makes_no_sense_is_refused(tmp_path, command, options):
 def test_an_option_of_another_kind_is_refused(tmp_path, command, kind, options, sentence):
     assert command("digits", kind, tmp_path / "p", *options) == (2, "", f"error: {sentence}\n")
     assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("count", [9, 40])
+@pytest.mark.parametrize("kind", ["gaussian", "isotropic", "mixture", "spectral"])
+def test_numbers_that_cannot_be_squared_are_refused_by_all_kinds(tmp_path, command, kind, count):
+    values = np.random.default_rng(0).standard_normal((count, 1, 4, 4)) * 1e200
+    np.save(tmp_path / "huge.npy", values)
+    code, _, said = command(tmp_path / "huge.npy", kind, tmp_path / "p")
+    assert code == 2
+    assert "huge.npy holds numbers beyond 1e+15, NaN or infinity, in images 0 to" in said
+    assert not (tmp_path / "p").exists()
+
+
+@pytest.mark.parametrize("kind", ["gaussian", "isotropic", "mixture", "spectral"])
+def test_numbers_that_can_be_squared_are_fitted_by_all_kinds(tmp_path, command, kind):
+    values = np.random.default_rng(0).standard_normal((40, 1, 4, 4)).clip(-2, 2) * 4e14
+    np.save(tmp_path / "large.npy", values)
+    assert command(tmp_path / "large.npy", kind, tmp_path / "p")[0] == 0
+    story = parameters.load(tmp_path / "p").story
+    assert story["sigma_data"] == pytest.approx(float(values.std()), rel=1e-9)
+
+
+def test_the_current_folder_is_no_disk_but_one_that_holds_something(tmp_path, command, monkeypatch):
+    (tmp_path / "mine").write_text("kept")
+    monkeypatch.chdir(tmp_path)
+    code, _, said = command("digits", "isotropic", ".")
+    assert (code, said) == (2, "error: . exists and was not made by this: name a new directory\n")
 
 
 def test_an_unknown_kind_lists_the_known(tmp_path, command):

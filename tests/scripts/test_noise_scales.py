@@ -105,6 +105,8 @@ def test_the_plane_takes_a_ratio(run, tmp_path):
         (("--sigma-min", "9.63"), "--sigma-min 9.63 is not below sigma_1 = 9.627, the largest"),
         (("--sigma-min", "0"), "--sigma-min 0: expected a number above 0"),
         (("--sigma-min", "inf"), "--sigma-min inf"),
+        (("--sigma-min", "1e-300", "--gamma", "1.3"), "above 0, of 1e-15 or more"),
+        (("--sigma-min", "nan"), "--sigma-min nan"),
         (("--gamma", "1.3", "--overlap", "0.5"), "--overlap would change nothing: --gamma takes"),
         (("--gamma", "1"), "gamma is 1.0: expected a number above 1"),
         (("--gamma", "nan"), "gamma is nan"),
