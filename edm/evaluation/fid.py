@@ -74,9 +74,9 @@ class Statistics:
             )
         if self.features and features and self.features != features:
             raise UsageError(
-                f"features of two networks, {self.features[:12]} and {features[:12]}: expected "
-                "those of the reference and of the images to be of one; make the reference again, "
-                "with that of the images"
+                f"features of two networks, {self.features[:12]} and {features[:12]}, or of images "
+                "brought to another size: expected those of the reference and of the images to be "
+                "of one; make the reference again, with that of the images, and of their size"
             )
 
 

@@ -10,7 +10,7 @@ three axes is (n, H, W); of four, the channels (1 or 3) are the last axis, or el
 `.npz` the images are `images` or `arr_0`, the labels, if any, `labels` or `arr_1`.
 
 Where real numbers are asked for, an array may hold floats as well: latents (n, C, H, W), of any
-number of channels and in any units, which are taken as they are.
+number of channels and in any units, which are taken as they are, up to 1e15.
 
 Folders, zips and `.npy` are read as they are asked for; the others are held in memory. Labels are
 read when they are asked for: who needs none is not stopped by odd ones.

@@ -240,6 +240,10 @@ def test_images_of_another_size_are_brought_to_that_which_the_features_learned_o
     large, small = (each["inputs"]["features"] for each in found)
     assert (large, small) == ("classifier-digits-of-8-pixels", "classifier-digits")
     assert found[0]["outputs"] == found[1]["outputs"]
+    statistics = tmp_path / "large.npz"
+    assert run("ref", "--images", tmp_path / "large.npy", "--out", statistics)[0] == 0
+    code, _, said = run("calc", "--images", tmp_path / "small.npy", "--ref", statistics)
+    assert code == 2 and "brought to another size" in said
 
 
 def test_labels_that_nobody_needs_do_not_stop_a_distance(run, tmp_path):
