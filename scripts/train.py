@@ -25,6 +25,7 @@ if __name__ == "__main__":
 import argparse
 import sys
 from dataclasses import fields
+from pathlib import Path
 
 import torch
 
