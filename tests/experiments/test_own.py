@@ -51,7 +51,7 @@ def blind():
 
 def test_of_two_claims_of_a_name_at_once_one_holds(tmp_path, monkeypatch):
     """Each comes to write before the other has; without turns both would."""
-    both, write = threading.Barrier(2), own.write_json
+    both, write = threading.Barrier(2), own.write_sealed
 
     def write_together(path, value):
         with suppress(threading.BrokenBarrierError):
@@ -59,7 +59,7 @@ def test_of_two_claims_of_a_name_at_once_one_holds(tmp_path, monkeypatch):
         write(path, value)
 
     monkeypatch.setattr(own, "ROOT", tmp_path)
-    monkeypatch.setattr(own, "write_json", write_together)
+    monkeypatch.setattr(own, "write_sealed", write_together)
     with ThreadPoolExecutor() as pool:
         typed = ({"dataset": "a.npy", "network": f"{n}.safetensors"} for n in range(2))
         told = [each.exception() for each in [pool.submit(own.claim, "x", t) for t in typed]]

@@ -112,7 +112,7 @@ def test_a_sweep_is_quoted_only_where_both_teleport_by_class_or_neither(run, fil
         assert run("run_experiments_with_skips.py", *sweep, *swept) == 0
         capsys.readouterr()
         assert run("suggest_skip.py", *words, "--count", "4", *swept) == 0
-        assert "Measured: up to skip" in capsys.readouterr().out
+        assert "The network is of no use: at skip 0" in capsys.readouterr().out
         assert run("suggest_skip.py", *words, "--count", "4", *other) == 0
         assert "The latest sweep was of another by_class:" in capsys.readouterr().out
 
@@ -125,7 +125,7 @@ def test_a_sweep_of_a_solved_teleport_is_quoted_only_if_it_was_as_fine(
     assert run("run_experiments_with_skips.py", *sweep) == 0
     capsys.readouterr()
     assert run("suggest_skip.py", *words, "--count", "4") == 0
-    assert "Measured: up to skip" in capsys.readouterr().out
+    assert "The network is of no use: at skip 0" in capsys.readouterr().out
     monkeypatch.setattr("linear_structure.teleport.SOLVER_STEPS", 16)
     assert run("suggest_skip.py", *words, "--count", "4") == 0
     assert "The latest sweep was of another solver_steps:" in capsys.readouterr().out
