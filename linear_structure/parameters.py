@@ -31,7 +31,7 @@ from linear_structure.spectral import Spectral
 from linear_structure.system.arrays import map_npy, read_torch
 from linear_structure.system.errors import UsageError
 from linear_structure.system.files import (
-    alone,
+    alone_beside,
     digest_of_file,
     digest_of_parts,
     read_sealed,
@@ -90,9 +90,7 @@ def save(
         ValueError: a point cloud is not of uint8 pixels.
     """
     directory = Path(directory)
-    place = directory.resolve()
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with alone(place.with_name(f".{place.name}.lock"), f"writes {directory}"):
+    with alone_beside(directory.resolve(), f"writes {directory}"):
         check_target(directory)  # not before: another process may be replacing it
         with replacing_folder(directory) as folder:
             _write(folder, model, story)

@@ -14,7 +14,7 @@ from tqdm import trange
 from edm.evaluation.classifier import Classifier, Options
 from edm.training.state import State, mixed
 from linear_structure.system.errors import UsageError, stoppable
-from linear_structure.system.files import alone, digest_of_tensor
+from linear_structure.system.files import alone_beside, digest_of_tensor
 from linear_structure.system.options import option, plain
 
 
@@ -88,10 +88,8 @@ class Training:
         """
         digests = {"images": digest_of_tensor(self.images), "labels": digest_of_tensor(self.labels)}
         state, identity = self._start(), {**plain(self.recipe), **digests}
-        place = self.unfinished
-        place.parent.mkdir(parents=True, exist_ok=True)
-        with alone(place.with_name(f".{place.name}.lock"), f"keeps its training in {place}"):
-            state.read(place, identity)
+        with alone_beside(self.unfinished, f"keeps its training in {self.unfinished}"):
+            state.read(self.unfinished, identity)
             self._train(state, identity)
         return state.network.eval()
 

@@ -50,7 +50,7 @@ from linear_structure.data.pictures import (
 from linear_structure.system.arrays import read_npz
 from linear_structure.system.errors import UsageError, WorkError, printable
 from linear_structure.system.files import (
-    alone,
+    alone_beside,
     check_output,
     digest_of,
     replacing,
@@ -402,9 +402,8 @@ def looking_at(source: str, out: Path, form: Form) -> Iterator[Prepared]:
     material = Material.at(source, place)
     if not material.files.names:
         raise UsageError(f"{source} holds no files: expected pictures")
-    work, lock = (place.with_name(f".{place.name}.{end}") for end in ("unfinished", "lock"))
-    place.parent.mkdir(parents=True, exist_ok=True)
-    with alone(lock, f"prepares {out}"):
+    work = place.with_name(f".{place.name}.unfinished")
+    with alone_beside(place, f"prepares {out}"):
         check_target(source, out)  # again: another process may have made it
         work.mkdir(exist_ok=True)
         yield _looked_at(material, form, work)

@@ -261,6 +261,12 @@ def alone(path: Path, doing: str) -> Iterator[None]:
         yield
 
 
+def alone_beside(path: Path, doing: str) -> AbstractContextManager[None]:
+    """As `alone`, by a hidden lock beside what is written, in a folder that is made if need be."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    return alone(path.with_name(f".{path.name}.lock"), doing)
+
+
 def alone_in(folder: Path, doing: str) -> AbstractContextManager[None]:
     """As `alone`, by a hidden lock in a folder, which is made where it is not there."""
     folder.mkdir(parents=True, exist_ok=True)
