@@ -21,14 +21,14 @@ from edm.evaluation import features
 from edm.evaluation.features import WEIGHTS as INCEPTION
 from edm.precondition import Preconditioned, build
 from edm.training.recipes import RECIPES
-from experiments.loading import check_features, load_features
+from experiments.loading import check_features, suited
 from experiments.networks import Code, File
 from experiments.presets import Preset
 from experiments.sweep import block_starts
 from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.data.datasets import NAMES, sources_of
-from linear_structure.system.download import Source, cache_dir
+from linear_structure.system.download import Source, cache_dir, located
 from linear_structure.teleport import Teleport
 
 PROBE = 64  # images at most of a call that is timed
@@ -238,15 +238,17 @@ def _features(preset: Preset) -> _FeatureCost | None:
         with torch.device("meta"):
             flops = _flops(inception3().eval(), torch.zeros(1, 3, SIZE, SIZE))
         return _FeatureCost(Inception.dim, lambda _: flops)
-    if not (file := _cached(preset.features)).is_file():
+    if not _cached(preset.features).is_file():
         return None
+    path = located(preset.features)
+    found = features.load(path)
 
     def flops_of(network: Preconditioned) -> float:
-        extractor = load_features(preset, torch.device("cpu"), network.shape)
+        extractor = suited(found, path, network.shape)
         check_features(extractor, network)
         return _flops(extractor, _images(network, 1, torch.device("cpu")).to(torch.uint8))
 
-    return _FeatureCost(features.load(file).dim, flops_of)
+    return _FeatureCost(found.dim, flops_of)
 
 
 def _teleport_flops(preset: Preset, network: Preconditioned) -> float:

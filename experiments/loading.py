@@ -108,7 +108,12 @@ def load_features(preset: Preset, device: torch.device, shape: Shape) -> Feature
     Those that are shipped bring images to the size that they learned on.
     """
     path = download.located(preset.features)
-    found, side = features.load(path, device=device), side_for(path, [shape])
+    return suited(features.load(path, device=device), path, shape)
+
+
+def suited(found: Features, path: Path, shape: Shape) -> Features:
+    """The features of a file, of images that are resized to what they learned on, if it says so."""
+    side = side_for(path, [shape])
     return Resized(found, side) if side else found
 
 
