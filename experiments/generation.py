@@ -197,9 +197,9 @@ def _claim(generation: Generation) -> None:
     """Write the settings into the folder, or compare those that are there."""
     inputs, folder = generation.inputs, generation.outdir
     path = folder / SETTINGS
-    others = sorted(each.name for each in folder.glob("[!.]*"))  # they come after the record
     if machine.rank() == 0 and not path.exists():
-        if others:
+        others = sorted(each.name for each in folder.glob("[!.]*"))
+        if others and not path.exists():  # else another command's, which come after its record
             raise UsageError(
                 f"{folder} holds {others[0]} and no {SETTINGS} that says how its images "
                 "were made: expected an empty folder, or a new one"
