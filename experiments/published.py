@@ -90,10 +90,10 @@ def _shares(scores: Tensor) -> list[Share]:
 
 def beside(ours: Mapping[Key, Sequence[Share]]) -> list[list[object]]:
     """Rows (model, sigma, published share, ours, half of its interval); "" where there is none."""
-    rows = []
+    rows = list[list[object]]()
     for key in dict.fromkeys([*SHARES, *ours]):
-        theirs, own = SHARES.get(key, [""] * len(SIGMAS)), ours.get(key, [("", "")] * len(SIGMAS))
-        rows += [
-            [key.title, *row] for row in zip(SIGMAS, theirs, *zip(*own, strict=True), strict=True)
-        ]
+        for i, sigma in enumerate(SIGMAS):
+            theirs = SHARES[key][i] if key in SHARES else ""
+            own = ours[key][i] if key in ours else ("", "")
+            rows.append([key.title, sigma, theirs, *own])
     return rows
