@@ -1,10 +1,12 @@
-"""What several tests make: a module of a file, a zip of bytes, a PNG of any bits."""
+"""What several tests make: a module, a zip of bytes, a PNG of any bits, calls that meet."""
 
 import io
 import struct
+import threading
 import zipfile
 import zlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from importlib.util import module_from_spec, spec_from_file_location
 from pathlib import Path
 from types import ModuleType
@@ -19,6 +21,17 @@ def module(path: Path) -> ModuleType:
     found = module_from_spec(spec)
     spec.loader.exec_module(found)
     return found
+
+
+def meeting(seconds: float) -> Callable[[], None]:
+    """A call in which two threads wait for each other, but each no longer than so many seconds."""
+    both = threading.Barrier(2)
+
+    def meet() -> None:
+        with suppress(threading.BrokenBarrierError):
+            both.wait(timeout=seconds)
+
+    return meet
 
 
 def zip_of(**members: bytes) -> bytes:

@@ -5,12 +5,11 @@ import json
 import math
 import runpy
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from itertools import islice
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 import tiny
@@ -443,11 +442,10 @@ def test_an_outdir_that_is_none_is_one_sentence(run, tmp_path, capsys, monkeypat
 
 def test_of_two_claims_at_once_one_holds(tmp_path, monkeypatch):
     """Each comes to write its settings before the other has; without turns both would."""
-    both, write = threading.Barrier(2), generation.write_json
+    meet, write = builders.meeting(0.5), generation.write_json
 
     def write_together(path, value):
-        with suppress(threading.BrokenBarrierError):
-            both.wait(timeout=0.5)
+        meet()
         write(path, value)
 
     monkeypatch.setattr(generation, "write_json", write_together)

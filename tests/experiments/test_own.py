@@ -6,12 +6,11 @@ import runpy
 import shutil
 import subprocess
 import sys
-import threading
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from dataclasses import replace
 from pathlib import Path
 
+import builders
 import numpy as np
 import pytest
 import tiny
@@ -51,11 +50,10 @@ def blind():
 
 def test_of_two_claims_of_a_name_at_once_one_holds(tmp_path, monkeypatch):
     """Each comes to write before the other has; without turns both would."""
-    both, write = threading.Barrier(2), own.write_sealed
+    meet, write = builders.meeting(0.5), own.write_sealed
 
     def write_together(path, value):
-        with suppress(threading.BrokenBarrierError):
-            both.wait(timeout=0.5)
+        meet()
         write(path, value)
 
     monkeypatch.setattr(own, "ROOT", tmp_path)

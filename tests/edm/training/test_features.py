@@ -3,13 +3,9 @@
 import dataclasses
 import signal
 import sys
-import threading
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from types import ModuleType
-from typing import Any
 
 import builders
 import numpy as np
@@ -18,7 +14,6 @@ import torch
 
 from edm.evaluation.classifier import Classifier, accuracy
 from edm.training.features import RECIPES, Training, held_out
-from edm.training.state import State
 from linear_structure.data import datasets
 from linear_structure.system.errors import UsageError, run_command
 
@@ -79,17 +74,9 @@ def test_a_signal_within_an_epoch_loses_no_step(
 
 
 def test_trainings_of_one_place_take_turns(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, states_meet: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without turns both would have read that nothing is there, and both would train."""
-    both, read = threading.Barrier(2), State.read
-
-    def read_together(state: State, path: Path, identity: Mapping[str, Any]) -> None:
-        read(state, path, identity)
-        with suppress(threading.BrokenBarrierError):
-            both.wait(timeout=0.5)
-
-    monkeypatch.setattr(State, "read", read_together)
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(training(tmp_path, epochs=1, seed=n).run) for n in range(2)]
         (refused,) = [each for each in (run.exception() for run in runs) if each]

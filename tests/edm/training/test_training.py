@@ -12,11 +12,9 @@ import signal
 import socket
 import subprocess
 import sys
-import threading
 import time
 from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import suppress
 from pathlib import Path
 from typing import Any
 
@@ -332,17 +330,9 @@ def test_another_configuration_is_refused_by_name(whole: Path) -> None:
 
 
 def test_commands_of_one_folder_train_in_turn_and_do_not_mix(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path, states_meet: None, capsys: pytest.CaptureFixture[str]
 ) -> None:
     """Without turns both would have read that nothing is there, and both would train."""
-    both, read = threading.Barrier(2), State.read
-
-    def read_together(state: State, path: Path, identity: Mapping[str, Any]) -> None:
-        read(state, path, identity)
-        with suppress(threading.BrokenBarrierError):
-            both.wait(timeout=1)
-
-    monkeypatch.setattr(State, "read", read_together)
     with ThreadPoolExecutor() as pool:
         runs = [pool.submit(quick(tmp_path, seed=n, duration=64).run) for n in (1, 2)]
         errors = [each for each in (run.exception() for run in runs) if each]
