@@ -17,7 +17,6 @@ from operator import itemgetter
 from typing import Any
 
 import torch
-from scipy.stats import spearmanr
 from torch import Tensor
 
 from experiments.comparison import GAUSSIAN, ISOTROPIC, POINTS, Key
@@ -51,6 +50,8 @@ class Settling:
 
 def settling(steps: Sequence[Step], gaussian: Gaussian, directions: int = DIRECTIONS) -> Settling:
     """How principal components move along trajectories (Steps of (n, *S)) that end at sigma = 0."""
+    from scipy.stats import spearmanr  # takes half a second
+
     leading = gaussian.truncated(directions)
     lam, sigmas = leading.eigenvalues, torch.stack([step.sigma for step in steps[:-1]]).double()
     states = torch.stack([_coordinates(step.x, leading) for step in steps])

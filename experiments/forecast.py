@@ -14,7 +14,6 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from torch.utils.flop_counter import FlopCounterMode
 
 from edm import checkpoints
 from edm.evaluation import features
@@ -225,6 +224,8 @@ def _images(network: Preconditioned, count: int, device: torch.device) -> Tensor
 
 
 def _flops(call: Callable[..., Tensor], *inputs: Tensor) -> float:
+    from torch.utils.flop_counter import FlopCounterMode  # brings triton, for dry runs alone
+
     with FlopCounterMode(display=False) as counter, torch.inference_mode():
         call(*inputs)
     return float(counter.get_total_flops())

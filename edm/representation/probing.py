@@ -22,7 +22,7 @@ from itertools import islice
 from typing import Any, Generic, NamedTuple, TypeVar
 
 import torch
-from scipy.stats import t as student
+from scipy.special import stdtrit
 from torch import Tensor, nn
 from torch.nn import functional as F
 from torch.optim.lr_scheduler import OneCycleLR
@@ -416,5 +416,5 @@ def paired(a: Tensor, b: Tensor) -> Difference:
         )
     gaps, n = a.double() - b.double(), len(a)
     mean, error = gaps.mean(), gaps.std() / math.sqrt(n)
-    reach = float(student.ppf((1 + CONFIDENCE) / 2, n - 1)) * float(error)
+    reach = float(stdtrit(n - 1, (1 + CONFIDENCE) / 2)) * float(error)
     return Difference(float(mean), float(mean) - reach, float(mean) + reach, float(mean / error), n)

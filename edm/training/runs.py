@@ -19,7 +19,6 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from matplotlib.figure import Figure
 from torch import Tensor, distributed, nn
 from torch.nn import functional as F
 from torch.nn.parallel import DistributedDataParallel
@@ -240,6 +239,8 @@ def _passed(interval: int, images_seen: int, batch: int) -> bool:
 
 def write_curve(stem: Path, curve: list[tuple[int, float]]) -> None:
     """The loss curve as `<stem>.csv` and `<stem>.png`."""
+    from matplotlib.figure import Figure  # takes a quarter of a second
+
     rows = "".join(f"{images},{loss!r}\n" for images, loss in curve)
     write_text(stem.with_suffix(".csv"), "images,loss\n" + rows)
     figure = Figure(figsize=(6, 4), layout="constrained")

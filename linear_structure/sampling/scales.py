@@ -20,7 +20,6 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 import torch
-from scipy.optimize import brentq
 from scipy.special import ndtr, ndtri
 from torch import Tensor
 
@@ -91,7 +90,7 @@ def ratio(dim: int, overlap: float = 0.5) -> float:
     highest = (root - ndtri(overlap)) / (root - 3)
     if _overlap(highest, dim) >= overlap:
         return highest
-    return brentq(lambda gamma: _overlap(gamma, dim) - overlap, 1, highest, xtol=EXACT)
+    return _root(lambda gamma: _overlap(gamma, dim) - overlap, 1, highest)
 
 
 def _overlap(gamma: float, dim: int) -> float:
@@ -134,8 +133,14 @@ def step_ratio(gamma: float, steps: int) -> StepSize:
 
     if change(SMALLEST_RATIO) >= 0:
         raise ValueError(f"gamma is {gamma}: levels so close ask for steps below 1e-6 of each")
-    best = brentq(change, SMALLEST_RATIO, 1, xtol=EXACT)
+    best = _root(change, SMALLEST_RATIO, 1)
     return StepSize(best, variance_after(best, gamma, steps))
+
+
+def _root(function: Callable[[float], float], low: float, high: float) -> float:
+    from scipy.optimize import brentq  # takes a tenth of a second of every command's start
+
+    return brentq(function, low, high, xtol=EXACT)
 
 
 def _check_gamma(gamma: float) -> None:
