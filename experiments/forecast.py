@@ -31,10 +31,8 @@ from linear_structure.system.download import Source, cache_dir, located
 from linear_structure.teleport import Teleport
 
 PROBE = 64  # images at most of a call that is timed
-PROBES, ENOUGH = (
-    8,
-    2.0,
-)  # calls of which the fastest counts, and seconds after which no other begins
+PROBES = 8  # calls of which the fastest counts
+ENOUGH = 2.0  # seconds after which no other begins
 WORKING_SET = 6  # largest activations alive at once within a block
 SMALL, PASSES = "laptop", 3  # the recipe of a first network; passes forward that a step is worth
 FLOAT = 4  # bytes
@@ -309,18 +307,19 @@ def _seconds_per_image(config: dict[str, Any], block: int, device: torch.device)
     """Of a call for as many images as take a second, PROBE or a block."""
     network = build(config).eval().to(device)
     most = min(PROBE, block)
-    count, seconds = 1, _seconds_of_call(network, 1, device)
-    while count < most and seconds < 1:
+    count = 1
+    while count < most and _seconds_of_call(network, count, device, 1) < 1:
         count = min(4 * count, most)
-        seconds = _seconds_of_call(network, count, device)
-    return seconds / count
+    return _seconds_of_call(network, count, device, PROBES) / count
 
 
-def _seconds_of_call(network: Preconditioned, count: int, device: torch.device) -> float:
+def _seconds_of_call(
+    network: Preconditioned, count: int, device: torch.device, calls: int
+) -> float:
     """Of the fastest of some calls of this shape after the first one, which prepares."""
     x, sigma = _images(network, count, device), torch.ones((), device=device)
     took: list[float] = []
-    while len(took) < 2 or (len(took) <= PROBES and sum(took) < ENOUGH):
+    while len(took) < 2 or (len(took) <= calls and sum(took) < ENOUGH):
         started = time.perf_counter()
         with torch.inference_mode():
             network(x, sigma).sum().item()  # waits for the device

@@ -142,7 +142,7 @@ class EigenGaussian(Flowing):
     def denoise(self, x: Tensor, sigma: Level) -> Tensor:
         """`mu + U diag(a lam / (a^2 lam + b^2)) U' (x - a mu)`: (B, *S), in x's dtype."""
         g, offset, a, b = self._prepare(x, sigma)
-        shrink = g._shrink(a, b)
+        shrink = g._shrink(a, g._variance(a, b))
         return (g.mean + g.from_axes(g.onto_axes(offset) * shrink)).to(x.dtype).view_as(x)
 
     def flow(self, x: Tensor, start: Level, stop: Level) -> Tensor:
@@ -178,7 +178,7 @@ class EigenGaussian(Flowing):
         offset = flat - g.mean
         inside = g.onto_axes(offset)
         outside = (offset - g.from_axes(inside)).square().sum(1)
-        shrink = g._shrink(a, b)
+        shrink = g._shrink(a, g._variance(a, b))
         pulled, passed = (1 - a * shrink) * inside, shrink * b
         return (pulled**2 + passed**2).sum(1) + outside
 
@@ -199,7 +199,7 @@ class EigenGaussian(Flowing):
         """
         g, offset, a, b = self._prepare(x, sigma)
         dim, rank = g.dim, len(g.eigenvalues)
-        if g.rank < dim and not bool((b > 0).all()):
+        if not bool((b > 0).all()) and g.rank < dim:
             raise ValueError(f"rank {g.rank} of {dim}: there is no density at sigma = 0")
         variance = g._variance(a, b)
         inside = g.onto_axes(offset)
@@ -210,7 +210,7 @@ class EigenGaussian(Flowing):
             square = (b**2).expand(len(x), 1).squeeze(1)
             distance = distance + outside / square
             log_volume = log_volume + (dim - rank) * square.log()
-        denoised = g.mean + g.from_axes(inside * g._shrink(a, b))
+        denoised = g.mean + g.from_axes(inside * g._shrink(a, variance))
         return Posterior(denoised.to(x.dtype).view_as(x), -(distance + log_volume) / 2)
 
     def log_prob(self, x: Tensor, sigma: Level = 0.0) -> Tensor:
@@ -219,12 +219,12 @@ class EigenGaussian(Flowing):
 
     def _variance(self, a: Tensor, b: Tensor) -> Tensor:
         """Of the noised data along the axes: (r,) or (B, r)."""
-        return a**2 * self.eigenvalues + b**2
+        return a.square() * self.eigenvalues + b.square()
 
-    def _shrink(self, a: Tensor, b: Tensor) -> Tensor:
+    def _shrink(self, a: Tensor, variance: Tensor) -> Tensor:
         """`a lam / (a^2 lam + b^2)`; zero for lam = 0, at b = 0 too."""
-        gain = a * self.eigenvalues / self._variance(a, b)
-        return torch.where(self.eigenvalues > 0, gain, 0.0)
+        above = torch.finfo(variance.dtype).tiny
+        return a * self.eigenvalues / variance.clamp(min=above)
 
     def _prepare(self, x: Tensor, level: Level) -> tuple[Self, Tensor, Tensor, Tensor]:
         """The model as x is, d = x - a mu as (B, D), and the a and b that broadcast over it."""

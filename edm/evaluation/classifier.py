@@ -22,6 +22,7 @@ from linear_structure.system.files import digest_of_state
 from linear_structure.system.options import option, parse, plain
 
 KEY = "classifier"  # of the options in a file's metadata
+Shortcut = nn.Module | None
 SURE = 0.8  # the probability of a class above which an image counts as clear
 
 
@@ -107,10 +108,29 @@ def _stage(before: int, width: int, blocks: int) -> nn.Sequential:
         stride = 2
         projection = nn.Conv2d(before, width, 1, stride, bias=False)
         shortcut = nn.Sequential(projection, nn.BatchNorm2d(width))
-    from torchvision.models.resnet import BasicBlock  # takes seconds
-
     first = BasicBlock(before, width, stride, shortcut)
     return nn.Sequential(first, *(BasicBlock(width, width) for _ in range(blocks - 1)))
+
+
+class BasicBlock(nn.Module):
+    """`relu(s(x) + f(x))`, f of two 3 x 3 convolutions, s a shortcut or x itself (He et al. 2016).
+
+    Its tensors are named, drawn and multiplied as torchvision's, whose import takes over a second.
+    """
+
+    def __init__(self, before: int, width: int, stride: int = 1, shortcut: Shortcut = None) -> None:
+        super().__init__()
+        self.conv1 = nn.Conv2d(before, width, 3, stride, padding=1, bias=False)
+        self.bn1 = nn.BatchNorm2d(width)
+        self.conv2 = nn.Conv2d(width, width, 3, padding=1, bias=False)
+        self.bn2 = nn.BatchNorm2d(width)
+        self.downsample = shortcut
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(n, before, H, W) -> (n, width, H / stride, W / stride)."""
+        kept = x if self.downsample is None else self.downsample(x)
+        inside = self.bn1(self.conv1(x)).relu()
+        return (self.bn2(self.conv2(inside)) + kept).relu()
 
 
 def save(network: Classifier, path: str | Path, provenance: Mapping[str, Any]) -> None:

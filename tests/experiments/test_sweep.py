@@ -580,7 +580,7 @@ def test_a_dry_runs_time_is_that_of_timed_calls(small, monkeypatch):
     """Of calls that take 10 ms an image: the last of 1, 4 and 5 images, which are a block."""
     counts = []
 
-    def seconds(network, count, device):
+    def seconds(network, count, device, calls):
         counts.append(count)
         return 0.01 * count
 
@@ -602,7 +602,7 @@ def test_a_dry_run_on_a_busy_machine_takes_the_fastest_call_and_says_so(small, m
     monkeypatch.setattr("experiments.forecast.ENOUGH", 11.0)
     monkeypatch.setattr("experiments.forecast.time.perf_counter", lambda: clock[0])
     monkeypatch.setattr(type(small.network), "forward", slow)
-    assert _seconds_of_call(small.network, 1, torch.device("cpu")) == pytest.approx(0.1)
+    assert _seconds_of_call(small.network, 1, torch.device("cpu"), 3) == pytest.approx(0.1)
     monkeypatch.undo()
     for load, busy in ((1e3, True), (0.0, False)):
         monkeypatch.setattr("os.getloadavg", lambda load=load: (load, 0.0, 0.0))

@@ -3,15 +3,17 @@
 import dataclasses
 import json
 import resource
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
 from safetensors.torch import save as serialize
-from torch import Tensor
+from torch import Tensor, nn
+from torchvision.models import resnet
 
 from edm.evaluation import features
-from edm.evaluation.classifier import Classifier, Options, accuracy, judge, load, save
+from edm.evaluation.classifier import BasicBlock, Classifier, Options, accuracy, judge, load, save
 from edm.training.features import RECIPES, held_out
 from linear_structure.data import datasets
 from linear_structure.system.errors import UsageError
@@ -46,6 +48,25 @@ def test_features_of_an_image_do_not_depend_on_the_others() -> None:
     assert torch.equal(network(batch), whole)
     torch.testing.assert_close(network(batch.flip(0)).flip(0), whole, atol=1e-5, rtol=1e-5)
     torch.testing.assert_close(network(batch[7:8]), whole[7:8], atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("stride, width", [(1, 8), (2, 16)])
+@pytest.mark.parametrize("training", [True, False])
+def test_a_block_is_torchvisions_to_the_bit(stride: int, width: int, training: bool) -> None:
+    def made(block: Callable[..., nn.Module]) -> nn.Module:
+        torch.manual_seed(0)
+        change = nn.Conv2d(8, width, 1, stride, bias=False) if stride > 1 else None
+        return block(8, width, stride, change).train(training)
+
+    pair = [made(block) for block in (BasicBlock, resnet.BasicBlock)]
+    x = torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+    for block in pair:
+        block(x).square().sum().backward()
+    ours, theirs = pair
+    assert torch.equal(ours(x), theirs(x))
+    assert ours.state_dict().keys() == theirs.state_dict().keys()
+    for value, like in zip(ours.parameters(), theirs.parameters(), strict=True):
+        assert torch.equal(value, like) and torch.equal(value.grad, like.grad)
 
 
 @pytest.mark.parametrize("wrong", [images(4, channels=3), images(4).float()])
