@@ -20,14 +20,14 @@ from edm.evaluation import features
 from edm.evaluation.features import WEIGHTS as INCEPTION
 from edm.precondition import Preconditioned, build
 from edm.training.recipes import RECIPES
-from experiments.loading import check_features, suited
+from experiments.loading import check_features, resize_if_shipped
 from experiments.networks import Code, File
 from experiments.presets import Preset
 from experiments.sweep import block_starts
 from linear_structure import parameters
 from linear_structure.data import datasets
 from linear_structure.data.datasets import NAMES, sources_of
-from linear_structure.system.download import Source, cache_dir, located
+from linear_structure.system.download import Source, cache_dir
 from linear_structure.teleport import Teleport
 
 PROBE = 64  # images at most of a call that is timed
@@ -237,13 +237,13 @@ def _features(preset: Preset) -> _FeatureCost | None:
         with torch.device("meta"):
             flops = _flops(inception3().eval(), torch.zeros(1, 3, SIZE, SIZE))
         return _FeatureCost(Inception.dim, lambda _: flops)
-    if not _cached(preset.features).is_file():
+    path = _cached(preset.features)
+    if not path.is_file():
         return None
-    path = located(preset.features)
     found = features.load(path)
 
     def flops_of(network: Preconditioned) -> float:
-        extractor = suited(found, path, network.shape)
+        extractor = resize_if_shipped(found, path, network.shape)
         check_features(extractor, network)
         return _flops(extractor, _images(network, 1, torch.device("cpu")).to(torch.uint8))
 
@@ -307,10 +307,11 @@ def _seconds_per_image(config: dict[str, Any], block: int, device: torch.device)
     """Of a call for as many images as take a second, PROBE or a block."""
     network = build(config).eval().to(device)
     most = min(PROBE, block)
-    count = 1
-    while count < most and _seconds_of_call(network, count, device, 1) < 1:
+    count, seconds = 1, _seconds_of_call(network, 1, device, 1)
+    while count < most and seconds < 1:
         count = min(4 * count, most)
-    return _seconds_of_call(network, count, device, PROBES) / count
+        seconds = _seconds_of_call(network, count, device, 1 if count < most else PROBES)
+    return seconds / count
 
 
 def _seconds_of_call(

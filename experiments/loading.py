@@ -103,16 +103,13 @@ def at_home(preset: Preset, network: Network) -> Preset:
 
 
 def load_features(preset: Preset, device: torch.device, shape: Shape) -> Features:
-    """The preset's feature network for images of a shape, on a device.
-
-    Those that are shipped bring images to the size that they learned on.
-    """
+    """The preset's feature network for images of a shape, on a device."""
     path = download.located(preset.features)
-    return suited(features.load(path, device=device), path, shape)
+    return resize_if_shipped(features.load(path, device=device), path, shape)
 
 
-def suited(found: Features, path: Path, shape: Shape) -> Features:
-    """The features of a file, of images that are resized to what they learned on, if it says so."""
+def resize_if_shipped(found: Features, path: Path, shape: Shape) -> Features:
+    """The features of a file; if it is a shipped one, of images brought to those it learned on."""
     side = side_for(path, [shape])
     return Resized(found, side) if side else found
 

@@ -11,7 +11,7 @@ images, and the Gaussian is theirs, of all directions and of the ranks of the ta
 network's own samples, noised, and the Gaussian that of the parameters.
 """
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import NamedTuple
@@ -92,8 +92,8 @@ def beside(ours: Mapping[Key, Sequence[Share]]) -> list[list[object]]:
     """Rows (model, sigma, published share, ours, half of its interval); "" where there is none."""
     rows = list[list[object]]()
     for key in dict.fromkeys([*SHARES, *ours]):
-        for i, sigma in enumerate(SIGMAS):
-            theirs = SHARES[key][i] if key in SHARES else ""
-            own = ours[key][i] if key in ours else ("", "")
-            rows.append([key.title, sigma, theirs, *own])
+        theirs: Sequence[object] = SHARES.get(key, [""] * len(SIGMAS))
+        own: Sequence[Iterable[object]] = ours.get(key, [("", "")] * len(SIGMAS))
+        columns = zip(SIGMAS, theirs, own, strict=True)
+        rows += [[key.title, sigma, share, *found] for sigma, share, found in columns]
     return rows

@@ -164,7 +164,8 @@ class EigenGaussian(Flowing):
         _check_start(start)
         g, offset, a0, b0 = self._prepare(x, start)
         a, b = coefficients(sigma, offset)
-        gain = a * g.eigenvalues / g._variance(a, b).sqrt() / g._variance(a0, b0).sqrt()
+        variance = g._variance(a, b)
+        gain = g._shrink(a, variance) * (variance / g._variance(a0, b0)).sqrt()
         return (g.mean + g.from_axes(g.onto_axes(offset) * gain)).to(x.dtype).view_as(x)
 
     def squared_error(self, x: Tensor, level: Level) -> Tensor:
@@ -222,9 +223,9 @@ class EigenGaussian(Flowing):
         return a.square() * self.eigenvalues + b.square()
 
     def _shrink(self, a: Tensor, variance: Tensor) -> Tensor:
-        """`a lam / (a^2 lam + b^2)`; zero for lam = 0, at b = 0 too."""
+        """`a lam / (a^2 lam + b^2)`; zero for lam <= 0, at b = 0 too."""
         above = torch.finfo(variance.dtype).tiny
-        return a * self.eigenvalues / variance.clamp(min=above)
+        return a * self.eigenvalues.clamp(min=0) / variance.clamp(min=above)
 
     def _prepare(self, x: Tensor, level: Level) -> tuple[Self, Tensor, Tensor, Tensor]:
         """The model as x is, d = x - a mu as (B, D), and the a and b that broadcast over it."""

@@ -128,9 +128,10 @@ class BasicBlock(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """(n, before, H, W) -> (n, width, H / stride, W / stride)."""
-        kept = x if self.downsample is None else self.downsample(x)
-        inside = self.bn1(self.conv1(x)).relu()
-        return (self.bn2(self.conv2(inside)) + kept).relu()
+        found = self.bn1(self.conv1(x)).relu_()
+        found = self.bn2(self.conv2(found))
+        found += x if self.downsample is None else self.downsample(x)
+        return found.relu_()
 
 
 def save(network: Classifier, path: str | Path, provenance: Mapping[str, Any]) -> None:

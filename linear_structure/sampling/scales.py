@@ -138,7 +138,7 @@ def step_ratio(gamma: float, steps: int) -> StepSize:
 
 
 def _root(function: Callable[[float], float], low: float, high: float) -> float:
-    from scipy.optimize import brentq  # takes a tenth of a second of every command's start
+    from scipy.optimize import brentq  # takes a tenth of a second
 
     return brentq(function, low, high, xtol=EXACT)
 

@@ -442,11 +442,12 @@ def test_an_outdir_that_is_none_is_one_sentence(run, tmp_path, capsys, monkeypat
 
 def test_of_two_claims_at_once_one_holds(tmp_path, monkeypatch):
     """Each comes to write its settings before the other has; without turns both would."""
-    meet, write = builders.meeting(0.5), generation.write_json
+    meet, write, written = builders.meeting(0.5), generation.write_json, []
 
     def write_together(path, value):
         meet()
         write(path, value)
+        written.append(path)
 
     monkeypatch.setattr(generation, "write_json", write_together)
     asked = [Generation(tiny.network(), (seed,), tmp_path / "out", CPU) for seed in (1, 2)]
@@ -454,6 +455,7 @@ def test_of_two_claims_at_once_one_holds(tmp_path, monkeypatch):
         errors = [pool.submit(generation._claim, each) for each in asked]
         refused = [str(each.exception()) for each in errors if each.exception()]
     assert len(refused) == 1 and "says that another seeds was used" in refused[0]
+    assert len(written) == 1
 
 
 def test_a_folder_that_holds_other_things_is_left_alone(run, tmp_path, capsys):

@@ -13,6 +13,7 @@ import socket
 import subprocess
 import sys
 import time
+from functools import partial
 from pathlib import Path
 
 import numpy as np
@@ -24,7 +25,7 @@ from PIL import Image
 from edm.checkpoints import checkpoint
 from edm.evaluation import fid
 from experiments import comparison, presets, results, sweep, tables
-from experiments.forecast import _seconds_of_call, forecast
+from experiments.forecast import PROBES, _seconds_of_call, forecast
 from experiments.loading import load_network
 from experiments.sampling import Sampling, grid_of
 from linear_structure import parameters
@@ -577,17 +578,20 @@ def test_a_dry_run_counts_whole_blocks(small, tmp_path):
 
 
 def test_a_dry_runs_time_is_that_of_timed_calls(small, monkeypatch):
-    """Of calls that take 10 ms an image: the last of 1, 4 and 5 images, which are a block."""
-    counts = []
+    """Of 1, 4 and 5 images, which are a block, the last well; of a second or more, of one call."""
+    timed = []
 
-    def seconds(network, count, device, calls):
-        counts.append(count)
-        return 0.01 * count
+    def seconds(network, count, device, calls, each):
+        timed.append((count, calls))
+        return each * count
 
-    monkeypatch.setattr("experiments.forecast._seconds_of_call", seconds)
-    work = forecast(small.preset, torch.device("cpu")).work
-    assert counts == [1, 4, 5]
-    assert work.seconds == pytest.approx(0.01 * work.flops / work.flops_per_call)
+    slow = {0.3: [(1, 1), (4, 1)], 2.0: [(1, 1)]}
+    for each, calls in {0.01: [(1, 1), (4, 1), (5, PROBES)], **slow}.items():
+        monkeypatch.setattr("experiments.forecast._seconds_of_call", partial(seconds, each=each))
+        timed.clear()
+        work = forecast(small.preset, torch.device("cpu")).work
+        assert timed == calls
+        assert work.seconds == pytest.approx(each * work.flops / work.flops_per_call)
 
 
 def test_a_dry_run_on_a_busy_machine_takes_the_fastest_call_and_says_so(small, monkeypatch):

@@ -260,6 +260,19 @@ def test_the_squared_error_without_noise_is_0_where_nothing_varies_too(x):
     assert torch.equal(full.squared_error(x, 0.0)[:, None], x.flatten(1)[:, :1].square())
 
 
+@pytest.mark.parametrize("least", [0.0, -1e-9])
+def test_a_direction_without_spread_is_its_mean_without_noise_too(x, least):
+    """Of the eigenvalues that a decomposition in float32 leaves below 0 as well."""
+    eigenvalues, mean = torch.ones(DIM), torch.full((DIM,), 0.5)
+    eigenvalues[-1] = least
+    full, flat = Gaussian(mean, torch.eye(DIM), eigenvalues), x.flatten(1).float()
+    for sigma in (0.0, 1e-5):
+        assert torch.equal(full.denoise(flat, sigma)[:, -1], mean[-1:].expand(len(x)))
+    if not least:
+        along = full.denoised_along(flat, 2.0, 0.0)
+        assert torch.allclose(along, full.denoise(full.flow(flat, 2.0, 0.0), 0.0), atol=1e-6)
+
+
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("sigma", [80.0, 300.0, 700.0, 1000.0])
 def test_half_precision_is_rounded_once_and_squares_nothing_in_it(model, x, dtype, sigma):

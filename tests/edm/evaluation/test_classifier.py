@@ -55,18 +55,22 @@ def test_features_of_an_image_do_not_depend_on_the_others() -> None:
 def test_a_block_is_torchvisions_to_the_bit(stride: int, width: int, training: bool) -> None:
     def made(block: Callable[..., nn.Module]) -> nn.Module:
         torch.manual_seed(0)
-        change = nn.Conv2d(8, width, 1, stride, bias=False) if stride > 1 else None
-        return block(8, width, stride, change).train(training)
+        projection = nn.Conv2d(8, width, 1, stride, bias=False)
+        shortcut = nn.Sequential(projection, nn.BatchNorm2d(width)) if stride > 1 else None
+        network = block(8, width, stride, shortcut).train(training)
+        return network.to(memory_format=torch.channels_last)
 
-    pair = [made(block) for block in (BasicBlock, resnet.BasicBlock)]
-    x = torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(1))
-    for block in pair:
-        block(x).square().sum().backward()
-    ours, theirs = pair
-    assert torch.equal(ours(x), theirs(x))
-    assert ours.state_dict().keys() == theirs.state_dict().keys()
-    for value, like in zip(ours.parameters(), theirs.parameters(), strict=True):
-        assert torch.equal(value, like) and torch.equal(value.grad, like.grad)
+    def found(block: nn.Module) -> list[Tensor]:
+        x = torch.randn(3, 8, 6, 6, generator=torch.Generator().manual_seed(1))
+        x = x.contiguous(memory_format=torch.channels_last).requires_grad_()
+        end = block(x)
+        end.square().sum().backward()
+        return [end, x.grad, *(value.grad for value in block.parameters())]
+
+    ours, theirs = made(BasicBlock), made(resnet.BasicBlock)
+    assert all(map(torch.equal, found(ours), found(theirs)))
+    assert list(ours.state_dict()) == list(theirs.state_dict())
+    assert all(map(torch.equal, ours.state_dict().values(), theirs.state_dict().values()))
 
 
 @pytest.mark.parametrize("wrong", [images(4, channels=3), images(4).float()])
