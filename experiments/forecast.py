@@ -307,9 +307,9 @@ def _seconds_per_image(config: dict[str, Any], block: int, device: torch.device)
     """Of a call for as many images as take a second, PROBE or a block."""
     network = build(config).eval().to(device)
     most = min(PROBE, block)
-    count, seconds = 1, _seconds_of_call(network, 1, device, 1)
+    count, seconds = 0, 0.0
     while count < most and seconds < 1:
-        count = min(4 * count, most)
+        count = min(4 * count or 1, most)
         seconds = _seconds_of_call(network, count, device, 1 if count < most else PROBES)
     return seconds / count
 

@@ -592,6 +592,9 @@ def test_a_dry_runs_time_is_that_of_timed_calls(small, monkeypatch):
         work = forecast(small.preset, torch.device("cpu")).work
         assert timed == calls
         assert work.seconds == pytest.approx(each * work.flops / work.flops_per_call)
+    timed.clear()
+    forecast(with_preset(small, block=1).preset, torch.device("cpu"))
+    assert timed == [(1, PROBES)]
 
 
 def test_a_dry_run_on_a_busy_machine_takes_the_fastest_call_and_says_so(small, monkeypatch):
